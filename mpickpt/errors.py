@@ -1,0 +1,110 @@
+"""The exceptions of mpickpt: one tree, so that ``except MpickptError`` catches them all.
+
+Messages are whole sentences that say what happened, where, and what to do. What a program may want to look at is
+kept in attributes beside the message. All of them survive pickling, because ranks send them to each other.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class MpickptError(Exception):
+    """Base class of all errors that mpickpt raises on purpose.
+
+    Attributes
+    ----------
+    exit_code : int
+        What the command line ends with when this error reaches it.
+    """
+
+    exit_code: int = 1
+
+
+class UsageError(MpickptError, ValueError):
+    """A call, an option or an environment variable makes no sense as it was given."""
+
+    exit_code = 2
+
+
+class LayoutError(MpickptError, ValueError):
+    """Names, shapes, dtypes or parts do not fit each other or the array they describe."""
+
+    exit_code = 2
+
+
+class StoreError(MpickptError):
+    """A file or directory of the checkpoint could not be created, read or written.
+
+    Attributes
+    ----------
+    errno : int or None
+        The operating system's error number, where there was one.
+    path : pathlib.Path or None
+        The file or directory concerned.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, errno: int | None = None, path: str | os.PathLike[str] | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+        self.path = None if path is None else Path(path)
+
+
+class InUseError(StoreError):
+    """Another program is using the checkpoint directory."""
+
+    exit_code = 4
+
+
+class DamageError(MpickptError):
+    """Stored data do not agree with their checksum.
+
+    Attributes
+    ----------
+    rank, block, epoch : int or None
+        Where the damage is; `block` is None for records and objects.
+    array : str or None
+        Name of the damaged array; None for records and objects.
+    path : pathlib.Path or None
+        The damaged file.
+    """
+
+    exit_code = 5
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        rank: int | None = None,
+        array: str | None = None,
+        block: int | None = None,
+        epoch: int | None = None,
+        path: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.rank = rank
+        self.array = array
+        self.block = block
+        self.epoch = epoch
+        self.path = None if path is None else Path(path)
+
+
+class NothingToRestore(MpickptError):
+    """There are checkpoints, but none of them can be restored."""
+
+    exit_code = 6
+
+
+class EpochError(MpickptError):
+    """An epoch does not exist, is not whole, or was overwritten meanwhile."""
+
+    exit_code = 7
+
+
+class WaitTimeout(MpickptError, TimeoutError):
+    """Another rank or a drain did not answer within the time allowed."""
+
+    exit_code = 8
