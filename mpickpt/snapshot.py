@@ -1,0 +1,267 @@
+"""The native snapshotter as Python sees it: the only module that imports the extension.
+
+A `Snapshotter` holds one-dimensional byte views of a rank's arrays. `Snapshotter.cut` fixes the image of all of them
+at one instant; drain threads save it while the program goes on. How, is told in ``native/src/session.h``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpickpt import _native
+from mpickpt.layout import SlotOffsets
+
+
+class DrainState(IntEnum):
+    """What became of the last cut."""
+
+    IDLE = 0  # there was none
+    DRAINING = 1
+    COMPLETE = 2
+    FAILED = 3
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The drain of the last cut, as it stands.
+
+    Attributes
+    ----------
+    epoch : int
+        The epoch that is, or was last, drained; 0 before the first cut.
+    state : DrainState
+        Whether it is under way, whole on this rank, or failed.
+    errno : int
+        Why it failed; 0 otherwise.
+    blocks, blocks_saved, blocks_copied : int
+        Blocks of all regions; those saved; those that the program copied because it wrote to them first.
+    bytes_written : int
+        Bytes handed to the storage.
+    blocked_seconds, drain_seconds, stall_seconds : float
+        How long the program stood still at the cut, how long the drain took (or has taken), and for how long writes
+        of the program waited for room in the pool, summed over its threads.
+    direct : bool
+        Whether the storage is written past the page cache.
+    """
+
+    epoch: int
+    state: DrainState
+    errno: int
+    blocks: int
+    blocks_saved: int
+    blocks_copied: int
+    bytes_written: int
+    blocked_seconds: float
+    drain_seconds: float
+    stall_seconds: float
+    direct: bool
+
+
+def _as_bytes(data: NDArray[Any] | bytes | bytearray | memoryview) -> NDArray[np.uint8]:
+    return np.frombuffer(data, dtype=np.uint8)
+
+
+def crc32c(data: NDArray[Any] | bytes | bytearray | memoryview, value: int = 0) -> int:
+    """CRC-32C (Castagnoli, RFC 3720) of contiguous `data`, going on from `value`, the CRC of what came before."""
+    if memoryview(data).nbytes == 0:
+        return value
+    return int(_native.crc32c(_as_bytes(data), value))
+
+
+def read_blocks(
+    path: Path,
+    offset: int,
+    out: NDArray[np.uint8],
+    block_bytes: int,
+    checksums: NDArray[np.uint32],
+    *,
+    direct: bool = True,
+) -> list[int]:
+    """Read ``len(out)`` bytes straight into `out`, comparing each block with its checksum on the way.
+
+    Parameters
+    ----------
+    path : Path
+        The slot file.
+    offset : int
+        Where in the file the first block begins, in bytes.
+    out : numpy.ndarray of uint8, shape (n,)
+        Filled block by block; damaged blocks hold what was read.
+    block_bytes : int
+        Bytes of a block, a multiple of 4096; the last may be shorter.
+    checksums : numpy.ndarray of uint32, shape (ceil(n / block_bytes),)
+        CRC-32C of each block.
+    direct : bool
+        Whether to read past the page cache where the file system can.
+
+    Returns
+    -------
+    list of int
+        Positions of the blocks that differ from their checksum or lie behind the end of the file.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened or read.
+    """
+    if len(out) == 0:
+        return []
+    table = np.ascontiguousarray(checksums, dtype=np.uint32)
+    return list(_native.read_blocks(str(path), offset, out, block_bytes, table, direct))
+
+
+class Snapshotter:
+    """Fixes the image of a rank's regions at a cut and saves it in the background.
+
+    Regions are added, then sealed, then cut any number of times. One snapshotter of a process may be sealed at a
+    time. Threads that write to regions must stand still in `cut`, `unseal` and `close`.
+
+    Parameters
+    ----------
+    direct : bool
+        Write past the page cache (O_DIRECT) where the file system can.
+    """
+
+    def __init__(self, *, direct: bool = True) -> None:
+        self._session = _native.Session(direct)
+
+    @staticmethod
+    def allocate(nbytes: int, *, huge: bool = True) -> NDArray[np.uint8]:
+        """Return `nbytes` zeroed bytes on pages of their own; they live as long as the array or a view of it.
+
+        Parameters
+        ----------
+        nbytes : int
+            Size in bytes.
+        huge : bool
+            Advise huge pages, which a cut protects some fifty times faster than small ones.
+
+        Raises
+        ------
+        OSError
+            ENOMEM, if there is no memory.
+        """
+        memory: NDArray[np.uint8] = _native.allocate(nbytes, huge)
+        return memory
+
+    def add(self, data: NDArray[np.uint8], *, owned: bool) -> None:
+        """Add a region.
+
+        Parameters
+        ----------
+        data : numpy.ndarray of uint8, shape (n,)
+            A contiguous, writable view of the memory, of any alignment.
+        owned : bool
+            The memory came from `allocate`, so that nothing else lies on its last page.
+
+        Raises
+        ------
+        OSError
+            EEXIST if it overlaps another region, EBUSY when sealed.
+        """
+        self._session.add(data, owned)
+
+    def seal(self, block_bytes: int, pool_bytes: int) -> None:
+        """Fix the regions, reserve the pool (rounded up to whole blocks) and start the drain threads.
+
+        Raises
+        ------
+        OSError
+            ENOMEM if the pool does not fit into memory; EBUSY if another snapshotter is sealed; EINVAL for a block
+            size that is no power of two of at least 4096.
+        """
+        self._session.seal(block_bytes, pool_bytes)
+
+    def unseal(self) -> None:
+        """Wait for the drain, make all pages writable, stop the threads and forget the regions."""
+        self._session.unseal()
+
+    def cut(
+        self,
+        *,
+        path: Path,
+        epoch: int,
+        step: int,
+        rank: int,
+        run: int,
+        digest: bytes,
+        offsets: SlotOffsets,
+        objects: bytes,
+        spill: Path | None,
+    ) -> None:
+        """Fix the image of all regions as it is now; it is saved in the background.
+
+        What goes wrong while it is saved is told by `progress`.
+
+        Parameters
+        ----------
+        path : Path
+            The slot file, which exists.
+        epoch, step, rank, run, digest
+            For the record.
+        offsets : SlotOffsets
+            Where this rank's bytes lie in the slot, arrays in the order of `add`.
+        objects : bytes
+            Saved beside the regions, at ``offsets.objects``, or in `spill` if they outgrew their room there.
+        spill : Path or None
+            The file for objects that do not fit.
+
+        Raises
+        ------
+        OSError
+            EBUSY if the last drain has not ended; EINVAL if not sealed.
+        ValueError
+            If the objects do not fit and no `spill` is given.
+        """
+        fits = len(objects) <= offsets.objects_room
+        if not fits and spill is None:
+            raise ValueError(f"{len(objects)} bytes of objects do not fit into {offsets.objects_room}")
+        self._session.cut(
+            path=str(path),
+            epoch=epoch,
+            step=step,
+            rank=rank,
+            run=run,
+            digest=digest,
+            data_offsets=list(offsets.arrays),
+            checksum_offsets=list(offsets.checksums),
+            record_offset=offsets.record,
+            objects=objects,
+            objects_offset=offsets.objects,
+            spill_path=None if fits else str(spill),
+        )
+
+    def hurry(self, on: bool) -> None:
+        """While `on`, a thread of normal priority drains too."""
+        self._session.hurry(on)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Sleep until no drain is under way, at most `timeout` seconds; tell whether it ended."""
+        return bool(self._session.wait(-1 if timeout is None else int(timeout * 1e9)))
+
+    def progress(self) -> Progress:
+        """Tell how the last cut fares; may be called at any time."""
+        now = self._session.progress()
+        return Progress(
+            epoch=now["epoch"],
+            state=DrainState(now["state"]),
+            errno=now["errno"],
+            blocks=now["blocks"],
+            blocks_saved=now["blocks_saved"],
+            blocks_copied=now["blocks_copied"],
+            bytes_written=now["bytes_written"],
+            blocked_seconds=now["blocked_ns"] / 1e9,
+            drain_seconds=now["drain_ns"] / 1e9,
+            stall_seconds=now["stall_ns"] / 1e9,
+            direct=now["direct"],
+        )
+
+    def close(self) -> None:
+        """Undo everything, as `unseal`; closing twice is fine."""
+        self._session.unseal()

@@ -1,0 +1,129 @@
+/* mpickpt: save a process's memory while it computes.
+ *
+ * The public face of the native core. A session holds regions of memory; a cut fixes the image of all of them at
+ * one instant and returns at once; two drain threads write the image into a slot file while the program goes on.
+ * There is no Python, no MPI and no HDF5 here: a slot is a file and a list of byte offsets.
+ *
+ * Every function that can fail returns 0 or a negative errno. None prints, none exits. Unless said otherwise a
+ * session belongs to one thread: the one that calls seal, cut, unseal and destroy. */
+#ifndef MPICKPT_H
+#define MPICKPT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MPK_API __attribute__((visibility("default")))
+
+/* Flags of mpk_region_add. */
+#define MPK_REGION_OWNED 1u /* the memory came from mpk_alloc: its last page holds nobody else's data */
+
+/* Flags of mpk_alloc. */
+#define MPK_ALLOC_HUGE 1u /* advise huge pages */
+
+/* Flags of mpk_session_create. */
+#define MPK_SESSION_BUFFERED 1u /* never use O_DIRECT */
+
+enum mpk_record_state { MPK_EMPTY = 0, MPK_WRITING = 1, MPK_COMPLETE = 2, MPK_FAILED = 3 };
+
+enum mpk_drain_state { MPK_DRAIN_IDLE = 0, MPK_DRAIN_ACTIVE = 1, MPK_DRAIN_COMPLETE = 2, MPK_DRAIN_FAILED = 3 };
+
+#define MPK_RECORD_BYTES 4096
+#define MPK_RECORD_MAGIC "MPKREC01"
+
+/* One rank's record in a slot: it alone says whether the rank's part of an epoch is whole. Little-endian. */
+typedef struct mpk_record {
+    char magic[8];
+    uint32_t state; /* enum mpk_record_state */
+    uint32_t rank;
+    uint64_t epoch;
+    uint64_t step;
+    uint64_t run; /* the same on all ranks of one run: records of two runs never make a whole epoch */
+    uint8_t digest[32];
+    uint64_t objects_bytes;
+    uint32_t objects_crc;
+    uint32_t objects_spilled;
+    uint64_t cut_time_ns; /* since 1970 */
+    uint64_t blocked_ns;  /* the program stood still for this long at the cut */
+    uint64_t drain_ns;
+    uint64_t bytes_written;
+    uint64_t blocks_copied; /* by the program itself, because it wrote to them before they were saved */
+    uint64_t stall_ns;      /* time that writes waited for room in the pool */
+    int32_t error;          /* errno of a FAILED record */
+    uint8_t reserved[MPK_RECORD_BYTES - 140 - 4];
+    uint32_t crc; /* CRC-32C of all bytes before it */
+} mpk_record;
+
+typedef struct mpk_session mpk_session;
+
+/* What one cut writes, and where. All of it is copied: the caller may free it when mpk_cut returns. */
+typedef struct mpk_plan {
+    const char *path;                 /* the slot file, which exists */
+    const uint64_t *data_offsets;     /* byte offset in the slot of each region, in the order of mpk_region_add */
+    const uint64_t *checksum_offsets; /* of each region's table of CRC-32C, one uint32_t a block */
+    uint64_t record_offset;
+    const void *objects; /* an opaque payload, saved with the regions */
+    size_t objects_bytes;
+    uint64_t objects_offset;
+    const char *spill_path; /* where the payload goes instead of objects_offset, or NULL */
+    uint64_t epoch, step, run;
+    uint32_t rank;
+    uint8_t digest[32];
+} mpk_plan;
+
+typedef struct mpk_progress {
+    uint64_t epoch;
+    enum mpk_drain_state state;
+    int error; /* errno, when FAILED */
+    uint64_t blocks, blocks_saved, blocks_copied, bytes_written;
+    uint64_t blocked_ns, drain_ns, stall_ns;
+    int direct; /* 1: the last drain wrote with O_DIRECT */
+} mpk_progress;
+
+/* Zeroed, page-aligned memory of at least `bytes`. NULL when there is none. */
+MPK_API void *mpk_alloc(size_t bytes, unsigned flags);
+MPK_API void mpk_free(void *memory, size_t bytes);
+
+MPK_API int mpk_session_create(mpk_session **out, unsigned flags);
+/* Waits for the drain, then undoes everything. */
+MPK_API void mpk_session_destroy(mpk_session *session);
+
+/* Adds a region while the session is not sealed. -EEXIST when it overlaps another. */
+MPK_API int mpk_region_add(mpk_session *session, void *memory, size_t bytes, unsigned flags);
+
+/* Fixes the regions, reserves the pool and starts the drain threads. block_bytes is a power of two and at least a
+ * page; pool_bytes is rounded up to whole blocks. -EBUSY while another session of the process is sealed. */
+MPK_API int mpk_session_seal(mpk_session *session, size_t block_bytes, size_t pool_bytes);
+
+/* Waits for the drain, makes all pages writable, stops the threads, forgets the regions. */
+MPK_API void mpk_session_unseal(mpk_session *session);
+
+/* Fixes the image of all regions as it is now and returns; threads that write to regions must stand still for the
+ * call. What goes wrong later, while draining, is told by mpk_session_progress. -EBUSY while a drain is active. */
+MPK_API int mpk_cut(mpk_session *session, const mpk_plan *plan);
+
+/* While on, the urgent thread drains too, whatever the pool looks like. Any thread may call it. */
+MPK_API void mpk_session_hurry(mpk_session *session, int on);
+
+/* Sleeps until no drain is active, at most timeout_ns (negative: no limit). 1 when it ended, 0 when time ran out. */
+MPK_API int mpk_session_wait(mpk_session *session, int64_t timeout_ns);
+
+/* Any thread may call it at any time. */
+MPK_API void mpk_session_progress(const mpk_session *session, mpk_progress *out);
+
+/* CRC-32C (Castagnoli) of data, going on from `crc`, which is 0 at the start. */
+MPK_API uint32_t mpk_crc32c(uint32_t crc, const void *data, size_t bytes);
+
+/* Reads `bytes` at `offset` of the file into `memory` and compares each block of block_bytes with its checksum.
+ * The positions of damaged blocks are put into `damaged` (room for one per block), their number into n_damaged. A
+ * file that ends too early has damaged blocks; any other failure is a negative errno. */
+MPK_API int mpk_read_blocks(const char *path, uint64_t offset, void *memory, size_t bytes, size_t block_bytes,
+                            const uint32_t *checksums, int direct, size_t *damaged, size_t *n_damaged);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

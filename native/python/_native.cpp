@@ -1,0 +1,177 @@
+// The extension module mpickpt._native: the C interface of mpickpt.h, call by call, for mpickpt/snapshot.py. The only
+// file that includes Python. It checks types, keeps alive what the C side points to, and lets go of the interpreter
+// lock wherever a call may wait; it decides nothing.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "mpickpt.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+// Without .noconvert() at the argument a strided array would be copied, and the copy be protected.
+using bytes_array = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using const_bytes_array = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using checksum_array = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+[[noreturn]] static void raise_errno(int negative_errno, const char *path = nullptr) {
+    errno = -negative_errno;
+    PyErr_SetFromErrnoWithFilename(PyExc_OSError, path);
+    throw nb::python_error();
+}
+
+static void check(int result, const char *path = nullptr) {
+    if (result < 0) raise_errno(result, path);
+}
+
+static nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> allocate(size_t bytes, bool huge) {
+    struct owned {
+        void *memory;
+        size_t bytes;
+    };
+    void *memory = mpk_alloc(bytes, huge ? MPK_ALLOC_HUGE : 0);
+    if (!memory) raise_errno(-ENOMEM);
+    auto *mine = new owned{memory, bytes};
+    nb::capsule owner(mine, [](void *p) noexcept {
+        auto *o = static_cast<owned *>(p);
+        mpk_free(o->memory, o->bytes);
+        delete o;
+    });
+    return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(memory, {bytes}, owner);
+}
+
+static uint32_t crc32c(const_bytes_array data, uint32_t value) {
+    nb::gil_scoped_release release;
+    return mpk_crc32c(value, data.data(), data.size());
+}
+
+static std::vector<size_t> read_blocks(const std::string &path, uint64_t offset, bytes_array out, size_t block_bytes,
+                                       checksum_array checksums, bool direct) {
+    size_t blocks = block_bytes ? (out.size() + block_bytes - 1) / block_bytes : 0;
+    if (checksums.size() < blocks) throw nb::value_error("there are fewer checksums than blocks");
+    std::vector<size_t> damaged(blocks);
+    size_t n = 0;
+    int result;
+    {
+        nb::gil_scoped_release release;
+        result = mpk_read_blocks(path.c_str(), offset, out.data(), out.size(), block_bytes, checksums.data(), direct,
+                                 damaged.data(), &n);
+    }
+    check(result, path.c_str());
+    damaged.resize(n);
+    return damaged;
+}
+
+class Session {
+  public:
+    explicit Session(bool direct) { check(mpk_session_create(&session_, direct ? 0 : MPK_SESSION_BUFFERED)); }
+    ~Session() {
+        nb::gil_scoped_release release;
+        mpk_session_destroy(session_);
+    }
+    Session(const Session &) = delete;
+    Session &operator=(const Session &) = delete;
+
+    void add(bytes_array data, bool owned) {
+        check(mpk_region_add(session_, data.data(), data.size(), owned ? MPK_REGION_OWNED : 0));
+        kept_.push_back(data);
+    }
+    void seal(size_t block_bytes, size_t pool_bytes) {
+        int result;
+        {
+            nb::gil_scoped_release release;
+            result = mpk_session_seal(session_, block_bytes, pool_bytes);
+        }
+        check(result);
+    }
+    void unseal() {
+        {
+            nb::gil_scoped_release release;
+            mpk_session_unseal(session_);
+        }
+        kept_.clear();
+    }
+    void cut(const std::string &path, uint64_t epoch, uint64_t step, uint32_t rank, uint64_t run, nb::bytes digest,
+             const std::vector<uint64_t> &data_offsets, const std::vector<uint64_t> &checksum_offsets,
+             uint64_t record_offset, nb::bytes objects, uint64_t objects_offset,
+             const std::optional<std::string> &spill_path) {
+        mpk_plan plan = {};
+        if (data_offsets.size() != kept_.size() || checksum_offsets.size() != kept_.size())
+            throw nb::value_error("as many offsets as regions are needed");
+        if (digest.size() != sizeof plan.digest) throw nb::value_error("a digest has 32 bytes");
+        plan.path = path.c_str();
+        plan.data_offsets = data_offsets.data();
+        plan.checksum_offsets = checksum_offsets.data();
+        plan.record_offset = record_offset;
+        plan.objects = objects.c_str();
+        plan.objects_bytes = objects.size();
+        plan.objects_offset = objects_offset;
+        plan.spill_path = spill_path ? spill_path->c_str() : nullptr;
+        plan.epoch = epoch;
+        plan.step = step;
+        plan.run = run;
+        plan.rank = rank;
+        std::memcpy(plan.digest, digest.c_str(), sizeof plan.digest);
+        check(mpk_cut(session_, &plan), path.c_str()); // holds the lock: Python threads stand still at the cut
+    }
+    void hurry(bool on) { mpk_session_hurry(session_, on); }
+    bool wait(int64_t timeout_ns) {
+        nb::gil_scoped_release release;
+        return mpk_session_wait(session_, timeout_ns);
+    }
+    nb::dict progress() const {
+        mpk_progress p;
+        mpk_session_progress(session_, &p);
+        nb::dict d;
+        d["epoch"] = p.epoch;
+        d["state"] = static_cast<int>(p.state);
+        d["errno"] = p.error;
+        d["blocks"] = p.blocks;
+        d["blocks_saved"] = p.blocks_saved;
+        d["blocks_copied"] = p.blocks_copied;
+        d["bytes_written"] = p.bytes_written;
+        d["blocked_ns"] = p.blocked_ns;
+        d["drain_ns"] = p.drain_ns;
+        d["stall_ns"] = p.stall_ns;
+        d["direct"] = p.direct != 0;
+        return d;
+    }
+
+  private:
+    mpk_session *session_ = nullptr;
+    std::vector<bytes_array> kept_; // the arrays live as long as their pages are watched
+};
+
+NB_MODULE(_native, m) {
+    m.doc() = "The native core of mpickpt; use mpickpt.snapshot.";
+    m.def("allocate", &allocate, "nbytes"_a, "huge"_a);
+    m.def("crc32c", &crc32c, "data"_a.noconvert(), "value"_a = 0);
+    m.def("read_blocks", &read_blocks, "path"_a, "offset"_a, "out"_a.noconvert(), "block_bytes"_a,
+          "checksums"_a.noconvert(), "direct"_a);
+    m.attr("RECORD_BYTES") = sizeof(mpk_record);
+    nb::dict offsets;
+#define FIELD(name) offsets[#name] = offsetof(mpk_record, name)
+    FIELD(magic), FIELD(state), FIELD(rank), FIELD(epoch), FIELD(step), FIELD(run), FIELD(digest);
+    FIELD(objects_bytes), FIELD(objects_crc), FIELD(objects_spilled), FIELD(cut_time_ns), FIELD(blocked_ns);
+    offsets["errno"] = offsetof(mpk_record, error); // errno is a macro in C
+    FIELD(drain_ns), FIELD(bytes_written), FIELD(blocks_copied), FIELD(stall_ns), FIELD(crc);
+#undef FIELD
+    m.attr("RECORD_OFFSETS") = offsets;
+    nb::class_<Session>(m, "Session")
+        .def(nb::init<bool>(), "direct"_a)
+        .def("add", &Session::add, "data"_a.noconvert(), "owned"_a)
+        .def("seal", &Session::seal, "block_bytes"_a, "pool_bytes"_a)
+        .def("unseal", &Session::unseal)
+        .def("cut", &Session::cut, nb::kw_only(), "path"_a, "epoch"_a, "step"_a, "rank"_a, "run"_a, "digest"_a,
+             "data_offsets"_a, "checksum_offsets"_a, "record_offset"_a, "objects"_a, "objects_offset"_a,
+             "spill_path"_a)
+        .def("hurry", &Session::hurry, "on"_a)
+        .def("wait", &Session::wait, "timeout_ns"_a)
+        .def("progress", &Session::progress);
+}

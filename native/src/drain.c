@@ -1,0 +1,190 @@
+/* The drain: two threads that save what is due while the program computes. The idle thread does the work in time
+ * that nobody wants; the urgent thread, of normal priority, sleeps until the pool is over half full or somebody is
+ * in a hurry. Both claim runs of adjacent blocks by the same swaps, so that neither waits for the other: a thread that
+ * is starved of the processor holds up the blocks it has in hand, and the program not even on those.
+ *
+ * A block is pending from the cut until its bytes are in the slot. Whoever saves the last one commits the epoch. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "session.h"
+
+#define RUN_BYTES ((size_t)4 << 20) /* adjacent blocks are written in one call of at most this size */
+#define RUN_BLOCKS 64
+
+typedef struct run {
+    uint32_t first, count;
+    uint64_t words[RUN_BLOCKS]; /* what each block's word was when it was claimed: FLYING or LANDING */
+} run;
+
+void mpk__drain_ring_in_handler(mpk_session *s) {
+    atomic_fetch_add(&s->bell, 1);
+    mpk__prim_wake_in_handler(&s->bell);
+}
+
+static bool is_wanted(const mpk__drain_thread *self) {
+    const mpk_session *s = self->session;
+    if (atomic_load(&s->drain_state) != MPK_DRAIN_ACTIVE) return false;
+    return self->kind == MPK__IDLE_THREAD || atomic_load(&s->hurry) || mpk__pool_is_pressed(&s->pool);
+}
+
+/* Claims block b: ARMED becomes FLYING, COPIED becomes LANDING. False when it is not due or somebody else's. */
+static bool claim(mpk_session *s, uint32_t b, bool copied_only, uint64_t *word) {
+    uint64_t now = atomic_load(&s->blocks[b]);
+    for (;;) {
+        enum mpk__block_state state = mpk__state_of(now);
+        if (state != MPK__COPIED && (state != MPK__ARMED || copied_only)) return false;
+        uint64_t next = mpk__word(mpk__cut_of(now), mpk__slot_of(now),
+                                  state == MPK__ARMED ? MPK__FLYING : MPK__LANDING);
+        if (atomic_compare_exchange_weak(&s->blocks[b], &now, next)) {
+            *word = next;
+            return true;
+        }
+    }
+}
+
+/* Claims the next run of blocks that are due, from the cursor on and around. What is due only ever becomes less, so
+ * one round that finds nothing means that nothing is left to claim. Under pressure those that free a slot come first. */
+static bool claim_run(mpk_session *s, bool copied_only, run *out) {
+    uint32_t start = atomic_load(&s->cursor);
+    size_t limit = RUN_BYTES / s->block_bytes;
+    if (limit < 1) limit = 1;
+    if (limit > RUN_BLOCKS) limit = RUN_BLOCKS;
+    for (uint32_t i = 0; i < s->n_blocks; i++) {
+        uint32_t b = (start + i) % s->n_blocks;
+        if (!claim(s, b, copied_only, &out->words[0])) continue;
+        out->first = b;
+        out->count = 1;
+        uint32_t end = s->n_blocks;
+        while (out->count < limit && b + out->count < end &&
+               s->block_region[b + out->count] == s->block_region[b] &&
+               claim(s, b + out->count, copied_only, &out->words[out->count]))
+            out->count++;
+        if (!copied_only) atomic_store(&s->cursor, (b + out->count) % s->n_blocks);
+        return true;
+    }
+    return false;
+}
+
+static void set_checksum(mpk_session *s, uint32_t b, const uint8_t *image, const mpk__place *place) {
+    /* In the file a block begins `head` bytes earlier than in memory, so that this one lies in two of the file's. */
+    size_t before = s->block_bytes - place->region->head;
+    if (before > place->bytes) before = place->bytes;
+    s->crc[2 * (size_t)b] = mpk_crc32c(0, image, before);
+    s->crc[2 * (size_t)b + 1] = mpk_crc32c(0, image + before, place->bytes - before);
+}
+
+static void saved(mpk_session *s, uint32_t n) {
+    if (atomic_fetch_sub(&s->pending, n) == n) mpk__writer_commit(s);
+}
+
+/* The slot is opened, and its record says WRITING, before the first block is overwritten. A thread that was late in
+ * the last epoch may find blocks of this one before it has heard of it: hence asked for each run. */
+static void begin(mpk_session *s) {
+    uint32_t not_yet = 0;
+    if (atomic_compare_exchange_strong(&s->begun, &not_yet, 1)) {
+        int error = mpk__writer_open(s);
+        int none = 0;
+        if (error) atomic_compare_exchange_strong(&s->error, &none, -error);
+        atomic_store(&s->begun, 2);
+        mpk__prim_wake_in_handler(&s->begun);
+        saved(s, 1);
+    }
+    while (atomic_load(&s->begun) == 1) mpk__prim_wait_in_handler(&s->begun, 1, -1);
+}
+
+/* Writes the pieces of a run and their checksums. After a failure nothing more is written, but all else goes on. */
+static void put(mpk_session *s, mpk__drain_thread *self, uint32_t first, uint32_t count, const uint64_t *words) {
+    if (atomic_load(&s->error)) return;
+    struct iovec pieces[RUN_BLOCKS];
+    mpk__place start = mpk__block_place(s, first);
+    for (uint32_t i = 0; i < count; i++) {
+        mpk__place place = mpk__block_place(s, first + i);
+        bool in_pool = mpk__state_of(words[i]) == MPK__LANDING;
+        uint8_t *image = in_pool ? mpk__pool_slot(&s->pool, mpk__slot_of(words[i])) : place.memory;
+        set_checksum(s, first + i, image, &place);
+        pieces[i] = (struct iovec){image, place.bytes};
+    }
+    mpk__chaos();
+    int error = mpk__writer_put(s, self, pieces, (int)count, start.region->data_offset + start.offset);
+    int none = 0;
+    if (error) atomic_compare_exchange_strong(&s->error, &none, -error);
+}
+
+static void save_run(mpk_session *s, mpk__drain_thread *self, run *r) {
+    begin(s);
+    put(s, self, r->first, r->count, r->words);
+    mpk__chaos();
+    for (uint32_t i = 0; i < r->count; i++) {
+        uint32_t b = r->first + i;
+        uint64_t word = r->words[i];
+        if (mpk__state_of(word) == MPK__FLYING) {
+            uint64_t done = mpk__word(mpk__cut_of(word), 0, MPK__SAVED);
+            if (atomic_compare_exchange_strong(&s->blocks[b], &word, done)) continue;
+            /* The program wrote to it meanwhile, so what reached the file may be torn: once more, from the pool. */
+            put(s, self, b, 1, &word);
+        }
+        atomic_store(&s->blocks[b], mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE));
+        mpk__pool_give_in_handler(&s->pool, mpk__slot_of(word));
+    }
+    mpk__pool_notify(&s->pool);
+    saved(s, r->count);
+}
+
+static void drain(mpk__drain_thread *self) {
+    mpk_session *s = self->session;
+    run r;
+    begin(s);
+    while (is_wanted(self)) {
+        bool pressed = mpk__pool_is_pressed(&s->pool);
+        if (!(pressed && claim_run(s, true, &r)) && !claim_run(s, false, &r)) return;
+        save_run(s, self, &r);
+    }
+}
+
+static void *run_thread(void *argument) {
+    mpk__drain_thread *self = argument;
+    mpk_session *s = self->session;
+    mpk__prim_name_thread(self->kind == MPK__IDLE_THREAD ? "mpickpt-idle" : "mpickpt-urgent");
+    if (self->kind == MPK__IDLE_THREAD) mpk__prim_become_idle();
+    while (!atomic_load(&s->stop)) {
+        uint32_t bell = atomic_load(&s->bell);
+        if (is_wanted(self)) drain(self);
+        if (!atomic_load(&s->stop)) mpk__prim_wait_in_handler(&s->bell, bell, -1);
+    }
+    return NULL;
+}
+
+int mpk__drain_start_threads(mpk_session *s) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* inherited: the program's handlers never run on these threads */
+    int error = 0;
+    atomic_store(&s->stop, 0);
+    for (int kind = 0; kind < MPK__DRAIN_THREADS && !error; kind++) {
+        mpk__drain_thread *t = &s->drains[kind];
+        *t = (mpk__drain_thread){.session = s, .kind = (enum mpk__drain_kind)kind};
+        size_t run_bytes = s->block_bytes > RUN_BYTES ? s->block_bytes : RUN_BYTES;
+        t->bounce = mpk__prim_map(run_bytes + MPK__IO_ALIGN, false, false);
+        error = t->bounce ? -pthread_create(&t->thread, NULL, run_thread, t) : -ENOMEM;
+        if (error)
+            mpk__prim_unmap(t->bounce, run_bytes + MPK__IO_ALIGN);
+        else
+            s->drains_running++;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error) mpk__drain_stop_threads(s);
+    return error;
+}
+
+void mpk__drain_stop_threads(mpk_session *s) {
+    atomic_store(&s->stop, 1);
+    mpk__drain_ring_in_handler(s);
+    size_t run_bytes = s->block_bytes > RUN_BYTES ? s->block_bytes : RUN_BYTES;
+    for (uint32_t i = 0; i < s->drains_running; i++) {
+        if (!mpk__is_forked_child()) pthread_join(s->drains[i].thread, NULL);
+        mpk__prim_unmap(s->drains[i].bounce, run_bytes + MPK__IO_ALIGN);
+    }
+    s->drains_running = 0;
+}

@@ -1,0 +1,164 @@
+/* The write fault: the program writes to a read-only page of a region, the kernel sends SIGSEGV, and the handler
+ * here saves the block's image and lets the write go on. It may run on any thread of the program, on several at
+ * once, in the midst of anything: no allocation, no lock, no call that is not async-signal-safe.
+ *
+ * A fault that is not ours belongs to the handler that was there before (faulthandler, Julia, a JVM). */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+
+#include "session.h"
+
+static _Atomic(mpk_session *) watched;
+static struct sigaction previous;
+static bool installed;
+static _Atomic bool forked; /* in a child of fork(), which has no drain threads */
+
+/* Set while this thread is in the handler that was there before. Initial-exec: a handler must not allocate it. */
+static _Thread_local volatile sig_atomic_t chaining __attribute__((tls_model("initial-exec")));
+
+static void die_in_handler(const char *text) {
+    struct sigaction fatal = {.sa_handler = SIG_DFL};
+    mpk__prim_say_in_handler(text);
+    sigaction(SIGABRT, &fatal, NULL);
+    raise(SIGABRT);
+}
+
+static void open_pages_in_handler(const mpk_session *s, uint32_t b) {
+    mpk__place place = mpk__block_place(s, b);
+    if (mpk__prim_protect_in_handler(place.memory, place.span, true) != 0)
+        die_in_handler("mpickpt: cannot make a page writable again: the process has too many memory mappings; "
+                       "raise vm.max_map_count\n");
+}
+
+/* Waits for room in the pool: the one place where the program waits for the drain. */
+static void wait_for_room_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
+    uint32_t given = atomic_load(&s->pool.given);
+    if (atomic_load(&s->pool.used) < s->pool.n_slots || atomic_load(&s->blocks[b]) != word) return;
+    uint64_t start = mpk__prim_now_ns();
+    mpk__pool_wait_in_handler(&s->pool, given);
+    atomic_fetch_add(&s->stall_ns, mpk__prim_now_ns() - start);
+}
+
+/* Copies an ARMED or FLYING block into the pool. False: the state changed, look again. */
+static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
+    uint32_t slot = mpk__pool_take_in_handler(&s->pool);
+    if (slot == MPK__NO_SLOT) {
+        wait_for_room_in_handler(s, b, word);
+        return false;
+    }
+    if (mpk__pool_is_pressed(&s->pool)) mpk__drain_ring_in_handler(s);
+    mpk__place place = mpk__block_place(s, b);
+    memcpy(mpk__pool_slot(&s->pool, slot), place.memory, place.bytes);
+    mpk__chaos();
+    /* While the word is ARMED or FLYING of this cut nobody has opened the page, so the copy is the image: also when
+     * a drain thread took the block up, or let go of it, in the meantime. */
+    uint64_t now = word;
+    for (;;) {
+        enum mpk__block_state state = mpk__state_of(now);
+        if (mpk__cut_of(now) != mpk__cut_of(word) || (state != MPK__ARMED && state != MPK__FLYING)) break;
+        enum mpk__block_state next = state == MPK__ARMED ? MPK__COPIED : MPK__LANDING;
+        if (atomic_compare_exchange_weak(&s->blocks[b], &now, mpk__word(mpk__cut_of(now), slot, next))) {
+            atomic_fetch_add(&s->blocks_copied, 1);
+            mpk__chaos();
+            open_pages_in_handler(s, b);
+            return true;
+        }
+    }
+    mpk__pool_give_in_handler(&s->pool, slot); /* another thread was first */
+    return false;
+}
+
+static void write_to_block_in_handler(mpk_session *s, uint32_t b) {
+    if (atomic_load(&forked)) { /* no drain threads here: the image is the parent's affair, in the parent's memory */
+        open_pages_in_handler(s, b);
+        return;
+    }
+    for (;;) {
+        uint64_t word = atomic_load(&s->blocks[b]);
+        switch (mpk__state_of(word)) {
+        case MPK__ARMED:
+        case MPK__FLYING:
+            if (copy_block_in_handler(s, b, word)) return;
+            break;
+        case MPK__SAVED:
+            mpk__chaos();
+            if (!atomic_compare_exchange_strong(&s->blocks[b], &word, mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE)))
+                break;
+            open_pages_in_handler(s, b);
+            return;
+        case MPK__WRITABLE: /* another thread was first and is about to open the page: no need to wait for it */
+        case MPK__COPIED:
+        case MPK__LANDING:
+            open_pages_in_handler(s, b);
+            return;
+        }
+    }
+}
+
+static void pass_on_in_handler(int signal, siginfo_t *info, void *context) {
+    bool raised = info->si_code <= 0; /* by raise() or kill(): no instruction would fault again */
+    bool has_handler = (previous.sa_flags & SA_SIGINFO) ||
+                       (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN);
+    if (!has_handler || (raised && chaining)) {
+        /* Nobody wants it, or the one who wants it raised it again: the default action ends the process. */
+        struct sigaction fatal = {.sa_handler = SIG_DFL};
+        sigaction(signal, &fatal, NULL);
+        if (raised) raise(signal);
+        return;
+    }
+    chaining = 1;
+    if (previous.sa_flags & SA_SIGINFO)
+        previous.sa_sigaction(signal, info, context);
+    else
+        previous.sa_handler(signal);
+    chaining = 0;
+}
+
+static void on_fault(int signal, siginfo_t *info, void *context) {
+    int saved_errno = errno;
+    mpk_session *s = atomic_load(&watched);
+    int64_t b = -1;
+    if (s && info->si_code > 0) b = mpk__block_at_in_handler(s, (uintptr_t)info->si_addr);
+    if (b >= 0)
+        write_to_block_in_handler(s, (uint32_t)b);
+    else
+        pass_on_in_handler(signal, info, context);
+    errno = saved_errno;
+}
+
+static void after_fork_in_child(void) { atomic_store(&forked, true); }
+static void register_fork(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
+
+bool mpk__is_forked_child(void) { return atomic_load(&forked); }
+
+int mpk__fault_watch(mpk_session *s) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    mpk_session *none = NULL;
+    if (!atomic_compare_exchange_strong(&watched, &none, s)) return -EBUSY;
+    pthread_once(&once, register_fork);
+    return 0;
+}
+
+int mpk__fault_install(void) {
+    struct sigaction now;
+    if (sigaction(SIGSEGV, NULL, &now) != 0) return -errno;
+    if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_fault) return 0;
+    struct sigaction ours = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
+    sigemptyset(&ours.sa_mask);
+    previous = now; /* also when somebody came between two cuts: then that one is asked next */
+    if (sigaction(SIGSEGV, &ours, NULL) != 0) return -errno;
+    installed = true;
+    return 0;
+}
+
+void mpk__fault_unwatch(void) {
+    struct sigaction now;
+    if (installed && sigaction(SIGSEGV, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) &&
+        now.sa_sigaction == on_fault)
+        sigaction(SIGSEGV, &previous, NULL);
+    installed = false;
+    atomic_store(&watched, NULL);
+}

@@ -1,0 +1,66 @@
+/* The pool: a fixed number of block-sized slots, taken by the fault handler and given back by the drain threads.
+ * Its free slots form a lock-free stack. A writer that finds none sleeps on a futex: never a spin, because the idle
+ * drain thread, which is to make room, gets no time while anybody spins. */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "session.h"
+
+#define TAG_UNIT ((uint64_t)1 << 32)
+#define WAIT_NS 20000000 /* a writer looks again this often even if nobody woke it */
+
+int mpk__pool_create(mpk__pool *pool, size_t slot_bytes, size_t n_slots) {
+    if (n_slots == 0 || n_slots >= MPK__NO_SLOT || n_slots > SIZE_MAX / slot_bytes) return -EINVAL;
+    pool->memory = mpk__prim_map(slot_bytes * n_slots, true, true);
+    pool->next = calloc(n_slots, sizeof *pool->next);
+    pool->slot_bytes = slot_bytes;
+    pool->n_slots = (uint32_t)n_slots;
+    if (!pool->memory || !pool->next) {
+        mpk__pool_destroy(pool);
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < pool->n_slots; i++) atomic_init(&pool->next[i], i + 1 < pool->n_slots ? i + 2 : 0);
+    atomic_init(&pool->free_list, 1);
+    atomic_init(&pool->used, 0);
+    atomic_init(&pool->given, 0);
+    atomic_init(&pool->waiters, 0);
+    return 0;
+}
+
+void mpk__pool_destroy(mpk__pool *pool) {
+    mpk__prim_unmap(pool->memory, pool->slot_bytes * pool->n_slots);
+    free((void *)pool->next);
+    *pool = (mpk__pool){0};
+}
+
+uint32_t mpk__pool_take_in_handler(mpk__pool *pool) {
+    uint64_t top = atomic_load(&pool->free_list);
+    for (;;) {
+        uint32_t entry = (uint32_t)top;
+        if (entry == 0) return MPK__NO_SLOT;
+        uint64_t below = atomic_load(&pool->next[entry - 1]);
+        if (atomic_compare_exchange_weak(&pool->free_list, &top, ((top + TAG_UNIT) & ~(TAG_UNIT - 1)) | below)) {
+            atomic_fetch_add(&pool->used, 1);
+            return entry - 1;
+        }
+    }
+}
+
+void mpk__pool_give_in_handler(mpk__pool *pool, uint32_t slot) {
+    uint64_t top = atomic_load(&pool->free_list);
+    do atomic_store(&pool->next[slot], (uint32_t)top);
+    while (!atomic_compare_exchange_weak(&pool->free_list, &top, ((top + TAG_UNIT) & ~(TAG_UNIT - 1)) | (slot + 1)));
+    atomic_fetch_sub(&pool->used, 1);
+    mpk__pool_notify(pool);
+}
+
+void mpk__pool_wait_in_handler(mpk__pool *pool, uint32_t given) {
+    atomic_fetch_add(&pool->waiters, 1);
+    mpk__prim_wait_in_handler(&pool->given, given, WAIT_NS);
+    atomic_fetch_sub(&pool->waiters, 1);
+}
+
+void mpk__pool_notify(mpk__pool *pool) {
+    atomic_fetch_add(&pool->given, 1);
+    if (atomic_load(&pool->waiters)) mpk__prim_wake_in_handler(&pool->given);
+}

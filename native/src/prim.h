@@ -1,0 +1,55 @@
+/* All that depends on the operating system, and nothing else. prim_linux.c is its one implementation; a port, or
+ * another way to protect pages, is a second file behind this header.
+ *
+ * Functions that end in _in_handler may be called from the fault handler: they take no lock, do not allocate, and
+ * touch nothing but their arguments. */
+#ifndef MPK_PRIM_H
+#define MPK_PRIM_H
+
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+/* The alignment of file offset, length and memory that O_DIRECT is used with: the largest logical block in use. */
+#define MPK__IO_ALIGN ((size_t)4096)
+
+size_t mpk__prim_page_size(void);
+uint64_t mpk__prim_now_ns(void);       /* monotonic */
+uint64_t mpk__prim_wall_clock_ns(void); /* since 1970 */
+
+/* Anonymous zeroed memory. huge: aligned for huge pages, which are advised. populate: every page is present when it
+ * returns, so that a handler that writes to it never waits for the kernel to find one. NULL when there is none. */
+void *mpk__prim_map(size_t bytes, bool huge, bool populate);
+void mpk__prim_unmap(void *memory, size_t bytes);
+
+int mpk__prim_protect_in_handler(void *pages, size_t bytes, bool writable);
+
+/* Sleeps while *word == expected, at most timeout_ns (negative: no limit). May return early for no reason. */
+void mpk__prim_wait_in_handler(_Atomic uint32_t *word, uint32_t expected, int64_t timeout_ns);
+void mpk__prim_wake_in_handler(_Atomic uint32_t *word);
+
+/* Says on standard error what cannot be said otherwise. */
+void mpk__prim_say_in_handler(const char *text);
+
+/* The lowest class of the processor and of the disk, for the calling thread. */
+void mpk__prim_become_idle(void);
+void mpk__prim_block_signals(void); /* for the calling thread: the program's handlers never run on it */
+void mpk__prim_name_thread(const char *name);
+
+/* Opening: -1 in *direct_fd when the file system has no O_DIRECT. */
+int mpk__prim_open_slot(const char *path, bool want_direct, bool writing, int *direct_fd, int *buffered_fd);
+int mpk__prim_create_file(const char *path); /* 0600, emptied; a descriptor or -errno */
+void mpk__prim_close(int fd);
+
+/* All of it, or -errno. iov is changed. */
+int mpk__prim_write(int fd, struct iovec *iov, int n, uint64_t offset);
+/* Bytes read, fewer than asked only at the end of the file, or -errno. */
+int64_t mpk__prim_read(int fd, void *memory, size_t bytes, uint64_t offset);
+/* Starts writing buffered data out, so that it neither piles up nor waits for the sync. */
+void mpk__prim_flush_range(int fd, uint64_t offset, size_t bytes);
+int mpk__prim_sync(int fd); /* data is on stable storage: 0 or -errno */
+
+#endif

@@ -1,0 +1,162 @@
+/* The operating system boundary for Linux: memory, futexes, scheduling classes, files. Called from every thread;
+ * keeps no state. What a raw system call is used for has no wrapper in the C library. */
+#define _GNU_SOURCE
+#include "prim.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define HUGE_PAGE ((size_t)2 << 20)
+#define IOPRIO_WHO_PROCESS 1
+#define IOPRIO_IDLE_CLASS (3 << 13) /* IOPRIO_PRIO_VALUE(IOPRIO_CLASS_IDLE, 0) of linux/ioprio.h */
+#define NS 1000000000
+
+#ifndef MADV_POPULATE_WRITE /* Linux 5.14 */
+#define MADV_POPULATE_WRITE 23
+#endif
+
+size_t mpk__prim_page_size(void) { return (size_t)sysconf(_SC_PAGESIZE); }
+
+static uint64_t clock_ns(clockid_t clock) {
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return (uint64_t)t.tv_sec * NS + (uint64_t)t.tv_nsec;
+}
+
+uint64_t mpk__prim_now_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
+uint64_t mpk__prim_wall_clock_ns(void) { return clock_ns(CLOCK_REALTIME); }
+
+static size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+void *mpk__prim_map(size_t bytes, bool huge, bool populate) {
+    size_t page = mpk__prim_page_size();
+    size_t wanted = round_up(bytes ? bytes : 1, page);
+    size_t spare = huge && wanted >= HUGE_PAGE ? HUGE_PAGE : 0;
+    if (wanted < bytes || wanted + spare < wanted) return NULL;
+    uint8_t *base = mmap(NULL, wanted + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED) return NULL;
+    if (spare) { /* keep the part that starts on a huge page */
+        uint8_t *aligned = (uint8_t *)round_up((uintptr_t)base, HUGE_PAGE);
+        if (aligned > base) munmap(base, (size_t)(aligned - base));
+        size_t behind = (size_t)(base + wanted + spare - (aligned + wanted));
+        if (behind) munmap(aligned + wanted, behind);
+        base = aligned;
+        madvise(base, wanted, MADV_HUGEPAGE);
+    }
+    if (populate && madvise(base, wanted, MADV_POPULATE_WRITE) != 0) {
+        if (errno != EINVAL) { /* no memory: better now than in the handler */
+            munmap(base, wanted);
+            return NULL;
+        }
+        for (size_t i = 0; i < wanted; i += page) ((volatile uint8_t *)base)[i] = 0; /* a kernel before 5.14 */
+    }
+    return base;
+}
+
+void mpk__prim_unmap(void *memory, size_t bytes) {
+    if (memory) munmap(memory, round_up(bytes ? bytes : 1, mpk__prim_page_size()));
+}
+
+int mpk__prim_protect_in_handler(void *pages, size_t bytes, bool writable) {
+    return mprotect(pages, bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ) == 0 ? 0 : -errno;
+}
+
+void mpk__prim_wait_in_handler(_Atomic uint32_t *word, uint32_t expected, int64_t timeout_ns) {
+    struct timespec t = {.tv_sec = timeout_ns / NS, .tv_nsec = timeout_ns % NS};
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, timeout_ns < 0 ? NULL : &t, NULL, 0);
+}
+
+void mpk__prim_wake_in_handler(_Atomic uint32_t *word) {
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+void mpk__prim_say_in_handler(const char *text) {
+    ssize_t ignored = write(STDERR_FILENO, text, strlen(text));
+    (void)ignored; /* there is nobody left to tell */
+}
+
+void mpk__prim_become_idle(void) {
+    /* Both may be refused (a container's seccomp filter): then the drain only runs at a higher priority. */
+    struct sched_param none = {0};
+    sched_setscheduler(0, SCHED_IDLE, &none);
+    syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_IDLE_CLASS);
+}
+
+void mpk__prim_block_signals(void) {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, NULL);
+}
+
+void mpk__prim_name_thread(const char *name) { pthread_setname_np(pthread_self(), name); }
+
+int mpk__prim_open_slot(const char *path, bool want_direct, bool writing, int *direct_fd, int *buffered_fd) {
+    int mode = (writing ? O_RDWR : O_RDONLY) | O_CLOEXEC;
+    *direct_fd = -1;
+    *buffered_fd = open(path, mode);
+    if (*buffered_fd < 0) return -errno;
+    if (want_direct) *direct_fd = open(path, mode | O_DIRECT); /* EINVAL: this file system has none */
+    return 0;
+}
+
+int mpk__prim_create_file(const char *path) {
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, S_IRUSR | S_IWUSR);
+    return fd < 0 ? -errno : fd;
+}
+
+void mpk__prim_close(int fd) {
+    if (fd >= 0) close(fd);
+}
+
+int mpk__prim_write(int fd, struct iovec *iov, int n, uint64_t offset) {
+    while (n > 0) {
+        ssize_t done = pwritev(fd, iov, n, (off_t)offset);
+        if (done < 0) {
+            if (errno == EINTR) continue;
+            return -errno;
+        }
+        if (done == 0) return -EIO; /* a file system that neither writes nor says why */
+        offset += (uint64_t)done;
+        while (n > 0 && (size_t)done >= iov->iov_len) {
+            done -= (ssize_t)iov->iov_len;
+            iov++, n--;
+        }
+        if (n > 0) {
+            iov->iov_base = (uint8_t *)iov->iov_base + done;
+            iov->iov_len -= (size_t)done;
+        }
+    }
+    return 0;
+}
+
+int64_t mpk__prim_read(int fd, void *memory, size_t bytes, uint64_t offset) {
+    size_t have = 0;
+    while (have < bytes) {
+        ssize_t done = pread(fd, (uint8_t *)memory + have, bytes - have, (off_t)(offset + have));
+        if (done < 0) {
+            if (errno == EINTR) continue;
+            if (errno == EINVAL && have % MPK__IO_ALIGN) break; /* O_DIRECT, asked to go on behind the file's end */
+            return -errno;
+        }
+        if (done == 0) break;
+        have += (size_t)done;
+    }
+    return (int64_t)have;
+}
+
+void mpk__prim_flush_range(int fd, uint64_t offset, size_t bytes) {
+    /* Only a start: whether all arrived is for mpk__prim_sync to say. */
+    sync_file_range(fd, (off_t)offset, (off_t)bytes, SYNC_FILE_RANGE_WRITE);
+}
+
+int mpk__prim_sync(int fd) { return fdatasync(fd) == 0 ? 0 : -errno; }

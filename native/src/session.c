@@ -1,0 +1,302 @@
+/* The life of a session: regions are added, sealed, cut any number of times, unsealed. All of it runs on the thread
+ * that owns the session, while no other thread of the program writes to a region. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "session.h"
+
+void *mpk_alloc(size_t bytes, unsigned flags) { return mpk__prim_map(bytes, flags & MPK_ALLOC_HUGE, false); }
+void mpk_free(void *memory, size_t bytes) { mpk__prim_unmap(memory, bytes); }
+
+int mpk_session_create(mpk_session **out, unsigned flags) {
+    mpk_session *s = calloc(1, sizeof *s);
+    if (!s) return -ENOMEM;
+    s->want_direct = !(flags & MPK_SESSION_BUFFERED);
+    s->epoch.direct_fd = s->epoch.buffered_fd = -1;
+    *out = s;
+    return 0;
+}
+
+static void forget_regions(mpk_session *s) {
+    for (uint32_t i = 0; i < s->n_regions; i++) free(s->regions[i].edges);
+    free(s->regions);
+    s->regions = NULL;
+    s->n_regions = 0;
+}
+
+void mpk_session_destroy(mpk_session *s) {
+    if (!s) return;
+    mpk_session_unseal(s);
+    free(s);
+}
+
+/* What of the region can be protected: its own whole pages. */
+static void split_region(mpk__region *r, bool owned) {
+    size_t page = mpk__prim_page_size();
+    size_t lead = (page - (uintptr_t)r->memory % page) % page;
+    r->head = lead < r->bytes ? lead : r->bytes;
+    r->pages = r->memory + r->head;
+    size_t rest = r->bytes - r->head;
+    r->data = owned ? rest : rest / page * page;
+    r->tail = rest - r->data;
+    r->span = (r->data + page - 1) / page * page;
+}
+
+int mpk_region_add(mpk_session *s, void *memory, size_t bytes, unsigned flags) {
+    if (s->sealed) return -EBUSY;
+    bool owned = flags & MPK_REGION_OWNED;
+    if ((!memory && bytes) || (owned && (uintptr_t)memory % mpk__prim_page_size())) return -EINVAL;
+    for (uint32_t i = 0; i < s->n_regions; i++) {
+        const mpk__region *other = &s->regions[i];
+        if (bytes && other->bytes && (uint8_t *)memory < other->memory + other->bytes &&
+            other->memory < (uint8_t *)memory + bytes)
+            return -EEXIST;
+    }
+    mpk__region *grown = realloc(s->regions, sizeof *grown * (s->n_regions + 1));
+    if (!grown) return -ENOMEM;
+    s->regions = grown;
+    mpk__region r = {.memory = memory, .bytes = bytes};
+    split_region(&r, owned);
+    r.edges = malloc(r.head + r.tail + 1); /* never of size 0, which may be NULL */
+    if (!r.edges) return -ENOMEM;
+    s->regions[s->n_regions++] = r;
+    return 0;
+}
+
+static int64_t find_in_order(const mpk_session *s, uintptr_t address) {
+    size_t low = 0, high = s->n_regions;
+    while (low < high) { /* the first region that ends behind address */
+        size_t mid = (low + high) / 2;
+        const mpk__region *r = &s->regions[s->by_address[mid]];
+        if ((uintptr_t)r->pages + r->span <= address)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    if (low == s->n_regions) return -1;
+    const mpk__region *r = &s->regions[s->by_address[low]];
+    return address >= (uintptr_t)r->pages ? (int64_t)s->by_address[low] : -1;
+}
+
+int64_t mpk__block_at_in_handler(const mpk_session *s, uintptr_t address) {
+    int64_t i = find_in_order(s, address);
+    if (i < 0) return -1;
+    const mpk__region *r = &s->regions[i];
+    return r->first_block + (int64_t)((address - (uintptr_t)r->pages) / s->block_bytes);
+}
+
+mpk__place mpk__block_place(const mpk_session *s, uint32_t b) {
+    const mpk__region *r = &s->regions[s->block_region[b]];
+    size_t from = (size_t)(b - r->first_block) * s->block_bytes;
+    size_t bytes = r->data - from < s->block_bytes ? r->data - from : s->block_bytes;
+    size_t span = r->span - from < s->block_bytes ? r->span - from : s->block_bytes;
+    return (mpk__place){.region = r, .memory = r->pages + from, .bytes = bytes, .span = span, .offset = r->head + from};
+}
+
+int mpk__session_is_valid(const mpk_session *s) {
+    if (atomic_load(&s->drain_state) == MPK_DRAIN_ACTIVE) return 1; /* in motion: nothing can be said */
+    if (atomic_load(&s->pool.used) != 0 || atomic_load(&s->pending) != 0) return 0;
+    for (uint32_t b = 0; b < s->n_blocks; b++) {
+        enum mpk__block_state state = mpk__state_of(atomic_load(&s->blocks[b]));
+        if (state != MPK__WRITABLE && state != MPK__SAVED) return 0;
+    }
+    uint32_t free_slots = 0; /* each pool slot is on the free list, once */
+    for (uint32_t i = (uint32_t)atomic_load(&s->pool.free_list); i && free_slots <= s->pool.n_slots; free_slots++)
+        i = atomic_load(&s->pool.next[i - 1]);
+    return free_slots == s->pool.n_slots;
+}
+
+static int number_blocks(mpk_session *s) {
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < s->n_regions; i++) {
+        mpk__region *r = &s->regions[i];
+        size_t blocks = (r->data + s->block_bytes - 1) / s->block_bytes;
+        if (n + blocks > INT32_MAX) return -EINVAL; /* block_bytes is far too small for this much memory */
+        r->first_block = (uint32_t)n;
+        r->n_blocks = (uint32_t)blocks;
+        n += blocks;
+    }
+    s->n_blocks = (uint32_t)n;
+    size_t room = n ? n : 1;
+    s->blocks = calloc(room, sizeof *s->blocks);
+    s->block_region = calloc(room, sizeof *s->block_region);
+    s->crc = calloc(2 * room, sizeof *s->crc);
+    s->by_address = calloc(s->n_regions + 1, sizeof *s->by_address);
+    if (!s->blocks || !s->block_region || !s->crc || !s->by_address) return -ENOMEM;
+    for (uint32_t i = 0; i < s->n_regions; i++) {
+        for (uint32_t b = 0; b < s->regions[i].n_blocks; b++) s->block_region[s->regions[i].first_block + b] = i;
+        uint32_t at = i; /* insertion: sealing happens once, and there are few regions */
+        for (; at > 0 && s->regions[s->by_address[at - 1]].pages > s->regions[i].pages; at--)
+            s->by_address[at] = s->by_address[at - 1];
+        s->by_address[at] = i;
+    }
+    return 0;
+}
+
+static void release_blocks(mpk_session *s) {
+    mpk__pool_destroy(&s->pool);
+    free((void *)s->blocks);
+    free(s->block_region);
+    free(s->crc);
+    free(s->by_address);
+    s->blocks = NULL;
+    s->block_region = s->crc = s->by_address = NULL;
+    s->n_blocks = 0;
+}
+
+int mpk_session_seal(mpk_session *s, size_t block_bytes, size_t pool_bytes) {
+    size_t page = mpk__prim_page_size();
+    if (s->sealed) return -EBUSY;
+    if (block_bytes < page || block_bytes < MPK__IO_ALIGN || (block_bytes & (block_bytes - 1))) return -EINVAL;
+    s->block_bytes = block_bytes;
+    int error = number_blocks(s);
+    if (!error) error = mpk__pool_create(&s->pool, block_bytes, (pool_bytes + block_bytes - 1) / block_bytes);
+    if (!error) error = mpk__fault_watch(s);
+    if (error) {
+        release_blocks(s);
+        return error;
+    }
+    error = mpk__drain_start_threads(s);
+    if (error) {
+        mpk__fault_unwatch();
+        release_blocks(s);
+        return error;
+    }
+    s->sealed = true;
+    return 0;
+}
+
+static void protect_all(mpk_session *s, bool writable, int *error) {
+    for (uint32_t i = 0; i < s->n_regions; i++) {
+        const mpk__region *r = &s->regions[i];
+        int failed = r->span ? mpk__prim_protect_in_handler(r->pages, r->span, writable) : 0;
+        if (failed && !*error) *error = failed;
+    }
+}
+
+static void release_plan(mpk__epoch *e) {
+    free(e->path);
+    free(e->spill_path);
+    free(e->objects);
+    e->path = e->spill_path = NULL;
+    e->objects = NULL;
+}
+
+void mpk_session_unseal(mpk_session *s) {
+    if (s->sealed) {
+        mpk_session_hurry(s, 1);
+        mpk_session_wait(s, -1);
+        mpk_session_hurry(s, 0);
+        mpk__drain_stop_threads(s);
+        int error = 0;
+        protect_all(s, true, &error); /* one mapping a region: this only joins what was split, and needs no room */
+        mpk__fault_unwatch();
+        release_blocks(s);
+        release_plan(&s->epoch);
+        s->sealed = false;
+    }
+    forget_regions(s);
+}
+
+/* Copies what the drain threads will need: after this the caller's plan is not looked at again. */
+static int take_plan(mpk_session *s, const mpk_plan *plan) {
+    mpk__epoch *e = &s->epoch;
+    release_plan(e);
+    e->path = strdup(plan->path);
+    e->spill_path = plan->spill_path ? strdup(plan->spill_path) : NULL;
+    e->objects = malloc(plan->objects_bytes + 1);
+    if (!e->path || !e->objects || (plan->spill_path && !e->spill_path)) return -ENOMEM;
+    if (plan->objects_bytes) memcpy(e->objects, plan->objects, plan->objects_bytes);
+    e->objects_offset = plan->objects_offset;
+    e->record_offset = plan->record_offset;
+    e->record = (mpk_record){
+        .rank = plan->rank,
+        .epoch = plan->epoch,
+        .step = plan->step,
+        .run = plan->run,
+        .objects_bytes = plan->objects_bytes,
+        .objects_spilled = plan->spill_path != NULL,
+        .cut_time_ns = mpk__prim_wall_clock_ns(),
+    };
+    memcpy(e->record.magic, MPK_RECORD_MAGIC, sizeof e->record.magic);
+    memcpy(e->record.digest, plan->digest, sizeof e->record.digest);
+    for (uint32_t i = 0; i < s->n_regions; i++) {
+        s->regions[i].data_offset = plan->data_offsets[i];
+        s->regions[i].checksum_offset = plan->checksum_offsets[i];
+    }
+    return 0;
+}
+
+static void copy_edges(mpk_session *s) {
+    for (uint32_t i = 0; i < s->n_regions; i++) {
+        const mpk__region *r = &s->regions[i];
+        if (r->head) memcpy(r->edges, r->memory, r->head);
+        if (r->tail) memcpy(r->edges + r->head, r->pages + r->data, r->tail);
+    }
+}
+
+int mpk_cut(mpk_session *s, const mpk_plan *plan) {
+    if (!s->sealed || mpk__is_forked_child()) return -EINVAL;
+    if (atomic_load(&s->drain_state) == MPK_DRAIN_ACTIVE) return -EBUSY;
+    uint64_t start = mpk__prim_now_ns();
+    int error = take_plan(s, plan);
+    if (!error) error = mpk__fault_install();
+    if (error) return error;
+    copy_edges(s);
+    s->cut++;
+    s->epoch.started_ns = start;
+    atomic_store(&s->epoch_number, plan->epoch);
+    atomic_store(&s->bytes_written, 0);
+    atomic_store(&s->blocks_copied, 0);
+    atomic_store(&s->stall_ns, 0);
+    atomic_store(&s->error, 0);
+    atomic_store(&s->begun, 0);
+    atomic_store(&s->cursor, 0);
+    atomic_store(&s->pending, s->n_blocks + 1);
+    /* A drain thread that is still awake from the last epoch may begin on the first blocks at once: all that it needs
+     * is in place, and the program stands still. */
+    atomic_store(&s->drain_state, MPK_DRAIN_ACTIVE);
+    for (uint32_t b = 0; b < s->n_blocks; b++) atomic_store(&s->blocks[b], mpk__word(s->cut, 0, MPK__ARMED));
+    protect_all(s, false, &error);
+    int none = 0;
+    if (error) atomic_compare_exchange_strong(&s->error, &none, -error); /* not all are armed: the epoch fails */
+    atomic_store(&s->blocked_ns, mpk__prim_now_ns() - start);
+    mpk__drain_ring_in_handler(s);
+    return 0;
+}
+
+void mpk_session_hurry(mpk_session *s, int on) {
+    atomic_store(&s->hurry, on != 0);
+    if (on) mpk__drain_ring_in_handler(s);
+}
+
+int mpk_session_wait(mpk_session *s, int64_t timeout_ns) {
+    uint64_t start = mpk__prim_now_ns();
+    while (atomic_load(&s->drain_state) == MPK_DRAIN_ACTIVE) {
+        if (mpk__is_forked_child()) return 1; /* the parent's drain */
+        int64_t left = timeout_ns < 0 ? -1 : timeout_ns - (int64_t)(mpk__prim_now_ns() - start);
+        if (timeout_ns >= 0 && left <= 0) return 0;
+        mpk__prim_wait_in_handler(&s->drain_state, MPK_DRAIN_ACTIVE, left);
+    }
+    return 1;
+}
+
+void mpk_session_progress(const mpk_session *s, mpk_progress *out) {
+    uint32_t state = atomic_load(&s->drain_state);
+    uint32_t pending = atomic_load(&s->pending);
+    bool active = state == MPK_DRAIN_ACTIVE;
+    *out = (mpk_progress){
+        .epoch = atomic_load(&s->epoch_number),
+        .state = (enum mpk_drain_state)state,
+        .error = active ? 0 : atomic_load(&s->error),
+        .blocks = s->n_blocks,
+        .blocks_saved = pending < s->n_blocks ? s->n_blocks - pending : 0,
+        .blocks_copied = atomic_load(&s->blocks_copied),
+        .bytes_written = atomic_load(&s->bytes_written),
+        .blocked_ns = atomic_load(&s->blocked_ns),
+        .drain_ns = active ? mpk__prim_now_ns() - s->epoch.started_ns : atomic_load(&s->drain_ns),
+        .stall_ns = atomic_load(&s->stall_ns),
+        .direct = atomic_load(&s->use_direct),
+    };
+}

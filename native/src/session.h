@@ -1,0 +1,180 @@
+/* What the parts of the snapshotter share: the session, its regions, and the state of each block.
+ *
+ * A block's state is one 64-bit word, changed by compare-and-swap alone:
+ *
+ *     cut number (32 bits) | pool slot (24) | state (8)
+ *
+ *     WRITABLE  nothing due; the program writes freely
+ *     ARMED     read-only, to be saved
+ *     FLYING    read-only, a drain thread is writing it straight from the program's memory
+ *     COPIED    its image lies in a pool slot, writable again
+ *     LANDING   COPIED, and a drain thread has it in hand
+ *     SAVED     saved, read-only until its first write
+ *
+ *     cut:    any      -> ARMED
+ *     drain:  ARMED    -> FLYING -> SAVED         COPIED -> LANDING -> WRITABLE
+ *     write:  ARMED    -> COPIED                  FLYING -> LANDING         SAVED -> WRITABLE
+ *
+ * The cut number makes a word of an earlier cut differ from the same state in this one, so that a handler that was
+ * held up for a whole epoch cannot succeed with an old copy. Whoever wins a swap owns what follows from it; a block
+ * leaves read-only before its page does, so a page that is writable never has an image still due. */
+#ifndef MPK_SESSION_H
+#define MPK_SESSION_H
+
+#include <pthread.h>
+
+#include "mpickpt.h"
+#include "prim.h"
+
+enum mpk__block_state {
+    MPK__WRITABLE = 0,
+    MPK__ARMED,
+    MPK__FLYING,
+    MPK__COPIED,
+    MPK__LANDING,
+    MPK__SAVED,
+};
+
+#define MPK__NO_SLOT 0xffffffu /* also the limit of a pool, in slots */
+
+static inline uint64_t mpk__word(uint32_t cut, uint32_t slot, enum mpk__block_state state) {
+    return (uint64_t)cut << 32 | (uint64_t)slot << 8 | state;
+}
+static inline enum mpk__block_state mpk__state_of(uint64_t word) { return (enum mpk__block_state)(word & 0xff); }
+static inline uint32_t mpk__slot_of(uint64_t word) { return (uint32_t)(word >> 8) & 0xffffff; }
+static inline uint32_t mpk__cut_of(uint64_t word) { return (uint32_t)(word >> 32); }
+
+/* A named range of the program's memory. Only whole pages of its own can be protected: what shares a page with
+ * foreign data, at either end, is an edge and is copied at the cut.
+ *
+ *     memory               pages                                     pages + data          memory + bytes
+ *       |--- edge (head) ---|==== blocks of block_bytes ... ==== last |--- edge (tail) ------|             */
+typedef struct mpk__region {
+    uint8_t *memory;
+    size_t bytes;
+    uint8_t *pages;       /* the first protected page */
+    size_t span;          /* bytes of protected pages; what an owned region's last page has beyond data is padding */
+    size_t head, data, tail;
+    uint32_t first_block; /* blocks are numbered through all regions */
+    uint32_t n_blocks;
+    uint8_t *edges;       /* images of head and tail, head + tail bytes */
+    uint64_t data_offset, checksum_offset; /* in the slot of this cut */
+} mpk__region;
+
+/* Preallocated room for the images of blocks that the program wrote to before they were saved. */
+typedef struct mpk__pool {
+    uint8_t *memory;
+    size_t slot_bytes;
+    uint32_t n_slots;
+    _Atomic uint64_t free_list; /* top slot + 1, with a count of changes above it against ABA */
+    _Atomic uint32_t *next;     /* per slot: the one below it + 1 */
+    _Atomic uint32_t used;
+    _Atomic uint32_t given;     /* counts slots given back: the word that writers wait on */
+    _Atomic uint32_t waiters;
+} mpk__pool;
+
+enum mpk__drain_kind { MPK__IDLE_THREAD, MPK__URGENT_THREAD, MPK__DRAIN_THREADS };
+
+typedef struct mpk__drain_thread {
+    struct mpk_session *session;
+    enum mpk__drain_kind kind;
+    pthread_t thread;
+    uint8_t *bounce; /* for file offsets that are not aligned */
+} mpk__drain_thread;
+
+/* The cut that is being drained: the plan of the caller, and what the writer needs besides. */
+typedef struct mpk__epoch {
+    char *path, *spill_path;
+    uint8_t *objects;
+    uint64_t objects_offset, record_offset;
+    mpk_record record;
+    int direct_fd, buffered_fd;
+    uint64_t started_ns;
+} mpk__epoch;
+
+struct mpk_session {
+    bool want_direct, sealed;
+    mpk__region *regions; /* in the order of mpk_region_add */
+    uint32_t n_regions;
+    uint32_t *by_address; /* indices into regions, ascending addresses */
+    size_t block_bytes;
+    uint32_t n_blocks;
+    _Atomic uint64_t *blocks;
+    uint32_t *block_region; /* per block: its region */
+    uint32_t *crc;          /* two a block: before and behind the border of the region's blocks in the file */
+    mpk__pool pool;
+    mpk__drain_thread drains[MPK__DRAIN_THREADS];
+    uint32_t drains_running;
+
+    uint32_t cut; /* counts cuts; part of each block's word */
+    mpk__epoch epoch;
+    _Atomic uint32_t drain_state; /* enum mpk_drain_state; waited on */
+    _Atomic uint32_t bell;        /* changed whenever a drain thread may have something to do; waited on */
+    _Atomic uint32_t stop, hurry;
+    _Atomic uint32_t begun;       /* 0, 1 one thread is opening the slot, 2 open; waited on */
+    _Atomic uint32_t pending;     /* blocks not yet saved, and one for the opening of the slot */
+    _Atomic uint32_t cursor;      /* where to look for the next block to drain */
+    _Atomic int error;            /* errno of the first failure: what is still due is dropped */
+    _Atomic int use_direct;
+    _Atomic uint64_t epoch_number, bytes_written, blocks_copied, blocked_ns, drain_ns, stall_ns;
+};
+
+/* Where block `b` lies. */
+typedef struct mpk__place {
+    const mpk__region *region;
+    uint8_t *memory;
+    size_t bytes;  /* of data: what is copied, checked and written */
+    size_t span;   /* of pages: what is protected */
+    size_t offset; /* in the region */
+} mpk__place;
+
+mpk__place mpk__block_place(const mpk_session *s, uint32_t b);
+/* The block that owns address, or -1. */
+int64_t mpk__block_at_in_handler(const mpk_session *s, uintptr_t address);
+/* True when the states add up: called by the tests after each epoch. */
+MPK_API int mpk__session_is_valid(const mpk_session *s);
+
+/* pool.c */
+int mpk__pool_create(mpk__pool *pool, size_t slot_bytes, size_t n_slots);
+void mpk__pool_destroy(mpk__pool *pool);
+uint32_t mpk__pool_take_in_handler(mpk__pool *pool); /* MPK__NO_SLOT when it is full */
+void mpk__pool_give_in_handler(mpk__pool *pool, uint32_t slot);
+/* Sleeps until a slot was given back after `given` was read, or a block was saved; at most a short while. */
+void mpk__pool_wait_in_handler(mpk__pool *pool, uint32_t given);
+void mpk__pool_notify(mpk__pool *pool); /* a block was saved: whoever waited to copy it need not */
+static inline uint8_t *mpk__pool_slot(const mpk__pool *pool, uint32_t slot) {
+    return pool->memory + (size_t)slot * pool->slot_bytes;
+}
+/* More than half full: the urgent thread takes part. */
+static inline bool mpk__pool_is_pressed(const mpk__pool *pool) {
+    return (uint64_t)atomic_load(&pool->used) * 2 > pool->n_slots;
+}
+
+/* fault.c */
+int mpk__fault_watch(mpk_session *s); /* -EBUSY when another session is watched */
+int mpk__fault_install(void);         /* the signal handler, if it is not the one in place */
+void mpk__fault_unwatch(void);        /* and the handler that was there before is back */
+bool mpk__is_forked_child(void);      /* no drain threads here; nothing is waited for, joined or written */
+
+/* drain.c */
+int mpk__drain_start_threads(mpk_session *s);
+void mpk__drain_stop_threads(mpk_session *s);
+void mpk__drain_ring_in_handler(mpk_session *s);
+
+/* writer.c: called by drain threads, and only while an epoch is open. */
+int mpk__writer_open(mpk_session *s);
+int mpk__writer_put(mpk_session *s, mpk__drain_thread *self, const struct iovec *pieces, int n, uint64_t offset);
+void mpk__writer_commit(mpk_session *s);
+
+/* crc32c.c */
+uint32_t mpk__crc32c_combine(uint32_t first, uint32_t second, size_t second_bytes);
+MPK_API uint32_t mpk__crc32c_portable(uint32_t crc, const void *data, size_t bytes);
+
+/* chaos.h, in test builds: a random delay at a place where threads could meet. */
+#ifdef MPK_CHAOS
+void mpk__chaos(void);
+#else
+#define mpk__chaos() ((void)0)
+#endif
+
+#endif

@@ -1,0 +1,189 @@
+/* The writer: bytes into the slot, and the order of a commit. Runs on the drain threads alone.
+ *
+ * Whole aligned sectors go O_DIRECT, straight from the program's pages or the pool: hardly any processor time. What
+ * is ragged goes through the page cache on a second descriptor: the last bytes of an array, and where an array's
+ * memory and its place in the file are aligned differently, both ends of each run. The two never meet in one sector. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "session.h"
+
+/* The order of a commit, which holds whatever fails when:
+ *   1. record WRITING, sync      (writer_open: from here on the slot's old epoch does not count)
+ *   2. blocks                    (writer_put)
+ *   3. edges, objects, checksums, sync
+ *   4. record COMPLETE, sync     (writer_commit: from here on the rank's part of the epoch counts) */
+
+static int put_bytes(int fd, const void *data, size_t bytes, uint64_t offset) {
+    struct iovec one = {(void *)(uintptr_t)data, bytes};
+    return bytes ? mpk__prim_write(fd, &one, 1, offset) : 0;
+}
+
+static int put_record(mpk_session *s, enum mpk_record_state state) {
+    mpk__epoch *e = &s->epoch;
+    e->record.state = state;
+    e->record.crc = mpk_crc32c(0, &e->record, offsetof(mpk_record, crc));
+    int error = put_bytes(e->buffered_fd, &e->record, sizeof e->record, e->record_offset);
+    return error ? error : mpk__prim_sync(e->buffered_fd);
+}
+
+int mpk__writer_open(mpk_session *s) {
+    mpk__epoch *e = &s->epoch;
+    int error = mpk__prim_open_slot(e->path, s->want_direct, true, &e->direct_fd, &e->buffered_fd);
+    if (error) return error;
+    atomic_store(&s->use_direct, e->direct_fd >= 0);
+    return put_record(s, MPK_WRITING);
+}
+
+static size_t total(const struct iovec *pieces, int n) {
+    size_t bytes = 0;
+    for (int i = 0; i < n; i++) bytes += pieces[i].iov_len;
+    return bytes;
+}
+
+static int put_buffered(mpk_session *s, const struct iovec *pieces, int n, uint64_t offset) {
+    struct iovec copy[n];
+    memcpy(copy, pieces, sizeof *pieces * (size_t)n);
+    int error = mpk__prim_write(s->epoch.buffered_fd, copy, n, offset);
+    if (!error) mpk__prim_flush_range(s->epoch.buffered_fd, offset, total(pieces, n));
+    return error;
+}
+
+/* Pieces that begin on a sector: all but the ragged end goes out as it lies in memory. */
+static int put_aligned(mpk_session *s, const struct iovec *pieces, int n, uint64_t offset) {
+    struct iovec copy[n];
+    memcpy(copy, pieces, sizeof *pieces * (size_t)n);
+    size_t bytes = total(pieces, n);
+    size_t ragged = bytes % MPK__IO_ALIGN; /* smaller than the last piece: all but an array's last are whole blocks */
+    copy[n - 1].iov_len -= ragged;
+    const uint8_t *end = (const uint8_t *)copy[n - 1].iov_base + copy[n - 1].iov_len;
+    int whole = copy[n - 1].iov_len ? n : n - 1;
+    int error = whole ? mpk__prim_write(s->epoch.direct_fd, copy, whole, offset) : 0;
+    return error ? error : put_bytes(s->epoch.buffered_fd, end, ragged, offset + bytes - ragged);
+}
+
+/* Pieces that begin in the midst of a sector: through the bounce buffer, shifted so that the sectors fit. */
+static int put_shifted(mpk_session *s, uint8_t *bounce, const struct iovec *pieces, int n, uint64_t offset) {
+    size_t bytes = total(pieces, n);
+    size_t shift = offset % MPK__IO_ALIGN;
+    uint8_t *to = bounce + shift;
+    for (int i = 0; i < n; i++) to = (uint8_t *)memcpy(to, pieces[i].iov_base, pieces[i].iov_len) + pieces[i].iov_len;
+    size_t front = MPK__IO_ALIGN - shift; /* up to the next sector */
+    if (front > bytes) front = bytes;
+    size_t middle = (bytes - front) / MPK__IO_ALIGN * MPK__IO_ALIGN;
+    const uint8_t *from = bounce + shift;
+    mpk__epoch *e = &s->epoch;
+    int error = put_bytes(e->buffered_fd, from, front, offset);
+    if (!error) error = put_bytes(e->direct_fd, from + front, middle, offset + front);
+    if (!error)
+        error = put_bytes(e->buffered_fd, from + front + middle, bytes - front - middle, offset + front + middle);
+    return error;
+}
+
+int mpk__writer_put(mpk_session *s, mpk__drain_thread *self, const struct iovec *pieces, int n, uint64_t offset) {
+    int error = -EINVAL;
+    if (atomic_load(&s->use_direct)) {
+        bool aligned = offset % MPK__IO_ALIGN == 0;
+        error = aligned ? put_aligned(s, pieces, n, offset) : put_shifted(s, self->bounce, pieces, n, offset);
+        if (error == -EINVAL) atomic_store(&s->use_direct, 0); /* this file system wants more alignment than we have */
+    }
+    if (error == -EINVAL) error = put_buffered(s, pieces, n, offset);
+    if (!error) atomic_fetch_add(&s->bytes_written, total(pieces, n));
+    return error;
+}
+
+/* Joins the checksums of a region's pieces, in the order of its bytes, into those of the file's blocks. */
+typedef struct table {
+    uint32_t *crc;
+    size_t block_bytes, filled, n;
+} table;
+
+static void table_add(table *t, uint32_t crc, size_t bytes) {
+    if (bytes == 0) return;
+    t->crc[t->n] = t->filled ? mpk__crc32c_combine(t->crc[t->n], crc, bytes) : crc;
+    t->filled += bytes;
+    if (t->filled == t->block_bytes) t->n++, t->filled = 0;
+}
+
+static void table_add_bytes(table *t, const uint8_t *data, size_t bytes) {
+    size_t first = t->block_bytes - t->filled;
+    if (first > bytes) first = bytes;
+    table_add(t, mpk_crc32c(0, data, first), first);
+    table_add(t, mpk_crc32c(0, data + first, bytes - first), bytes - first);
+}
+
+static int put_checksums(mpk_session *s, const mpk__region *r) {
+    size_t n = (r->bytes + s->block_bytes - 1) / s->block_bytes;
+    table t = {.crc = calloc(n ? n : 1, sizeof *t.crc), .block_bytes = s->block_bytes};
+    if (!t.crc) return -ENOMEM;
+    table_add_bytes(&t, r->edges, r->head);
+    for (uint32_t i = 0; i < r->n_blocks; i++) {
+        size_t b = r->first_block + i;
+        mpk__place place = mpk__block_place(s, (uint32_t)b);
+        size_t before = s->block_bytes - r->head;
+        if (before > place.bytes) before = place.bytes;
+        table_add(&t, s->crc[2 * b], before);
+        table_add(&t, s->crc[2 * b + 1], place.bytes - before);
+    }
+    if (r->tail) table_add_bytes(&t, r->edges + r->head, r->tail);
+    int error = put_bytes(s->epoch.buffered_fd, t.crc, n * sizeof *t.crc, r->checksum_offset);
+    free(t.crc);
+    return error;
+}
+
+static int put_edges(mpk_session *s, const mpk__region *r) {
+    int fd = s->epoch.buffered_fd;
+    int error = put_bytes(fd, r->edges, r->head, r->data_offset);
+    if (!error && r->tail) error = put_bytes(fd, r->edges + r->head, r->tail, r->data_offset + r->head + r->data);
+    atomic_fetch_add(&s->bytes_written, r->head + r->tail);
+    return error;
+}
+
+static int put_objects(mpk_session *s) {
+    mpk__epoch *e = &s->epoch;
+    size_t bytes = e->record.objects_bytes;
+    atomic_fetch_add(&s->bytes_written, bytes);
+    e->record.objects_crc = mpk_crc32c(0, e->objects, bytes);
+    if (!e->spill_path) return put_bytes(e->buffered_fd, e->objects, bytes, e->objects_offset);
+    int fd = mpk__prim_create_file(e->spill_path);
+    if (fd < 0) return fd;
+    int error = put_bytes(fd, e->objects, bytes, 0);
+    if (!error) error = mpk__prim_sync(fd);
+    mpk__prim_close(fd);
+    return error;
+}
+
+static int put_the_rest(mpk_session *s) {
+    int error = put_objects(s);
+    for (uint32_t i = 0; i < s->n_regions && !error; i++) {
+        error = put_edges(s, &s->regions[i]);
+        if (!error) error = put_checksums(s, &s->regions[i]);
+    }
+    return error ? error : mpk__prim_sync(s->epoch.buffered_fd);
+}
+
+void mpk__writer_commit(mpk_session *s) {
+    mpk__epoch *e = &s->epoch;
+    int error = -atomic_load(&s->error);
+    if (!error) error = put_the_rest(s);
+    mpk_record *record = &e->record;
+    uint64_t drain_ns = mpk__prim_now_ns() - e->started_ns;
+    record->blocked_ns = atomic_load(&s->blocked_ns);
+    record->drain_ns = drain_ns;
+    record->bytes_written = atomic_load(&s->bytes_written);
+    record->blocks_copied = atomic_load(&s->blocks_copied);
+    record->stall_ns = atomic_load(&s->stall_ns);
+    if (!error) error = put_record(s, MPK_COMPLETE);
+    if (error && e->buffered_fd >= 0) {
+        record->error = -error;
+        put_record(s, MPK_FAILED); /* the storage that failed may refuse this too: then it stays WRITING */
+    }
+    mpk__prim_close(e->direct_fd);
+    mpk__prim_close(e->buffered_fd);
+    e->direct_fd = e->buffered_fd = -1;
+    atomic_store(&s->error, -error);
+    atomic_store(&s->drain_ns, mpk__prim_now_ns() - e->started_ns);
+    atomic_store(&s->drain_state, error ? MPK_DRAIN_FAILED : MPK_DRAIN_COMPLETE);
+    mpk__prim_wake_in_handler(&s->drain_state);
+}
