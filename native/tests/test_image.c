@@ -1,0 +1,179 @@
+/* The image in the slot is the memory as it was at the cut: threads write at random while it drains, and after each
+ * of a thousand cuts (or as many as the first argument says) every byte and every checksum is compared.
+ *
+ * 1 to 4 threads; arrays on pages of their own, and of any alignment, which share pages with their neighbours; a pool
+ * of one block, of a quarter and of all; O_DIRECT and buffered. */
+#include "check.h"
+
+enum { BLOCK = 16384, REGIONS = 5, MAX_THREADS = 4, RECORD_AT = 0, OBJECTS_AT = 4096, DATA_AT = 8192 };
+
+typedef struct config {
+    int threads, aligned, pool_part, direct;
+} config;
+
+typedef struct region {
+    uint8_t *memory, *expected;
+    size_t bytes;
+} region;
+
+static region regions[REGIONS];
+static pthread_barrier_t gate;
+static _Atomic int running, finished;
+
+static void *scribble(void *argument) {
+    uint64_t seed = (uint64_t)(uintptr_t)argument;
+    for (;;) {
+        pthread_barrier_wait(&gate); /* the cut is behind us */
+        if (atomic_load(&finished)) return NULL;
+        while (atomic_load(&running)) {
+            region *r = &regions[next_random(&seed) % REGIONS];
+            size_t at = next_random(&seed) % r->bytes;
+            size_t most = next_random(&seed) % 4 ? 8 : 3 * BLOCK;
+            size_t n = next_random(&seed) % most + 1;
+            if (n > r->bytes - at) n = r->bytes - at;
+            for (size_t i = 0; i < n; i += n > 64 ? 512 : 1) ((volatile uint8_t *)r->memory)[at + i] = (uint8_t)seed;
+            if (next_random(&seed) % 16 == 0) mpk__chaos();
+        }
+        pthread_barrier_wait(&gate); /* quiet until the next cut */
+    }
+}
+
+static void compare(const char *path, const region *r, uint64_t data_offset, uint64_t checksum_offset) {
+    uint8_t *image = malloc(r->bytes);
+    size_t n = (r->bytes + BLOCK - 1) / BLOCK;
+    uint32_t *checksums = calloc(n, sizeof *checksums);
+    read_slot(path, image, r->bytes, data_offset);
+    read_slot(path, checksums, n * sizeof *checksums, checksum_offset);
+    CHECK(memcmp(image, r->expected, r->bytes) == 0);
+    for (size_t k = 0; k < n; k++) {
+        size_t length = r->bytes - k * BLOCK < BLOCK ? r->bytes - k * BLOCK : BLOCK;
+        CHECK(checksums[k] == mpk_crc32c(0, r->expected + k * BLOCK, length));
+    }
+    free(image);
+    free(checksums);
+}
+
+/* Memory for the regions. Not aligned: one piece of malloc's, cut up so that regions meet within a page. */
+static uint8_t *lay_out(int aligned) {
+    static const size_t sizes[REGIONS] = {20 * BLOCK + 777, 100, 9 * BLOCK, 4097, 13 * BLOCK - 1};
+    size_t all = 0;
+    for (int i = 0; i < REGIONS; i++) all += sizes[i];
+    uint8_t *heap = aligned ? NULL : malloc(all + 64), *at = heap ? heap + 24 : NULL;
+    for (int i = 0; i < REGIONS; i++) {
+        regions[i].bytes = sizes[i];
+        regions[i].expected = malloc(sizes[i]);
+        regions[i].memory = aligned ? mpk_alloc(sizes[i], 0) : at;
+        if (!aligned) at += sizes[i];
+    }
+    return heap;
+}
+
+/* Before the first block is overwritten the record of the slot's old epoch is gone. */
+static void check_order(const mpk_session *s, const mpk_plan *plan) {
+    mpk_progress p;
+    mpk_session_progress(s, &p);
+    if (p.bytes_written == 0) return;
+    mpk_record record;
+    read_slot(plan->path, &record, sizeof record, RECORD_AT);
+    CHECK(record.epoch == plan->epoch);
+}
+
+static void one_round(mpk_session *s, const mpk_plan *plan, uint64_t *seed) {
+    for (int i = 0; i < REGIONS; i++) memcpy(regions[i].expected, regions[i].memory, regions[i].bytes);
+    CHECK(mpk_cut(s, plan) == 0);
+    atomic_store(&running, 1);
+    pthread_barrier_wait(&gate);
+    int hurry = next_random(seed) % 2;
+    if (hurry) mpk_session_hurry(s, 1);
+    do check_order(s, plan);
+    while (!mpk_session_wait(s, (int64_t)(next_random(seed) % 2000000)));
+    if (hurry) mpk_session_hurry(s, 0);
+    atomic_store(&running, 0);
+    pthread_barrier_wait(&gate);
+    mpk_progress p;
+    mpk_session_progress(s, &p);
+    CHECK(p.state == MPK_DRAIN_COMPLETE && p.blocks_saved == p.blocks && p.epoch == plan->epoch);
+    CHECK(mpk__session_is_valid(s));
+    mpk_record record = read_record(plan->path, RECORD_AT);
+    CHECK(record.state == MPK_COMPLETE && record.epoch == plan->epoch && record.step == plan->step);
+    CHECK(record.objects_bytes == plan->objects_bytes);
+    char objects[64];
+    read_slot(plan->path, objects, plan->objects_bytes, OBJECTS_AT);
+    CHECK(memcmp(objects, plan->objects, plan->objects_bytes) == 0);
+    CHECK(record.objects_crc == mpk_crc32c(0, objects, plan->objects_bytes));
+    for (int i = 0; i < REGIONS; i++)
+        compare(plan->path, &regions[i], plan->data_offsets[i], plan->checksum_offsets[i]);
+}
+
+static void run(const config *c, int rounds, uint64_t *seed, uint64_t *copied, uint64_t *stalled) {
+    uint8_t *heap = lay_out(c->aligned);
+    uint64_t data[REGIONS], checksums[REGIONS], at = DATA_AT;
+    for (int i = 0; i < REGIONS; i++) {
+        data[i] = at;
+        at = (at + regions[i].bytes + 4095) / 4096 * 4096;
+    }
+    for (int i = 0; i < REGIONS; i++, at += 4096) checksums[i] = at;
+    char *path = make_slot(at);
+    mpk_session *s;
+    CHECK(mpk_session_create(&s, c->direct ? 0 : MPK_SESSION_BUFFERED) == 0);
+    size_t blocks = 0;
+    for (int i = 0; i < REGIONS; i++) {
+        fill_random(regions[i].memory, regions[i].bytes, seed);
+        blocks += regions[i].bytes / BLOCK + 1;
+        CHECK(mpk_region_add(s, regions[i].memory, regions[i].bytes, c->aligned ? MPK_REGION_OWNED : 0) == 0);
+    }
+    size_t pool = c->pool_part == 0 ? 1 : c->pool_part == 1 ? blocks / 4 : blocks;
+    CHECK(mpk_session_seal(s, BLOCK, pool * BLOCK) == 0);
+    CHECK(pthread_barrier_init(&gate, NULL, (unsigned)c->threads + 1) == 0);
+    pthread_t threads[MAX_THREADS];
+    atomic_store(&finished, 0);
+    for (int i = 0; i < c->threads; i++)
+        CHECK(pthread_create(&threads[i], NULL, scribble, (void *)(uintptr_t)(next_random(seed) | 1)) == 0);
+    for (int round = 1; round <= rounds; round++) {
+        char objects[64];
+        int n = snprintf(objects, sizeof objects, "objects of round %d", round);
+        mpk_plan plan = {.path = path, .data_offsets = data, .checksum_offsets = checksums,
+                         .record_offset = RECORD_AT, .objects = objects, .objects_bytes = (size_t)n,
+                         .objects_offset = OBJECTS_AT, .epoch = (uint64_t)round, .step = (uint64_t)round * 10};
+        one_round(s, &plan, seed);
+        mpk_progress p;
+        mpk_session_progress(s, &p);
+        *copied += p.blocks_copied;
+        *stalled += p.stall_ns > 0;
+    }
+    atomic_store(&finished, 1);
+    pthread_barrier_wait(&gate);
+    for (int i = 0; i < c->threads; i++) pthread_join(threads[i], NULL);
+    pthread_barrier_destroy(&gate);
+    mpk_session_destroy(s);
+    unlink(path);
+    free(path);
+    for (int i = 0; i < REGIONS; i++) {
+        memset(regions[i].memory, 1, regions[i].bytes); /* writable again, and no handler is needed */
+        free(regions[i].expected);
+        if (c->aligned) mpk_free(regions[i].memory, regions[i].bytes);
+    }
+    free(heap);
+}
+
+int main(int argc, char **argv) {
+    int cuts = argc > 1 ? atoi(argv[1]) : 1000;
+    uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : mpk__prim_wall_clock_ns() | 1;
+    printf("%d cuts, seed %#llx\n", cuts, (unsigned long long)seed);
+    const int configs = MAX_THREADS * 2 * 3 * 2;
+    uint64_t copied = 0, stalled = 0;
+    int done = 0;
+    for (int threads = 1; threads <= MAX_THREADS; threads++)
+        for (int aligned = 0; aligned < 2; aligned++)
+            for (int pool_part = 0; pool_part < 3; pool_part++)
+                for (int direct = 0; direct < 2; direct++) {
+                    config c = {threads, aligned, pool_part, direct};
+                    int rounds = (cuts + configs - 1) / configs;
+                    run(&c, rounds, &seed, &copied, &stalled);
+                    done += rounds;
+                }
+    printf("%d cuts compared; %llu blocks copied by the writers, %llu cuts with a full pool\n", done,
+           (unsigned long long)copied, (unsigned long long)stalled);
+    CHECK(copied > (uint64_t)done && stalled > 0); /* or the threads wrote too little for this to prove a thing */
+    return 0;
+}
