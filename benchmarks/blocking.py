@@ -1,0 +1,146 @@
+"""Contenders that stop the program while they write: h5py, numpy.save, O_DIRECT.
+
+Each keeps two checkpoints in turn, so that a crash in the midst of one leaves the other, and waits until the data
+are on the disk, as mpickpt does.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+from direct import DirectFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+class Contender:
+    """One way to checkpoint a rank's state. This base takes none: the run without a checkpoint.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the rank's files go; they are removed by `remove`.
+    state : NDArray[np.float64]
+        The rank's state, page aligned.
+    """
+
+    def __init__(self, folder: Path, state: NDArray[np.float64]) -> None:
+        self.folder = folder
+        self.state = state
+        self.turn = 0
+
+    def open(self) -> NDArray[np.float64]:
+        """Get ready for a run; return the memory that the run works on."""
+        return self.state
+
+    def cut(self) -> None:
+        """Take the checkpoint, or start to; the program is blocked meanwhile."""
+
+    def finish(self) -> int:
+        """Sleep until the checkpoint is on the disk; return the bytes of memory it took outside this process."""
+        return 0
+
+    def close(self) -> None:
+        """End the run."""
+
+    def remove(self) -> None:
+        """Remove the files."""
+
+    def next_turn(self) -> int:
+        """Return 0 and 1 in turn: which of the two checkpoints is overwritten."""
+        self.turn = 1 - self.turn
+        return self.turn
+
+
+class NewFile(Contender):
+    """A new file each time, fsync, renamed over the older one of two."""
+
+    suffix = ""
+
+    def cut(self) -> None:
+        """Write, fsync, rename."""
+        fresh = self.folder / f"new{self.suffix}"
+        self.write(fresh)
+        descriptor = os.open(fresh, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        fresh.rename(self.folder / f"{self.next_turn()}{self.suffix}")
+
+    @abstractmethod
+    def write(self, path: Path) -> None:
+        """Write the state into a new file."""
+
+    def remove(self) -> None:
+        """Remove the files."""
+        for path in self.folder.glob(f"*{self.suffix}"):
+            path.unlink()
+
+
+class H5pyNew(NewFile):
+    """What most programs do: `h5py.File(path, "w")`, one dataset, close."""
+
+    suffix = ".h5"
+
+    def write(self, path: Path) -> None:
+        """Write the state as one dataset."""
+        with h5py.File(path, "w") as file:
+            file["state"] = self.state
+
+
+class NumpySave(NewFile):
+    """`numpy.save`."""
+
+    suffix = ".npy"
+
+    def write(self, path: Path) -> None:
+        """Write the state with `numpy.save`."""
+        np.save(path, self.state)
+
+
+class H5pyInPlace(Contender):
+    """h5py at its best: the dataset exists and is overwritten, so that the kernel allocates no blocks."""
+
+    def __init__(self, folder: Path, state: NDArray[np.float64]) -> None:
+        super().__init__(folder, state)
+        self.paths = [folder / f"place-{turn}.hdf5" for turn in (0, 1)]
+        for path in self.paths:
+            with h5py.File(path, "w") as file:
+                file["state"] = state
+
+    def cut(self) -> None:
+        """Overwrite the dataset, close, fsync."""
+        path = self.paths[self.next_turn()]
+        with h5py.File(path, "r+") as file:
+            file["state"][...] = self.state
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    def remove(self) -> None:
+        """Remove the files."""
+        for path in self.paths:
+            path.unlink()
+
+
+class DirectWrite(Contender):
+    """The quickest way to block: O_DIRECT over a file that exists."""
+
+    def __init__(self, folder: Path, state: NDArray[np.float64]) -> None:
+        super().__init__(folder, state)
+        self.files = [DirectFile(folder / f"{type(self).__name__}-{turn}.raw", state) for turn in (0, 1)]
+
+    def cut(self) -> None:
+        """Write, fdatasync."""
+        self.files[self.next_turn()].write(self.state)
+
+    def remove(self) -> None:
+        """Close and remove the files."""
+        for file in self.files:
+            file.close()

@@ -1,0 +1,53 @@
+"""The contender that lets the kernel copy: fork(), and the child writes the inherited pages.
+
+The child only copies, writes and exits: it makes no MPI call and never returns to the caller. What it costs the parent
+is the copying of page tables in fork() and one copy-on-write fault for every page it writes meanwhile.
+
+The child writes from a small buffer. O_DIRECT straight from the inherited pages would pin them, for which the
+kernel first gives the child a copy of each page, even of those that the parent never writes to.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import workload
+from blocking import DirectWrite
+from direct import CALL_BYTES
+
+REPORT_BYTES = 8
+
+
+class ForkWrite(DirectWrite):
+    """fork(); the child writes with O_DIRECT over a file that exists."""
+
+    def cut(self) -> None:
+        """Fork."""
+        file = self.files[self.next_turn()]
+        self.report, report = os.pipe()
+        self.child = os.fork()
+        if self.child == 0:
+            status = 1
+            try:
+                file.write(self.state, through=workload.allocate(CALL_BYTES, huge=False))
+                os.write(report, _own_bytes().to_bytes(REPORT_BYTES, "little"))
+                status = 0
+            finally:
+                os._exit(status)
+        os.close(report)
+
+    def finish(self) -> int:
+        """Wait for the child; return the bytes that it no longer shared with this process."""
+        _, status = os.waitpid(self.child, 0)
+        copied = os.read(self.report, REPORT_BYTES)
+        os.close(self.report)
+        if status != 0:
+            raise OSError(f"{self.folder}: the forked child that writes the checkpoint failed with status {status}")
+        return int.from_bytes(copied, "little")
+
+
+def _own_bytes() -> int:
+    """The child's memory that is shared with nobody: what the parent has written to, and so copied."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:")))

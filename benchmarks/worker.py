@@ -1,0 +1,217 @@
+"""One rank of one configuration: runs the contenders in turn and gathers what they took.
+
+Started by `bench.py` under mpiexec, with a configuration in JSON as its argument; rank 0 writes the result to
+the file that the configuration names.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import workload
+from blocking import Contender, DirectWrite, H5pyInPlace, H5pyNew, NumpySave
+from direct import DirectFile
+from forked import ForkWrite
+from mpi4py import MPI
+
+import live
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+GIB = 1024**3
+NONE = "none"
+LIVE_POOLS = {"mpickpt, pool = state": 1.0, "mpickpt, pool = state/4": 0.25}
+OTHERS: dict[str, type[Contender]] = {
+    "fork()": ForkWrite,
+    "O_DIRECT write": DirectWrite,
+    "h5py, in place": H5pyInPlace,
+    "h5py, new file": H5pyNew,
+    "numpy.save": NumpySave,
+}
+CUT_AT = 0.25  # of the work: the drain has the other three quarters to run beside it
+MINIMUM_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What one start of mpiexec measures."""
+
+    nbytes: int
+    huge: bool
+    patterns: list[str]
+    contenders: list[str]
+    repetitions: int
+    work_seconds: float
+    folder: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the work: the slowest rank's seconds, all ranks' mean of the rest."""
+
+    seconds: float
+    blocked: float
+    cpu: float
+    memory: float
+
+
+def _cpu_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _memory(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
+
+class Rank:
+    """The state of one rank, and the contenders that save it."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.comm = MPI.COMM_WORLD
+        self.configuration = configuration
+        self.folder = Path(configuration.folder) / f"rank-{self.comm.rank}"
+        self.folder.mkdir()
+        self.shared = Path(configuration.folder) / "session.ckpt"
+        self.state = workload.allocate(configuration.nbytes, huge=configuration.huge)
+        self.contenders: dict[str, Contender] = {NONE: Contender(self.folder, self.state)}
+        for name in configuration.contenders:
+            if name in LIVE_POOLS:
+                pool = int(configuration.nbytes * LIVE_POOLS[name])
+                self.contenders[name] = live.Live(self.shared, self.state, self.comm, huge=configuration.huge, pool=pool)
+            else:
+                self.contenders[name] = OTHERS[name](self.folder, self.state)
+
+    def run(self, contender: Contender, pattern: str, steps: int, *, checkpoint: bool) -> Run:
+        """Do the work once, with a checkpoint in its midst or without."""
+        resident = _memory("VmRSS")
+        state = contender.open()
+        workload.touch(state)
+        own_state = 0 if np.may_share_memory(state, self.state) else state.nbytes
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark of the memory starts anew
+        cut_step = int(steps * CUT_AT) if checkpoint else steps
+        blocked = 0.0
+        self.comm.Barrier()
+        cpu = _cpu_seconds()
+        begin = time.perf_counter()
+        for index in range(steps):
+            if index == cut_step:
+                cut_begin = time.perf_counter()
+                contender.cut()
+                blocked = time.perf_counter() - cut_begin
+            workload.step(state, pattern)
+        outside = contender.finish() if checkpoint else 0
+        seconds = time.perf_counter() - begin
+        cpu = _cpu_seconds() - cpu
+        memory = max(outside, _memory("VmHWM") - resident - own_state)
+        contender.close()
+        slowest, blocked = self.comm.allreduce(seconds, MPI.MAX), self.comm.allreduce(blocked, MPI.MAX)
+        mean = self.comm.allreduce(cpu) / self.comm.size
+        return Run(slowest, blocked, mean, self.comm.allreduce(memory) / self.comm.size)
+
+    def steps_for(self, pattern: str) -> int:
+        """Return how many steps of a pattern take the time that is asked for."""
+        workload.step(self.state, pattern)
+        self.comm.Barrier()
+        count, begin = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - begin) < self.configuration.work_seconds / 8:
+            workload.step(self.state, pattern)
+            count += 1
+        steps = round(count * self.configuration.work_seconds / elapsed)
+        return max(MINIMUM_STEPS, self.comm.allreduce(steps, MPI.MIN))
+
+    def measure_pattern(self, pattern: str) -> dict[str, list[dict[str, float]]]:
+        """Run all contenders in turn, as often as asked for, forwards and backwards, between two plain runs."""
+        steps = self.steps_for(pattern)
+        plain = self.contenders[NONE]
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in self.contenders}
+        for repetition in range(self.configuration.repetitions):
+            names = [name for name in self.contenders if name != NONE]
+            before = self.run(plain, pattern, steps, checkpoint=False)
+            measured = [
+                (name, self.run(self.contenders[name], pattern, steps, checkpoint=True))
+                for name in (names if repetition % 2 == 0 else reversed(names))
+            ]
+            after = self.run(plain, pattern, steps, checkpoint=False)
+            base, cpu = (before.seconds + after.seconds) / 2, (before.cpu + after.cpu) / 2
+            runs[NONE] += [asdict(before), asdict(after)]
+            for name, run in measured:
+                runs[name].append(asdict(run) | {"added": run.seconds - base, "cpu_added": run.cpu - cpu})
+        return runs
+
+    def measure_bandwidth(self) -> dict[str, list[float]]:
+        """Take the seconds of a drain and a restart of idle ranks, and those of raw writing and reading."""
+        nbytes, huge = self.configuration.nbytes, self.configuration.huge
+        raw = DirectFile(self.folder / "raw", self.state)
+        live_contender = live.Live(self.shared, self.state, self.comm, huge=huge, pool=nbytes)
+        seconds: dict[str, list[float]] = {"raw write": [], "drain": [], "raw read": [], "restart": []}
+        state = live_contender.open()
+        for repetition in range(self.configuration.repetitions):
+            for name in ("raw write", "drain") if repetition % 2 == 0 else ("drain", "raw write"):
+                workload.touch(state)
+                self.comm.Barrier()
+                begin = time.perf_counter()
+                if name == "drain":
+                    live_contender.cut()
+                    live_contender.finish()
+                else:
+                    raw.write(self.state)
+                seconds[name].append(self._slowest(time.perf_counter() - begin))
+        live_contender.close()
+        for repetition in range(self.configuration.repetitions):
+            for name in ("raw read", "restart") if repetition % 2 == 0 else ("restart", "raw read"):
+                if name == "restart":
+                    took = live.restart(self.shared, self.state, self.comm, huge=huge)
+                else:
+                    took = self._raw_read(raw)
+                seconds[name].append(self._slowest(took))
+        raw.close()
+        return seconds
+
+    def _raw_read(self, raw: DirectFile) -> float:
+        """Read into memory as a restart does: new memory for huge pages, the program's own for 4 KiB pages."""
+        self.comm.Barrier()
+        begin = time.perf_counter()
+        into = workload.reserve(self.configuration.nbytes, huge=True) if self.configuration.huge else self.state
+        raw.read(into)
+        return time.perf_counter() - begin
+
+    def _slowest(self, seconds: float) -> float:
+        return float(self.comm.allreduce(seconds, MPI.MAX))
+
+    def remove(self) -> None:
+        """Remove the contenders' files."""
+        for contender in self.contenders.values():
+            contender.remove()
+        self.folder.rmdir()
+        self.comm.Barrier()
+        if self.comm.rank == 0 and self.shared.exists():
+            shutil.rmtree(self.shared)
+
+
+def main() -> None:
+    """Measure the configuration in the first argument."""
+    configuration = Configuration(**json.loads(sys.argv[1]))
+    rank = Rank(configuration)
+    result: dict[str, Any] = {
+        "patterns": {pattern: rank.measure_pattern(pattern) for pattern in configuration.patterns},
+        "bandwidth": rank.measure_bandwidth(),
+    }
+    rank.remove()
+    if rank.comm.rank == 0:
+        Path(configuration.output).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The layers of docs/design.md, read from the imports: whoever breaks one has to change this file too."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "mpickpt"
+
+# A module is named by the first part of its path: cli/run.py belongs to "cli". Imports point from an
+# earlier row to a later one; within a row only where INSIDE says so.
+ROWS = (
+    ("__init__", "__main__", "cli"),
+    ("session", "reader"),
+    ("snapshot", "store", "coordinator"),
+    ("policy", "layout", "errors"),
+)
+ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
+
+# The one foreign dependency that a file may have; the standard library and numpy are free for all.
+FOREIGN = {"snapshot": "mpickpt._native", "store": "h5py", "coordinator": "mpi4py", "cli": "rich"}
+
+# Rows whose members may import each other: the entry points, a session that reads, and the
+# errors and layouts that everything speaks of. Not the middle row.
+MAY_IMPORT_SIBLINGS = {0, 1, 3}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _module(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    """The absolute names that a file imports, anywhere in it: ``from .layout import Part`` is mpickpt.layout.Part."""
+    parts = ["mpickpt", *path.relative_to(PACKAGE).with_suffix("").parts]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = parts[: len(parts) - node.level] if node.level else []
+            base = [*base, *([node.module] if node.module else [])]
+            found.update(".".join([*base, alias.name]) for alias in node.names)
+    return found
+
+
+def _own(path: Path) -> set[str]:
+    """The mpickpt modules that a file imports, without its own and without the extension module."""
+    names = [name.split(".") for name in _imports(path)]
+    own = {name[1] if len(name) > 1 else "__init__" for name in names if name[0] == "mpickpt"} - {"_native"}
+    return {name if name in ROW_OF else "__init__" for name in own} - {_module(path)}
+
+
+def _foreign(path: Path) -> set[str]:
+    names = _imports(path)
+    found = {"mpickpt._native" for name in names if name.startswith("mpickpt._native")}
+    tops = {name.partition(".")[0] for name in names}
+    return found | (tops - set(sys.stdlib_module_names) - {"mpickpt", "numpy"})
+
+
+def test_every_layer_is_there() -> None:
+    modules = {_module(path) for path in FILES}
+    assert modules == set(ROW_OF), "a new module has to be given its place in ROWS, an old one taken out"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    row = ROW_OF[_module(path)]
+    for target in _own(path):
+        if ROW_OF[target] == row:
+            assert row in MAY_IMPORT_SIBLINGS, f"{path.name} imports {target}, which stands beside it"
+        else:
+            assert ROW_OF[target] > row, f"{path.name} imports {target}, which stands above it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_one_foreign_dependency(path: Path) -> None:
+    allowed = {FOREIGN[_module(path)]} if _module(path) in FOREIGN else set()
+    assert _foreign(path) <= allowed
+
+
+def test_lowest_row_has_no_cycle() -> None:
+    graph = {_module(path): _own(path) for path in FILES if ROW_OF[_module(path)] == len(ROWS) - 1}
+    done: set[str] = set()
+    while len(done) < len(graph):
+        ready = {module for module, targets in graph.items() if module not in done and targets <= done}
+        assert ready, f"{sorted(set(graph) - done)} import each other"
+        done |= ready
+
+
+def test_native_library_knows_neither_python_nor_mpi_nor_hdf5() -> None:
+    native = PACKAGE.parent / "native"
+    sources = [*native.glob("src/*.[ch]"), *native.glob("include/*.h")]
+    assert sources
+    for source in sources:
+        for line in source.read_text().splitlines():
+            if line.lstrip().startswith("#include"):
+                assert not any(word in line.lower() for word in ("python.h", "mpi.h", "hdf5", "nanobind")), source
