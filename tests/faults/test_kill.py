@@ -67,6 +67,7 @@ def check_result(job: MpiJob, out: Path, expected: np.ndarray) -> None:
 def test_restart_after_sigkill_ends_with_the_twins_bits(
     job: Job, ranks: int, chain: int, folder: Path, twin: Twin
 ) -> None:
+    """Kill, look at the slots, start again, five times over; then compare the result with the twin's."""
     seed = f"{job.name}-{ranks}-{chain}"
     print("seed", seed)
     dice = random.Random(seed)
@@ -105,6 +106,7 @@ def test_restart_after_sigkill_ends_with_the_twins_bits(
 @pytest.mark.timeout(120)
 @JOBS
 def test_slots_open_at_any_instant(job: Job, folder: Path, twin: Twin) -> None:
+    """Read both slots over and over, with h5py and h5dump, while the job writes them."""
     directory, out = folder / "ckpt", folder / "out.npy"
     expected = twin(job, 2)
     looks = in_progress = 0

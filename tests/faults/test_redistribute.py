@@ -45,6 +45,7 @@ def resume(job: Job, ranks: int, directory: Path, folder: Path) -> tuple[np.ndar
 
 @pytest.mark.timeout(240)
 def test_heat_from_4_ranks_on_1_2_3_and_6(folder: Path, twin: Twin) -> None:
+    """Go on from one epoch on four other numbers of ranks; heat's bits do not depend on that number."""
     expected = twin(HEAT, 4)
     directory, saved = saved_by(4, HEAT, folder)
     for ranks in (1, 2, 3, 6):
@@ -55,6 +56,7 @@ def test_heat_from_4_ranks_on_1_2_3_and_6(folder: Path, twin: Twin) -> None:
 
 @pytest.mark.timeout(240)
 def test_heat_changes_its_number_of_ranks_again_and_again(folder: Path, twin: Twin) -> None:
+    """Kill and go on with another number each time, so that slots of different layouts lie side by side."""
     expected = twin(HEAT, 4)
     directory, out = folder / "ckpt", folder / "out.npy"
     newest = None
@@ -76,6 +78,7 @@ def test_heat_changes_its_number_of_ranks_again_and_again(folder: Path, twin: Tw
 
 @pytest.mark.timeout(120)
 def test_cg_from_4_ranks_on_3_reaches_the_same_solution(folder: Path) -> None:
+    """Share out several vectors, one of them protected in place, and a replicated object."""
     job = with_size(CG, "--grid", "201", "--tolerance", "1e-10")
     directory, saved = saved_by(4, job, folder)
     result, output = resume(job, 3, directory, folder)
@@ -87,6 +90,7 @@ def test_cg_from_4_ranks_on_3_reaches_the_same_solution(folder: Path) -> None:
 
 @pytest.mark.timeout(120)
 def test_random_numbers_of_4_ranks_are_not_guessed_for_2(folder: Path, twin: Twin) -> None:
+    """Refuse by name what has no meaning on another number of ranks, and leave the slots as they were."""
     directory, saved = saved_by(4, NBODY, folder)
     copy = folder / "copy"
     shutil.copytree(directory, copy)

@@ -1,0 +1,78 @@
+"""The jobs and the README's example, run to their end on one rank: checkpoints do not change a single bit."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = {
+    "heat": ["--rows", "67", "--cols", "50", "--steps", "40"],
+    "cg": ["--grid", "31", "--tolerance", "1e-6"],
+    "nbody": ["--bodies", "21", "--steps", "40"],
+}
+JOBS = pytest.mark.parametrize("job", SIZES)
+
+
+def run(place: Path, *command: str | Path) -> str:
+    """Run a program on one rank in a folder and give what it printed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MPICKPT_")}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=place,
+        env={**environment, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@JOBS
+def test_checkpoints_do_not_change_the_result(job: str, tmp_path: Path) -> None:
+    """Compare both twins; then start the finished job again, which repeats its last steps only."""
+    run(tmp_path, ROOT / "jobs" / job / "plain.py", *SIZES[job], "--out", "plain.npy")
+    program = [ROOT / "jobs" / job / "checkpointed.py", *SIZES[job], "--out", "saved.npy"]
+    expected = np.load(tmp_path / "plain.npy").tobytes()
+    saved = tmp_path / "saved.npy"
+
+    first = run(tmp_path, "-m", "mpickpt", "run", "--dir", "ckpt", "--every", "7", *program)
+    assert "resumed" not in first
+    assert saved.read_bytes() == (tmp_path / "plain.npy").read_bytes()
+    saved.unlink()
+
+    second = run(tmp_path, "-m", "mpickpt", "run", "--dir", "ckpt", "--every", "7", *program)
+    step = re.search(r"resumed at step (\d+)\n", second)
+    assert step and int(step[1]) >= 28
+    assert np.load(saved).tobytes() == expected
+
+
+@JOBS
+def test_the_job_runs_without_mpickpt_run(job: str, tmp_path: Path) -> None:
+    """Start the checkpointed twin as a program like any other; it chooses its own directory."""
+    run(tmp_path, ROOT / "jobs" / job / "plain.py", *SIZES[job], "--out", "plain.npy")
+    run(tmp_path, ROOT / "jobs" / job / "checkpointed.py", *SIZES[job], "--out", "saved.npy")
+    assert (tmp_path / "saved.npy").read_bytes() == (tmp_path / "plain.npy").read_bytes()
+    assert (tmp_path / f"{job}.ckpt").is_dir()
+
+
+def test_the_ten_lines_of_the_readme_run(tmp_path: Path) -> None:
+    """Run the README's program, with fewer steps, and find in the directory what its last cut saved."""
+    program = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert program and "100_000" in program[1]
+    assert program[1].count("\n") <= 10
+    (tmp_path / "walk.py").write_text(program[1].replace("100_000", "25"))
+    run(tmp_path, "-m", "mpickpt", "run", "--every", "10", "walk.py")
+    look = "import mpickpt; c = mpickpt.Checkpoint('walk.ckpt'); print(c.step, c.rank(0)['walk'].sum().hex())"
+    rng = np.random.default_rng(0)
+    walk = np.zeros((1000, 1000))
+    for _ in range(20):
+        walk += rng.standard_normal(walk.shape)
+    assert run(tmp_path, "-c", look) == f"20 {float(walk.sum()).hex()}\n"
