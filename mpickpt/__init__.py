@@ -1,0 +1,41 @@
+"""Checkpoints of running MPI programs: saved while they compute, restarted from one HDF5 file.
+
+    with mpickpt.open("heat.ckpt", comm, interval="10min") as ckpt:
+        u = ckpt.array("u", (rows, cols), fill=0.0)
+        for step in ckpt.range(100_000):
+            ...
+
+`open` saves and restores, `Checkpoint` reads what was saved, without MPI.
+"""
+
+from mpickpt.errors import (
+    DamageError,
+    EpochError,
+    InUseError,
+    LayoutError,
+    MpickptError,
+    NothingToRestore,
+    StoreError,
+    UsageError,
+    WaitTimeout,
+)
+from mpickpt.parts import Part
+from mpickpt.session import Session, open  # noqa: A004  (mpickpt.open is meant to read like the builtin)
+from mpickpt.stats import Restored, Stats
+
+__all__ = [
+    "DamageError",
+    "EpochError",
+    "InUseError",
+    "LayoutError",
+    "MpickptError",
+    "NothingToRestore",
+    "Part",
+    "Restored",
+    "Session",
+    "Stats",
+    "StoreError",
+    "UsageError",
+    "WaitTimeout",
+    "open",
+]

@@ -1,0 +1,458 @@
+"""The session: what a program declares, and what happens at its safe points.
+
+A session is driven by the program alone: there is no thread of its own. At a safe point it compares the number of the
+step with that of the next thing to do, and mostly that is all. The rest is in `Session._act`: looking whether the last
+drain has ended, agreeing on it with the other ranks, and cutting. `mpickpt.checkpointer` does the work of a cut.
+"""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from mpickpt import restore
+from mpickpt.checkpointer import Checkpointer
+from mpickpt.coordinator import Coordinator
+from mpickpt.errors import LayoutError, UsageError
+from mpickpt.layout import ArraySpec
+from mpickpt.options import Options, command_line, resolve
+from mpickpt.parts import Part
+from mpickpt.policy import NEVER, EveryInterval, EverySteps, Pace, Schedule
+from mpickpt.sources import Remap
+from mpickpt.stats import Restored, Stats
+
+if TYPE_CHECKING:
+    from mpickpt.coordinator import Communicator
+
+T = TypeVar("T")
+A = TypeVar("A", bound=NDArray[Any])
+
+Fill = ArrayLike | Callable[[NDArray[Any]], object] | None
+
+LOOK_SECONDS = 0.002  # between two looks at a drain: often enough to agree on it in time, rare enough to cost nothing
+
+
+class Session:
+    """A program's connection to its checkpoints; `mpickpt.open` makes it.
+
+    Every rank calls the same methods in the same order, and takes the same steps. Use it as a context manager: at the
+    end of the block the last drain is waited for. If the block is left by an exception, only this rank's own drain is,
+    and no other rank.
+
+    At a safe point no other thread may be writing to the arrays: what such a thread is in the middle of would be saved
+    half done. Between safe points any thread may write to them at any time. A child process made by fork may use the
+    arrays, but its session does nothing.
+
+    Saved memory is write-protected for a while after each cut. The program's own writes are not disturbed by that, but
+    the kernel and a network card cannot write there: receive messages and read files into other arrays, and copy.
+
+    Attributes
+    ----------
+    restored : Restored or None
+        What the session went back to; None after a fresh start.
+    options : Options
+        The options in force.
+    """
+
+    def __init__(self, coordinator: Coordinator, options: Options) -> None:
+        self.options = options
+        self._coordinator = coordinator
+        self._pid = os.getpid()
+        self._closed = False
+        self._checkpointer = Checkpointer(coordinator, options)
+        try:
+            start = restore.begin(
+                coordinator, self._checkpointer.store, self._checkpointer.snapshotter, options
+            )
+            self._checkpointer.begin(start)
+        except BaseException:
+            self._checkpointer.leave(tell_others=False)
+            raise
+        self.restored: Restored | None = start.restored
+        self._source = start.source
+        self._claimed: set[str] = set()
+        self._late: set[str] = set()
+        self._schedule: Schedule = (
+            EverySteps(options.every) if options.every is not None else EveryInterval(options.interval or 0.0)
+        )
+        self._started = False
+        self._resume = start.restored.step if start.restored else 0
+        self._step = self._resume - 1
+        self._next = -1
+        self._look_at = 0.0
+        atexit.register(self._leave)
+
+    # -- what is saved -------------------------------------------------------------------------------------------
+
+    def array(
+        self,
+        name: str,
+        shape: int | tuple[int, ...],
+        dtype: DTypeLike = np.float64,
+        *,
+        fill: Fill = None,
+        part: Part | None = None,
+        remap: Remap | None = None,
+    ) -> NDArray[Any]:
+        """Make an array that is saved at each cut, and restore it if there is something to restore.
+
+        Its memory begins on a page and is advised to use huge pages, which makes cuts fast.
+
+        Parameters
+        ----------
+        name : str
+            Letters, digits, ``_``, ``.``, ``-``.
+        shape : int or tuple of int
+            Shape of this rank's array.
+        dtype : dtype
+            Any without Python objects.
+        fill : array_like or callable, optional
+            What a fresh array holds: values that are broadcast, or a function that gets the array and fills it in
+            place. Zeros by default. If another number of ranks is restored, it is filled first, so that cells beyond
+            the global array have values too.
+        part : Part, optional
+            Which part of a global array it is. Arrays with a part can be restored on any number of ranks.
+        remap : callable, optional
+            For a restart on another number of ranks: a function of a sequence of the old ranks' arrays, this rank and
+            the number of ranks, that returns what the array is to hold.
+
+        Returns
+        -------
+        ndarray
+            The array, C-ordered.
+
+        Raises
+        ------
+        LayoutError
+            If name, shape and part do not fit together, or do not fit what is restored.
+        """
+        spec = ArraySpec(name, shape if isinstance(shape, tuple) else (shape,), np.dtype(dtype), part)
+        source = self._source_for(name)
+        memory = source.memory(spec) if source else None
+        if memory is not None:
+            out: NDArray[Any] = np.ndarray(spec.shape, spec.dtype, memory)
+        else:
+            memory = self._checkpointer.allocate(spec.nbytes)
+            out = np.ndarray(spec.shape, spec.dtype, memory)
+            if source is None or part is not None:
+                _fill(name, out, fill)
+            if source is not None:
+                source.read_into(spec, out, remap)
+        self._checkpointer.add(spec, memory, owned=True)
+        return out
+
+    def protect(self, name: str, array: A, part: Part | None = None, *, remap: Remap | None = None) -> A:
+        """Have an existing array saved at each cut, and restore it in place if there is something to restore.
+
+        Parameters
+        ----------
+        name, part, remap
+            As for `array`.
+        array : ndarray
+            Writable and contiguous, in C or in Fortran order; its address may be anything. It must not be moved or
+            resized while the session is open. Neighbouring data on its first and last page may be written at any time.
+
+        Returns
+        -------
+        ndarray
+            `array` itself.
+
+        Raises
+        ------
+        LayoutError
+            If it cannot be saved as it is, or does not fit what is restored.
+        """
+        if not isinstance(array, np.ndarray):
+            raise LayoutError(f"Array {name!r}: protect() needs a numpy array, not {type(array).__name__}.")
+        order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
+        if not array.flags.forc or not array.flags.writeable:
+            flaw = "contiguous" if array.flags.writeable else "writable"
+            raise LayoutError(f"Array {name!r} is not {flaw}; protect a copy, or let array() make it.")
+        spec = ArraySpec(name, array.shape, array.dtype, part, order)
+        source = self._source_for(name)
+        if source is not None:
+            source.read_into(spec, array, remap)
+        straight = np.asarray(array if order == "C" else array.T)
+        self._checkpointer.add(spec, straight.reshape(-1).view(np.uint8), owned=False)
+        return array
+
+    def object(self, name: str, value: T, *, replicated: bool = False, remap: Remap | None = None) -> T:
+        """Have an object pickled at each cut, and restore it if there is something to restore.
+
+        It is pickled as it is then, so change it in place, or tell of a new one by `set_object`. Meant for what is
+        small: generators of random numbers, counters, histories.
+
+        Parameters
+        ----------
+        name : str
+            Any text.
+        value : object
+            Used if there is nothing to restore.
+        replicated : bool
+            Whether it is the same on all ranks; a restart on another number of ranks then takes rank 0's.
+        remap : callable, optional
+            As for `array`, with the objects of the old ranks.
+
+        Returns
+        -------
+        object
+            The restored object or `value`: the one that is saved from now on.
+
+        Raises
+        ------
+        LayoutError
+            If `name` is taken, or what is restored has no such object.
+        """
+        source = self._source_for(name)
+        if source is not None:
+            value = source.object(name, replicated, remap)
+        self._checkpointer.objects[name] = value
+        return value
+
+    def set_object(self, name: str, value: T) -> T:
+        """Put another object in the place of one that `object` declared; returns it."""
+        if name not in self._checkpointer.objects:
+            raise LayoutError(f"There is no object {name!r}: declare it first by object().")
+        self._checkpointer.objects[name] = value
+        return value
+
+    def drop(self, name: str) -> None:
+        """Stop saving an array or object; its name may be used anew, for example for an array of another size."""
+        self._check_open()
+        self._checkpointer.drop(name)
+        self._claimed.discard(name)
+
+    # -- safe points ---------------------------------------------------------------------------------------------
+
+    def range(self, *args: int) -> Iterator[int]:
+        """Count like the builtin `range`, with a safe point at the head of each step; go on where the epoch was cut.
+
+        Several loops may follow each other if they go on counting: ``range(100)``, then ``range(100, 200)``.
+
+        Parameters
+        ----------
+        *args : int
+            ``stop``, or ``start, stop`` and perhaps a positive ``step``.
+
+        Raises
+        ------
+        UsageError
+            If it would count downwards, below 0, or over steps that were done already.
+        """
+        steps = builtins.range(*args)
+        if steps.start < 0 or steps.step < 1:
+            raise UsageError(f"{steps} does not count upwards from 0 or more: a step's number says how far the program is.")
+        if steps and steps[0] < self._resume:
+            left = steps[-(-(self._resume - steps[0]) // steps.step) :]
+            if left and left[0] != self._resume:
+                raise UsageError(f"The restored step {self._resume} is not one of {steps}. Was the program changed?")
+            steps = left
+        if steps and steps[0] <= self._step:
+            raise UsageError(f"{steps} starts at or below step {self._step}, which was done already: go on counting.")
+        return self._walk(steps)
+
+    def _walk(self, steps: builtins.range) -> Iterator[int]:
+        for step in steps:
+            self._step = step
+            if step >= self._next:
+                self._act(step)
+            yield step
+
+    def step(self) -> int:
+        """Make a safe point here, for programs without a ``for`` loop; gives the number of the step that begins."""
+        step = self._step = self._step + 1
+        if step >= self._next:
+            self._act(step)
+        return step
+
+    def _act(self, step: int) -> None:
+        """Do what there is to do at the safe point of `step`, and find out when to come here again."""
+        if os.getpid() != self._pid:
+            self._next = NEVER
+            return
+        self._check_open()
+        now = time.perf_counter()
+        work, schedule = self._checkpointer, self._schedule
+        if not self._started:
+            self._start(step)
+        if work.busy and now >= self._look_at:
+            self._look_at = now + LOOK_SECONDS
+            work.look(step, lambda: schedule.seconds_left(step, now))
+        if step >= schedule.next_step:
+            agreed = self._coordinator.maximum(f"the pace of all ranks at step {step}")
+            if schedule.arrive(step, now, None if agreed is None else Pace(*agreed)):
+                work.cut(step)
+            pace = schedule.proposal()
+            if pace is not None:
+                self._coordinator.post_maximum(pace)
+        self._next = step + 1 if work.busy else schedule.next_step
+
+    def _start(self, step: int) -> None:
+        """Fix the layout at the first safe point, and let go of what was read but not asked for."""
+        if self._source is not None:
+            self._late = self._source.names() - self._claimed
+            self._source = None
+        self._checkpointer.fix_layout(step)
+        self._checkpointer.prepare(step)
+        self._started = True
+        if self._late:
+            assert self.restored is not None
+            warnings.warn(
+                f"Epoch {self.restored.epoch} of {self.options.directory} holds {', '.join(sorted(self._late))}, which the "
+                f"program did not ask for before its first safe point; the next epochs will be without.",
+                stacklevel=4,
+            )
+
+    # -- the rest ------------------------------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """Tell what checkpointing cost so far on this rank."""
+        return self._checkpointer.current_stats()
+
+    def close(self) -> None:
+        """Wait until the last epoch is saved on all ranks, and end the session; the arrays stay usable.
+
+        Collective. Closing twice does no harm.
+        """
+        if self._closed or os.getpid() != self._pid:
+            return
+        try:
+            self._checkpointer.finish(self._step)
+            self._coordinator.maximum("the last pace of all ranks, while closing")
+        except BaseException:
+            self._leave()
+            raise
+        self._end()
+        self._checkpointer.close()
+
+    def _leave(self) -> None:
+        """End the session on this rank alone: save what is being saved, wait for nobody."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._end()
+        self._checkpointer.leave(tell_others=self._started)
+
+    def _end(self) -> None:
+        self._closed = True
+        self._next = -1
+        self._source = None
+        atexit.unregister(self._leave)
+
+    def __enter__(self) -> Self:
+        """Give the session."""
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the session; on an exception without waiting for the other ranks."""
+        if kind is None:
+            self.close()
+        else:
+            self._leave()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("The session is closed: safe points and declarations belong before its end.")
+
+    def _source_for(self, name: str) -> Any:
+        """Claim `name`; what it is to be restored from, if anything."""
+        self._check_open()
+        if name in self._claimed:
+            raise LayoutError(f"The name {name!r} is taken already: each array and object needs one of its own.")
+        if name in self._late:
+            assert self.restored is not None
+            raise LayoutError(
+                f"{name!r} is in epoch {self.restored.epoch}, which was restored, but was not asked for before the first safe "
+                f"point. Declare it earlier."
+            )
+        self._claimed.add(name)
+        return self._source
+
+
+def _fill(name: str, out: NDArray[Any], fill: Fill) -> None:
+    if callable(fill):
+        result = fill(out)
+        if result is not None and result is not out:
+            raise UsageError(f"Array {name!r}: the fill function returned something; it must fill the array that it gets.")
+    elif fill is not None:
+        out[...] = fill
+
+
+def open(  # noqa: A001  (mpickpt.open is meant to read like the builtin)
+    directory: str | os.PathLike[str],
+    comm: Communicator | None = None,
+    *,
+    every: int | None = None,
+    interval: str | float | None = None,
+    keep: int | None = None,
+    restart: int | Literal["auto", "never"] | None = None,
+    pool: int | str | None = None,
+    direct: bool | None = None,
+) -> Session:
+    """Open a checkpoint directory: restore from it if it holds something, and save to it from now on.
+
+    Collective over `comm`. Rank 0's arguments count; the command line of ``mpickpt run`` and the variables
+    ``MPICKPT_DIR``, ``MPICKPT_EVERY``, ``MPICKPT_INTERVAL``, ``MPICKPT_KEEP``, ``MPICKPT_RESTART``, ``MPICKPT_POOL`` and
+    ``MPICKPT_DIRECT`` win over them, in this order.
+
+    Parameters
+    ----------
+    directory : path
+        Made if it does not exist. One program at a time may use it.
+    comm : mpi4py.MPI.Intracomm, optional
+        The ranks that are saved together; ``MPI.COMM_WORLD`` by default.
+    every : int, optional
+        Cut at the steps `every`, 2 · `every`, …
+    interval : str or float, optional
+        Cut when so much time went by: seconds, or ``"90s"``, ``"10min"``, ``"1h30min"``. Ten minutes if neither is given.
+    keep : int, optional
+        Number of slots, at least 2, which is the default.
+    restart : "auto", "never" or int, optional
+        The newest whole epoch (the default), none of them, or the one with this number.
+    pool : int or str, optional
+        Room on each rank for copies of what the program changes before it is saved: bytes, ``"256MiB"``, or a share of the
+        rank's arrays, ``"25%"``. A quarter of them, and at least 16 blocks, by default. A larger one stalls less.
+    direct : bool, optional
+        Write past the page cache where the file system can (the default).
+
+    Returns
+    -------
+    Session
+
+    Raises
+    ------
+    UsageError
+        If an option makes no sense.
+    StoreError
+        If the directory cannot be used; `InUseError` if another program does.
+    NothingToRestore
+        If there are checkpoints, but none can be restored.
+
+    Examples
+    --------
+    >>> with mpickpt.open("heat.ckpt", every=100) as ckpt:  # doctest: +SKIP
+    ...     u = ckpt.array("u", (1000, 1000), fill=0.0)
+    ...     for step in ckpt.range(10_000):
+    ...         advance(u)
+    """
+    code: dict[str, Any] = {"dir": directory, "every": every, "interval": interval, "keep": keep}
+    code |= {"restart": restart, "pool": pool, "direct": direct}
+    coordinator = Coordinator(comm)
+    options = coordinator.on_root(lambda: _options(code), "rank 0 to read the options")
+    return Session(coordinator, options)
+
+
+def _options(code: dict[str, Any]) -> Options:
+    return resolve(code, os.environ, command_line.given, base=Path.cwd())

@@ -1,0 +1,347 @@
+"""An older run's arrays and objects, and how they become those of the new run.
+
+On the number of ranks that wrote the epoch each rank reads its own share straight into the memory that
+`Session.array` then hands out. On any other number each rank checks a share of the whole, and an array is put
+together from its parts when the program asks for it. All is read as raw bytes at the offsets that the store tells.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpickpt.errors import LayoutError, StoreError
+from mpickpt.layout import ArraySpec, Layout, SlotOffsets, blocks_in
+from mpickpt.snapshot import Snapshotter, crc32c, read_blocks
+from mpickpt.store import spill_path
+
+SHARE_BYTES = 32 << 20  # how much of a foreign rank's array is read at once to check it
+
+Remap = Callable[[Sequence[Any], int, int], Any]
+
+
+@dataclass(frozen=True)
+class RankImage:
+    """Where one rank's share of an epoch lies in the slot."""
+
+    path: Path
+    epoch: int
+    rank: int
+    block_bytes: int
+    arrays: tuple[ArraySpec, ...]
+    offsets: SlotOffsets
+    objects_bytes: int
+    objects_crc: int
+    spilled: bool
+
+    def index(self, name: str) -> int | None:
+        """Position of the array `name` among the rank's arrays."""
+        return next((i for i, spec in enumerate(self.arrays) if spec.name == name), None)
+
+    def checksums(self, index: int) -> NDArray[np.uint32]:
+        """CRC-32C of the blocks of array `index`, as stored; short if the file ends too early."""
+        count = blocks_in(self.arrays[index].nbytes, self.block_bytes)
+        return np.frombuffer(_read(self.path, self.offsets.checksums[index], 4 * count), "<u4").astype(np.uint32)
+
+    def read_array(self, index: int, out: NDArray[np.uint8], first: int, direct: bool) -> list[str]:
+        """Read bytes of array `index` from block `first` on into `out`; what is damaged, in words."""
+        if not out.size:
+            return []
+        sums = self.checksums(index)
+        if len(sums) < blocks_in(self.arrays[index].nbytes, self.block_bytes):
+            return [f"rank {self.rank}, array {self.arrays[index].name!r}: the file ends within its checksums"]
+        start = self.offsets.arrays[index] + first * self.block_bytes
+        last = first + blocks_in(out.size, self.block_bytes)
+        damaged = read_blocks(self.path, start, out, self.block_bytes, sums[first:last], direct=direct)
+        name = self.arrays[index].name
+        return [f"rank {self.rank}, array {name!r}, block {first + block}: wrong checksum" for block in damaged]
+
+    def read_objects(self) -> tuple[bytes, list[str]]:
+        """Give the pickled objects as stored; what is damaged, in words."""
+        path = spill_path(self.path, self.rank) if self.spilled else self.path
+        payload = _read(path, 0 if self.spilled else self.offsets.objects, self.objects_bytes)
+        if len(payload) == self.objects_bytes and crc32c(payload) == self.objects_crc:
+            return payload, []
+        return payload, [f"rank {self.rank}, objects in {path.name}: wrong checksum"]
+
+    def objects(self) -> dict[str, Any]:
+        """Unpickle the objects; only from files of the user who runs this process."""
+        payload, damage = self.read_objects()
+        if damage:
+            raise StoreError(f"{self.path}: epoch {self.epoch}: {damage[0]}.", path=self.path)
+        for path in (self.path, spill_path(self.path, self.rank)) if self.spilled else (self.path,):
+            if path.stat().st_uid != os.geteuid():
+                raise StoreError(f"{path} belongs to another user: its objects are not unpickled.", path=path)
+        try:
+            found: dict[str, Any] = pickle.loads(payload) if payload else {}
+        except Exception as error:
+            raise StoreError(
+                f"{self.path}: epoch {self.epoch}: the objects of rank {self.rank} cannot be unpickled ({error!r}). "
+                f"Are their classes still where they were?",
+                path=self.path,
+            ) from error
+        return found
+
+    def view(self, index: int) -> NDArray[Any]:
+        """Array `index` as it lies in the file, read when looked at."""
+        spec = self.arrays[index]
+        if not spec.nbytes:
+            return np.empty(spec.shape, spec.dtype, spec.order)
+        return np.memmap(self.path, spec.dtype, "r", self.offsets.arrays[index], spec.shape, spec.order)
+
+
+class Source(Protocol):
+    """An epoch that was found whole and sound, as the session takes things out of it."""
+
+    def memory(self, spec: ArraySpec) -> NDArray[np.uint8] | None:
+        """Give the memory that holds the array already, if there is such memory."""
+
+    def read_into(self, spec: ArraySpec, out: NDArray[Any], remap: Remap | None) -> None:
+        """Fill `out`, which `spec` describes."""
+
+    def object(self, name: str, replicated: bool, remap: Remap | None) -> Any:
+        """Give the object called `name`."""
+
+    def names(self) -> set[str]:
+        """All names of arrays and objects that this rank should ask for."""
+
+
+def _missing(kind: str, name: str, where: str) -> LayoutError:
+    return LayoutError(
+        f"There is no {kind} {name!r} in {where}. If the program was changed, start anew with restart='never' "
+        f"(mpickpt run --restart never), or in another directory."
+    )
+
+
+@dataclass
+class SameRanks:
+    """An epoch written by as many ranks: all arrays are in memory, in the form in which they were saved."""
+
+    where: str
+    image: RankImage
+    arrays: list[NDArray[np.uint8]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Prepare for objects to be unpickled when first asked for."""
+        self._objects: dict[str, Any] | None = None
+
+    def memory(self, spec: ArraySpec) -> NDArray[np.uint8]:
+        """Give the memory of the array itself."""
+        index = self.image.index(spec.name)
+        if index is None:
+            raise _missing("array", spec.name, self.where)
+        saved = self.image.arrays[index]
+        if saved.canonical() != spec.canonical():
+            raise LayoutError(f"Array {spec.name!r} is now {describe(spec)}, but {self.where} holds it as {describe(saved)}.")
+        return self.arrays[index]
+
+    def read_into(self, spec: ArraySpec, out: NDArray[Any], remap: Remap | None) -> None:
+        """Copy the array to `out`."""
+        out[...] = np.ndarray(spec.shape, spec.dtype, self.memory(spec), order=spec.order)
+
+    def object(self, name: str, replicated: bool, remap: Remap | None) -> Any:
+        """Give this rank's own object."""
+        if name not in self._unpickled():
+            raise _missing("object", name, self.where)
+        return self._unpickled()[name]
+
+    def names(self) -> set[str]:
+        """All that this rank saved."""
+        return {spec.name for spec in self.image.arrays} | set(self._unpickled())
+
+    def _unpickled(self) -> dict[str, Any]:
+        if self._objects is None:
+            self._objects = self.image.objects()
+        return self._objects
+
+
+class PerRank(Sequence[Any]):
+    """What each rank of the older run had under one name; read from the file when looked at."""
+
+    def __init__(self, count: int, get: Callable[[int], Any]) -> None:
+        self._count = count
+        self._get = get
+
+    def __len__(self) -> int:
+        """Give the number of ranks of the older run."""
+        return self._count
+
+    def __getitem__(self, rank: Any) -> Any:
+        """Give the value of old rank `rank`."""
+        if isinstance(rank, slice):
+            return [self._get(r) for r in range(*rank.indices(self._count))]
+        if not -self._count <= rank < self._count:
+            raise IndexError(f"there is no rank {rank} among {self._count}")
+        return self._get(rank % self._count)
+
+
+@dataclass
+class OtherRanks:
+    """An epoch written by another number of ranks: global arrays are put together from their parts."""
+
+    where: str
+    layout: Layout
+    images: list[RankImage]
+    rank: int
+    size: int
+
+    def memory(self, spec: ArraySpec) -> None:
+        """Nothing is in memory yet."""
+
+    def read_into(self, spec: ArraySpec, out: NDArray[Any], remap: Remap | None) -> None:
+        """Read the cells of `spec` from their old owners, or ask `remap`."""
+        if spec.name not in self.layout.names:
+            raise _missing("array", spec.name, self.where)
+        olds = [old for rank in self.layout.ranks if (old := rank.spec(spec.name))]
+        if spec.part is not None and olds[0].part is not None and remap is None:
+            self._put_together(spec, olds[0], out)
+            return
+        if remap is None:
+            raise self._needs_remap("Array", spec.name, "a part on both sides")
+        value = np.asarray(remap(PerRank(len(self.images), lambda r: self._old_array(r, spec.name)), self.rank, self.size))
+        if value.shape != spec.shape:
+            raise LayoutError(f"The remap function of array {spec.name!r} gave the shape {value.shape}, not {spec.shape}.")
+        out[...] = value
+
+    def object(self, name: str, replicated: bool, remap: Remap | None) -> Any:
+        """Give rank 0's object if it is replicated, otherwise what `remap` makes of all of them."""
+        if remap is not None:
+            return remap(PerRank(len(self.images), lambda r: self._old_object(r, name)), self.rank, self.size)
+        if replicated:
+            return self._old_object(0, name)
+        raise self._needs_remap("Object", name, "replicated=True")
+
+    def names(self) -> set[str]:
+        """All global arrays; other things may have had a meaning on other ranks only."""
+        return {name for name in self.layout.names if any((s := r.spec(name)) and s.part for r in self.layout.ranks)}
+
+    def _put_together(self, spec: ArraySpec, old: ArraySpec, out: NDArray[Any]) -> None:
+        assert spec.part is not None
+        assert old.part is not None
+        if (spec.part.shape, spec.dtype) != (old.part.shape, old.dtype):
+            raise LayoutError(
+                f"Array {spec.name!r} is now {describe(spec)}, but {self.where} holds it as {describe(old)}."
+            )
+        world, mine = spec.part.wanted(spec.shape)
+        window = out[mine.slices]
+        for rank, common in self.layout.sources(spec.name, world):
+            image = self.images[rank]
+            index = image.index(spec.name)
+            assert index is not None
+            theirs = image.arrays[index]
+            assert theirs.part is not None
+            inside = common.relative_to(theirs.owned.start).moved(theirs.part.local_box(theirs.shape).start)
+            window[common.relative_to(world.start).slices] = image.view(index)[inside.slices]
+
+    def _old_array(self, rank: int, name: str) -> NDArray[Any] | None:
+        index = self.images[rank].index(name)
+        return None if index is None else np.array(self.images[rank].view(index))
+
+    def _old_object(self, rank: int, name: str) -> Any:
+        objects = self.images[rank].objects()
+        if name not in objects:
+            raise _missing("object", name, f"{self.where}, rank {rank}")
+        return objects[name]
+
+    def _needs_remap(self, kind: str, name: str, instead: str) -> LayoutError:
+        return LayoutError(
+            f"{kind} {name!r} was saved by {len(self.images)} ranks and there are {self.size} now. What it means for them is "
+            f"known only to the program: give {instead}, or remap=, a function of (old values by rank, rank, size)."
+        )
+
+
+def describe(spec: ArraySpec) -> str:
+    """Shape, dtype and place of an array, in words."""
+    order = " in Fortran order" if spec.order == "F" else ""
+    if spec.part is None:
+        return f"{spec.dtype} {spec.shape}{order}"
+    return f"{spec.dtype} {spec.shape}{order}, cells from {spec.owned.start} of {spec.part.shape}"
+
+
+def read_own(image: RankImage, snapshotter: Snapshotter, direct: bool) -> tuple[list[NDArray[np.uint8]], list[str]]:
+    """Read and check all that one rank saved.
+
+    Returns
+    -------
+    arrays : list of ndarray
+        The bytes of each array in memory of its own.
+    damage : list of str
+        What is wrong, in words; empty if all is sound.
+    """
+    arrays, damage = [], []
+    try:
+        for index, spec in enumerate(image.arrays):
+            memory = snapshotter.allocate(spec.nbytes)
+            damage += image.read_array(index, memory, 0, direct)
+            arrays.append(memory)
+        damage += image.read_objects()[1]
+    except OSError as error:
+        damage.append(f"rank {image.rank}: {error}")
+    return arrays, damage
+
+
+def check_share(images: list[RankImage], rank: int, size: int, direct: bool) -> list[str]:
+    """Read and check this rank's share of an epoch: pieces of arrays, and objects, in turn.
+
+    Returns
+    -------
+    list of str
+        What is wrong, in words.
+    """
+    damage: list[str] = []
+    buffer = np.empty(0, np.uint8)
+    for turn, (image, index, first, nbytes) in enumerate(_pieces(images)):
+        if turn % size != rank:
+            continue
+        try:
+            if index is None:
+                damage += image.read_objects()[1]
+                continue
+            buffer = buffer if buffer.size >= nbytes else np.empty(nbytes, np.uint8)
+            damage += image.read_array(index, buffer[:nbytes], first, direct)
+        except OSError as error:
+            damage.append(f"rank {image.rank}: {error}")
+    return damage
+
+
+def _pieces(images: list[RankImage]) -> Iterator[tuple[RankImage, int | None, int, int]]:
+    """Cut an epoch into pieces to check: image, array or None for the objects, first block, bytes."""
+    for image in images:
+        yield image, None, 0, image.objects_bytes
+        step = max(1, SHARE_BYTES // image.block_bytes)
+        for index, spec in enumerate(image.arrays):
+            for first in range(0, blocks_in(spec.nbytes, image.block_bytes), step):
+                start = first * image.block_bytes
+                yield image, index, first, min(step * image.block_bytes, spec.nbytes - start)
+
+
+def _read(path: Path, offset: int, nbytes: int) -> bytes:
+    """Read up to `nbytes` at `offset`; fewer only where the file ends."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(nbytes)
+
+
+def images_of(path: Path, layout: Layout, offsets: Sequence[SlotOffsets], records: NDArray[np.void]) -> list[RankImage]:
+    """Describe the shares of all ranks of a whole epoch."""
+    return [
+        RankImage(
+            path=path,
+            epoch=int(record["epoch"]),
+            rank=rank,
+            block_bytes=layout.block_bytes,
+            arrays=own.arrays,
+            offsets=offset,
+            objects_bytes=int(record["objects_bytes"]),
+            objects_crc=int(record["objects_crc"]),
+            spilled=bool(record["objects_spilled"]),
+        )
+        for rank, (own, offset, record) in enumerate(zip(layout.ranks, offsets, records, strict=True))
+    ]

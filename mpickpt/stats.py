@@ -1,0 +1,64 @@
+"""What a session tells about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a session went back to.
+
+    Attributes
+    ----------
+    epoch, step : int
+        Number of the epoch, and the step that is executed next.
+    path : pathlib.Path
+        The slot file.
+    world_size : int
+        Number of ranks that wrote it.
+    """
+
+    epoch: int
+    step: int
+    path: Path
+    world_size: int
+
+
+@dataclass
+class Stats:
+    """What checkpointing did on this rank and what it cost, since the session was opened.
+
+    Attributes
+    ----------
+    cuts : int
+        Cuts, finished or not.
+    whole, failed : int
+        Epochs known to be whole on all ranks, and epochs that failed on any of them.
+    last_whole : int
+        Number of the newest epoch known to be whole on all ranks; 0 for none.
+    blocked_seconds : float
+        Time in which the program stood still at its cuts, all told; `waited_seconds` is part of it.
+    waited_seconds : float
+        Time spent at a cut waiting for the last drain and for the other ranks.
+    drain_seconds : float
+        Time from each cut until this rank's image was on disk.
+    stall_seconds : float
+        Time that writes to arrays waited for room in the pool, summed over threads.
+    blocks_copied : int
+        Blocks that the program changed before they were saved.
+    bytes_written : int
+        Bytes handed to the storage.
+    """
+
+    cuts: int = 0
+    whole: int = 0
+    failed: int = 0
+    last_whole: int = 0
+    blocked_seconds: float = 0.0
+    waited_seconds: float = 0.0
+    drain_seconds: float = 0.0
+    stall_seconds: float = 0.0
+    blocks_copied: int = 0
+    bytes_written: int = 0
