@@ -1,6 +1,6 @@
-/* The drain: two threads that save what is due while the program computes. The idle thread does the work in time
- * that nobody wants; the urgent thread, of normal priority, sleeps until the pool is over half full or somebody is
- * in a hurry. Both claim runs of adjacent blocks by the same swaps, so that neither waits for the other: a thread that
+/* The drain: threads that save what is due while the program computes. The idle threads do the work in time that
+ * nobody wants; the urgent thread, of normal priority, sleeps until the pool is over half full or somebody is
+ * in a hurry. All claim runs of adjacent blocks by the same swaps, so that none waits for another: a thread that
  * is starved of the processor holds up the blocks it has in hand, and the program not even on those.
  *
  * A block is pending from the cut until its bytes are in the slot. Whoever saves the last one commits the epoch. */
@@ -26,7 +26,7 @@ void mpk__drain_ring_in_handler(mpk_session *s) {
 static bool is_wanted(const mpk__drain_thread *self) {
     const mpk_session *s = self->session;
     if (atomic_load(&s->drain_state) != MPK_DRAIN_ACTIVE) return false;
-    return self->kind == MPK__IDLE_THREAD || atomic_load(&s->hurry) || mpk__pool_is_pressed(&s->pool);
+    return !self->urgent || atomic_load(&s->hurry) || mpk__pool_is_pressed(&s->pool);
 }
 
 /* Claims block b: ARMED becomes FLYING, COPIED becomes LANDING. False when it is not due or somebody else's. */
@@ -146,8 +146,8 @@ static void drain(mpk__drain_thread *self) {
 static void *run_thread(void *argument) {
     mpk__drain_thread *self = argument;
     mpk_session *s = self->session;
-    mpk__prim_name_thread(self->kind == MPK__IDLE_THREAD ? "mpickpt-idle" : "mpickpt-urgent");
-    if (self->kind == MPK__IDLE_THREAD) mpk__prim_become_idle();
+    mpk__prim_name_thread(self->urgent ? "mpickpt-urgent" : "mpickpt-idle");
+    if (!self->urgent) mpk__prim_become_idle();
     while (!atomic_load(&s->stop)) {
         uint32_t bell = atomic_load(&s->bell);
         if (is_wanted(self)) drain(self);
@@ -162,9 +162,9 @@ int mpk__drain_start_threads(mpk_session *s) {
     pthread_sigmask(SIG_SETMASK, &all, &before); /* inherited: the program's handlers never run on these threads */
     int error = 0;
     atomic_store(&s->stop, 0);
-    for (int kind = 0; kind < MPK__DRAIN_THREADS && !error; kind++) {
-        mpk__drain_thread *t = &s->drains[kind];
-        *t = (mpk__drain_thread){.session = s, .kind = (enum mpk__drain_kind)kind};
+    for (int i = 0; i < MPK__DRAIN_THREADS && !error; i++) {
+        mpk__drain_thread *t = &s->drains[i];
+        *t = (mpk__drain_thread){.session = s, .urgent = i >= MPK__IDLE_THREADS};
         size_t run_bytes = s->block_bytes > RUN_BYTES ? s->block_bytes : RUN_BYTES;
         t->bounce = mpk__prim_map(run_bytes + MPK__IO_ALIGN, false, false);
         error = t->bounce ? -pthread_create(&t->thread, NULL, run_thread, t) : -ENOMEM;

@@ -1,6 +1,6 @@
 /* The pool: a fixed number of block-sized slots, taken by the fault handler and given back by the drain threads.
  * Its free slots form a lock-free stack. A writer that finds none sleeps on a futex: never a spin, because the idle
- * drain thread, which is to make room, gets no time while anybody spins. */
+ * drain threads, which are to make room, get no time while anybody spins. */
 #include <errno.h>
 #include <stdlib.h>
 

@@ -73,11 +73,12 @@ typedef struct mpk__pool {
     _Atomic uint32_t waiters;
 } mpk__pool;
 
-enum mpk__drain_kind { MPK__IDLE_THREAD, MPK__URGENT_THREAD, MPK__DRAIN_THREADS };
+/* Two idle threads: while one waits for the storage the other computes checksums. */
+enum { MPK__IDLE_THREADS = 2, MPK__DRAIN_THREADS = MPK__IDLE_THREADS + 1 };
 
 typedef struct mpk__drain_thread {
     struct mpk_session *session;
-    enum mpk__drain_kind kind;
+    bool urgent;
     pthread_t thread;
     uint8_t *bounce; /* for file offsets that are not aligned */
 } mpk__drain_thread;
