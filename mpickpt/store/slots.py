@@ -1,0 +1,317 @@
+"""The slots of a checkpoint directory: their creation, their lock, and what their records say.
+
+A slot is created once by one process and then closed; ranks write raw bytes at the datasets' offsets, so that no
+crash can damage the HDF5 structure. A slot appears under its name by a rename, complete and with its space reserved,
+or not at all. Records are read straight from the file, never through HDF5's caches. Nothing here unpickles.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpickpt.errors import InUseError, MpickptError, StoreError
+from mpickpt.layout import PAGE_BYTES, RECORD, RECORD_MAGIC, Layout, RecordState, SlotOffsets, blocks_in, round_up
+from mpickpt.store.structure import Head, read_head, read_structure, write_skeleton
+
+Checksum = Callable[[Any], int]
+_SLOT_NAME = re.compile(r"slot-(\d+)\.h5")
+_NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+@dataclass(frozen=True)
+class SlotInfo:
+    """What a slot file says about itself.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        The file.
+    index : int
+        Its number in the directory; -1 for a file of another name.
+    world_size, block_bytes : int
+        Number of ranks and size of a block; 0 if the file is not readable as a slot.
+    digest : bytes
+        Digest of the layout.
+    records : ndarray of RECORD, shape (world_size,)
+        Sound records by rank; damaged and never written ones are all zero.
+    epoch, step : int or None
+        Of the whole epoch in the slot; None unless `whole`.
+    whole : bool
+        All ranks' records say that the epoch is complete.
+    why_not : str
+        Why the slot holds no whole epoch; empty if it does.
+    """
+
+    path: Path
+    index: int
+    world_size: int = 0
+    digest: bytes = b""
+    block_bytes: int = 0
+    records: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, RECORD), compare=False)
+    epoch: int | None = None
+    step: int | None = None
+    whole: bool = False
+    why_not: str = ""
+
+    @property
+    def readable(self) -> bool:
+        """The file is a slot, whether or not it holds a whole epoch."""
+        return self.world_size > 0
+
+    @property
+    def newest(self) -> int:
+        """Highest epoch that any rank began to write here; 0 if none."""
+        return int(self.records["epoch"].max(initial=0))
+
+
+def slot_path(directory: Path, index: int) -> Path:
+    """Return the path of slot `index`."""
+    return directory / f"slot-{index}.h5"
+
+
+def spill_path(slot: Path, rank: int) -> Path:
+    """Return the path of the file beside `slot` that takes a rank's objects when they outgrow their room."""
+    return slot.with_name(f"{slot.stem}.objects-{rank:05d}")
+
+
+def record_is_valid(record: NDArray[np.void] | np.void, crc32c: Checksum) -> bool:
+    """Tell whether one record carries the magic and the right checksum."""
+    raw = record.tobytes()
+    return raw.startswith(RECORD_MAGIC) and crc32c(raw[:-4]) == int.from_bytes(raw[-4:], "little")
+
+
+class Store:
+    """The slots of one checkpoint directory.
+
+    Parameters
+    ----------
+    directory : pathlib.Path
+        The directory; `lock` and `create` make it if need be.
+    crc32c : callable
+        CRC-32C of a bytes-like object.
+    """
+
+    def __init__(self, directory: Path, crc32c: Checksum) -> None:
+        self.directory = Path(directory)
+        self._crc32c = crc32c
+        self._lock: int | None = None
+
+    def lock(self) -> None:
+        """Take the directory for this process, until `unlock` or its end.
+
+        Raises
+        ------
+        InUseError
+            If another process has it; says which.
+        StoreError
+            If the directory cannot be created or written.
+        """
+        if self._lock is not None:
+            return
+        path = self.directory / "lock"
+        with _os_errors(f"The checkpoint directory {self.directory} cannot be used", path):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.pread(fd, 1000, 0).decode(errors="replace").strip() or "a process that gives no name"
+                os.close(fd)
+                raise InUseError(
+                    f"The checkpoint directory {self.directory} is in use by {holder}. "
+                    "Wait for it to end, or choose another directory.",
+                    errno=error.errno,
+                    path=path,
+                ) from None
+            except OSError as error:
+                if error.errno not in _NO_FLOCK:
+                    os.close(fd)
+                    raise
+                warnings.warn(
+                    f"The file system of {self.directory} has no file locks ({error.strerror}): "
+                    "take care that no two runs use this directory at once.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            self._lock = fd
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def unlock(self) -> None:
+        """Give the directory back."""
+        if self._lock is not None:
+            fd, self._lock = self._lock, None
+            os.ftruncate(fd, 0)
+            os.close(fd)
+
+    def slots(self) -> list[SlotInfo]:
+        """List all slot files by index, unreadable ones too; `SlotInfo.why_not` tells what is wrong with them."""
+        with _os_errors(f"The checkpoint directory {self.directory} cannot be read", self.directory):
+            if not self.directory.exists():
+                return []
+            found = [p for p in self.directory.iterdir() if _SLOT_NAME.fullmatch(p.name)]
+        return sorted((read_slot(path, self._crc32c) for path in found), key=lambda slot: slot.index)
+
+    def create(self, index: int, layout: Layout) -> None:
+        """Replace slot `index` by an empty one for `layout`: all of it, or in case of an error nothing.
+
+        Raises
+        ------
+        StoreError
+            If there is no room or no permission; nothing is left behind.
+        """
+        path = slot_path(self.directory, index)
+        new = path.with_name(path.name + ".new")
+        need = _bytes_needed(layout)
+        with _os_errors(f"Slot file {path} of {need} bytes cannot be created", path, need):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            new.unlink(missing_ok=True)
+            fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                if need > (free := _free_bytes(fd)):
+                    raise OSError(errno.ENOSPC, f"{free} bytes are free")
+                write_skeleton(new, layout)
+                os.posix_fallocate(fd, 0, round_up(os.fstat(fd).st_size))
+                os.fsync(fd)
+                new.rename(path)
+            except BaseException:
+                new.unlink(missing_ok=True)
+                raise
+            finally:
+                os.close(fd)
+            for spill in self.directory.glob(f"{path.stem}.objects-*"):
+                spill.unlink()
+            _fsync_directory(self.directory)
+
+    def offsets(self, index: int) -> list[SlotOffsets]:
+        """Return the byte offsets in slot `index` by rank."""
+        return read_structure(slot_path(self.directory, index))[1]
+
+    def layout(self, index: int) -> Layout:
+        """Return the layout that slot `index` was created for."""
+        return read_structure(slot_path(self.directory, index))[0]
+
+    def max_epoch(self) -> int:
+        """Return the highest epoch that any rank began to write in any slot; 0 if none."""
+        return max((slot.newest for slot in self.slots()), default=0)
+
+
+def read_slot(path: Path, crc32c: Checksum) -> SlotInfo:
+    """Read what a slot file says about itself; whatever is wrong with it goes into `SlotInfo.why_not`."""
+    match = _SLOT_NAME.fullmatch(path.name)
+    index = int(match[1]) if match else -1
+    try:
+        head = read_head(path)
+        records = _read_records(path, head)
+    except MpickptError as error:
+        return SlotInfo(path, index, why_not=str(error))
+    why_not = _clear_damaged(records, crc32c) or _why_not_whole(records, head.digest)
+    return SlotInfo(
+        path,
+        index,
+        head.world_size,
+        head.digest,
+        head.block_bytes,
+        records,
+        epoch=None if why_not else int(records["epoch"][0]),
+        step=None if why_not else int(records["step"][0]),
+        whole=not why_not,
+        why_not=why_not,
+    )
+
+
+def _read_records(path: Path, head: Head) -> NDArray[np.void]:
+    nbytes = head.world_size * PAGE_BYTES
+    with _os_errors(f"The records of {path} cannot be read", path), path.open("rb") as file:
+        raw = os.pread(file.fileno(), nbytes, head.records)
+    if len(raw) != nbytes:
+        raise StoreError(f"{path} is truncated: it ends before its records do.", path=path)
+    records: NDArray[np.void] = np.frombuffer(bytearray(raw), RECORD)
+    return records
+
+
+def _clear_damaged(records: NDArray[np.void], crc32c: Checksum) -> str:
+    """Set damaged records to zero, and tell which was the first; records never written are zero already."""
+    why_not = ""
+    for rank, record in enumerate(records):
+        if not record_is_valid(record, crc32c) and any(record.tobytes()):
+            records[rank : rank + 1].view(np.uint8)[:] = 0
+            why_not = why_not or f"The record of rank {rank} is damaged."
+    return why_not
+
+
+def _why_not_whole(records: NDArray[np.void], digest: bytes) -> str:
+    epoch, run, step = (int(records[name][0]) for name in ("epoch", "run", "step"))
+    for rank, record in enumerate(records):
+        state, here = int(record["state"]), int(record["epoch"])
+        if state == RecordState.EMPTY:
+            return f"Rank {rank} has written nothing yet."
+        if state == RecordState.WRITING:
+            return f"Rank {rank} has not finished epoch {here}."
+        if state == RecordState.FAILED:
+            return f"Rank {rank} could not write epoch {here}: {os.strerror(int(record['errno']))}."
+        if state != RecordState.COMPLETE:
+            return f"The record of rank {rank} has the state {state}, which this version does not know."
+        if (here, int(record["run"]), int(record["step"])) != (epoch, run, step):
+            return (
+                f"Rank 0 holds epoch {epoch} (step {step}) and rank {rank} epoch {here} (step {int(record['step'])})."
+            )
+        if int(record["rank"]) != rank or record["digest"].tobytes() != digest:
+            return f"The record of rank {rank} belongs to another slot."
+    return ""
+
+
+@contextmanager
+def _os_errors(what: str, path: Path, need: int | None = None) -> Iterator[None]:
+    """Turn errors of the operating system into a `StoreError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        number = error.errno
+        reason = os.strerror(number) if number else str(error)
+        advice = "See to it and try again."
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            there = next(p for p in (path, *path.parents) if p.exists())
+            reason += f" ({need} bytes are needed, {_free_bytes(there)} are free)" if need is not None else ""
+            advice = "Make room or choose another directory."
+        elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = f"User {os.geteuid()} needs permission to write there; or choose another directory."
+        elif number in (errno.ENOTDIR, errno.EEXIST):
+            advice = "A file is in the way; choose another directory."
+        raise StoreError(f"{what}: {reason}. {advice}", errno=number, path=path) from error
+
+
+def _free_bytes(where: int | Path) -> int:
+    found = os.statvfs(where)
+    return found.f_frsize * (found.f_bfree if os.geteuid() == 0 else found.f_bavail)
+
+
+def _fsync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _bytes_needed(layout: Layout) -> int:
+    """Add up what the raw data of a slot take; the structure comes on top, a few pages for each dataset."""
+    sizes = [PAGE_BYTES * len(layout.ranks)]
+    for rank in layout.ranks:
+        sizes.append(rank.objects_room)
+        for spec in rank.arrays:
+            sizes += [spec.nbytes, 4 * blocks_in(spec.nbytes, layout.block_bytes)]
+    return sum(round_up(n) for n in sizes)

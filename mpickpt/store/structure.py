@@ -1,0 +1,283 @@
+"""The HDF5 structure of a slot file: writing it once, and reading it back. The only file that imports h5py.
+
+Raw data never pass through HDF5: datasets are created with their space and without being filled, and what is read
+here is where they lie. Files that are no slots end in a `StoreError` with a sentence, whatever h5py says about them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py  # type: ignore[import-untyped]
+import numpy as np
+from h5py import h5, h5a, h5d, h5f, h5g, h5p, h5s, h5t
+
+from mpickpt.errors import LayoutError, StoreError
+from mpickpt.layout import (
+    PAGE_BYTES,
+    RECORD,
+    ArraySpec,
+    Layout,
+    RankLayout,
+    SlotOffsets,
+    blocks_in,
+    dtype_from_text,
+    dtype_to_text,
+)
+from mpickpt.parts import Box, Part
+
+FORMAT = "mpickpt"
+FORMAT_VERSION = 1
+OBJECTS = ".objects"  # not a possible name of an array
+
+_PART_FIELDS = (b"global_shape", b"global_start", b"local_start", b"local_stop")
+
+
+class Head(NamedTuple):
+    """What the root of a slot says: `records` is the byte offset of the first record."""
+
+    digest: bytes
+    block_bytes: int
+    world_size: int
+    records: int
+
+
+def read_head(path: Path) -> Head:
+    """Read the root of a slot; StoreError if the file is not a slot."""
+    with _reading(path) as file:
+        return _head(file)
+
+
+def read_structure(path: Path) -> tuple[Layout, list[SlotOffsets]]:
+    """Read a slot's layout and the byte offsets by rank.
+
+    Raises
+    ------
+    StoreError
+        If the file is not a readable slot, or its structure does not have the digest that it was created with.
+    """
+    ranks, offsets = [], []
+    with _reading(path) as file:
+        digest, block_bytes, world_size, records_at = _head(file)
+        for rank in range(world_size):
+            group = h5g.open(file, f"ranks/{rank:05d}".encode())
+            sums = h5g.open(file, f"checksums/{rank:05d}".encode())
+            names: list[bytes] = []
+            group.links.iterate(names.append, idx_type=h5.INDEX_CRT_ORDER)
+            names.remove(OBJECTS.encode())
+            datasets = [h5d.open(group, name) for name in names]
+            objects = h5d.open(group, OBJECTS.encode())
+            room = objects.get_storage_size()
+            specs = tuple(_read_spec(name.decode(), dataset) for name, dataset in zip(names, datasets, strict=True))
+            ranks.append(RankLayout(specs, room))
+            offsets.append(
+                SlotOffsets(
+                    record=records_at + rank * PAGE_BYTES,
+                    arrays=tuple(dataset.get_offset() or 0 for dataset in datasets),
+                    checksums=tuple(h5d.open(sums, name).get_offset() or 0 for name in names),
+                    objects=objects.get_offset(),
+                    objects_room=room,
+                )
+            )
+        layout = Layout(tuple(ranks), block_bytes)
+    if layout.digest != digest:
+        raise StoreError(f"The structure of {path} is not the one that it was created with: it is damaged.", path=path)
+    return layout, offsets
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[h5f.FileID]:
+    """Open a slot for reading its structure; what h5py says about files that are none becomes a `StoreError`."""
+    access = h5p.create(h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5f.CLOSE_STRONG)
+    access.set_file_locking(False, True)
+    try:
+        with path.open("rb"):  # says plainly if the file is missing or may not be read
+            file = h5f.open(os.fsencode(path), h5f.ACC_RDONLY, fapl=access)
+        try:
+            yield file
+        finally:
+            file.close()
+    except (KeyError, ValueError, TypeError, RuntimeError, OSError, LayoutError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip("'\"")
+        message = f"{path} cannot be read as a slot: {reason.rstrip('.')}. It is foreign, truncated or damaged."
+        raise StoreError(message, errno=getattr(error, "errno", None), path=path) from error
+
+
+def _head(file: h5f.FileID) -> Head:
+    attributes = h5py.File(file).attrs
+    if attributes.get("format") != FORMAT:
+        raise ValueError("it is an HDF5 file of another program")
+    if (version := int(attributes["format_version"])) > FORMAT_VERSION:
+        written_by = attributes.get("version", "of unknown number")
+        raise ValueError(
+            f"it has format {version}, written by the newer mpickpt {written_by}; this one reads {FORMAT_VERSION}"
+        )
+    records = h5d.open(file, b"records")
+    world_size = int(attributes["world_size"])
+    if records.shape != (world_size,) or world_size < 1 or records.get_storage_size() != world_size * PAGE_BYTES:
+        raise ValueError("its records do not fit its number of ranks")
+    digest = bytes.fromhex(attributes["layout_digest"])
+    return Head(digest, int(attributes["block_bytes"]), world_size, records.get_offset())
+
+
+def _read_spec(name: str, dataset: h5d.DatasetID) -> ArraySpec:
+    dtype = dtype_from_text(_read_text(dataset, b"dtype"))
+    transposed = _read_text(dataset, b"order") == "F"
+    part = None
+    if h5a.exists(dataset, _PART_FIELDS[0]):
+        shape, start, lo, hi = (_read_numbers(dataset, field) for field in _PART_FIELDS)
+        part = Part(shape, start, Box(lo, hi).slices)
+    shape = dataset.shape[::-1] if transposed else dataset.shape
+    return ArraySpec(name, shape, dtype, part, "F" if transposed else "C")
+
+
+def _read_text(place: h5d.DatasetID, name: bytes) -> str:
+    attribute = h5a.open(place, name)
+    text = np.empty((), attribute.dtype)
+    attribute.read(text)
+    return bytes(text[()]).decode()
+
+
+def _read_numbers(place: h5d.DatasetID, name: bytes) -> tuple[int, ...]:
+    attribute = h5a.open(place, name)
+    numbers = np.empty(attribute.shape, np.int64)
+    attribute.read(numbers)
+    return tuple(int(n) for n in numbers)
+
+
+def _write_text(place: h5d.DatasetID, name: bytes, text: str) -> None:
+    value = np.array(text.encode())
+    h5a.create(place, name, h5t.py_create(value.dtype), h5s.create(h5s.SCALAR)).write(value)
+
+
+def _write_numbers(place: h5d.DatasetID, name: bytes, numbers: tuple[int, ...]) -> None:
+    value = np.array(numbers, dtype=np.int64)
+    h5a.create(place, name, h5t.STD_I64LE, h5s.create_simple(value.shape)).write(value)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("mpickpt")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+class _Skeleton:
+    """An HDF5 file in the making: where every dataset starts on a page of its own and nothing is filled."""
+
+    def __init__(self, path: Path) -> None:
+        access = h5p.create(h5p.FILE_ACCESS)
+        access.set_libver_bounds(h5f.LIBVER_V18, h5f.LIBVER_V110)  # what HDF5 1.10 reads
+        access.set_fclose_degree(h5f.CLOSE_STRONG)
+        access.set_file_locking(False, True)
+        # Threshold 0: tiny datasets and HDF5's own metadata are aligned too, so that nothing shares a page with a
+        # dataset that is written by O_DIRECT.
+        access.set_alignment(0, PAGE_BYTES)
+        self.file = h5f.create(os.fsencode(path), h5f.ACC_TRUNC, fapl=access)
+        self.raw = h5p.create(h5p.DATASET_CREATE)
+        self.raw.set_layout(h5d.CONTIGUOUS)
+        self.raw.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+        self.raw.set_fill_time(h5d.FILL_TIME_NEVER)
+        self.raw.set_obj_track_times(False)
+        self.ordered = h5p.create(h5p.GROUP_CREATE)
+        self.ordered.set_link_creation_order(h5p.CRT_ORDER_TRACKED | h5p.CRT_ORDER_INDEXED)
+
+    def group(self, name: str) -> h5g.GroupID:
+        return h5g.create(self.file, name.encode(), gcpl=self.ordered)
+
+    def dataset(self, group: h5g.GroupID, name: str, kind: h5t.TypeID, shape: tuple[int, ...]) -> h5d.DatasetID:
+        return h5d.create(group, name.encode(), kind, _space(shape), dcpl=self.raw)
+
+
+def _space(shape: tuple[int, ...]) -> h5s.SpaceID:
+    return h5s.create_simple(shape) if shape else h5s.create(h5s.SCALAR)
+
+
+def _hdf5_type(dtype: np.dtype[Any]) -> h5t.TypeID:
+    """Find the HDF5 type of `dtype`, or an opaque one of the same size where HDF5 has none."""
+    try:
+        kind = h5t.py_create(dtype, logical=True)
+        if kind.get_size() == dtype.itemsize:
+            return kind
+    except TypeError:
+        pass
+    kind = h5t.create(h5t.OPAQUE, dtype.itemsize)
+    kind.set_tag(b"NUMPY:" + (dtype.str if dtype.names is None else f"V{dtype.itemsize}").encode())
+    return kind
+
+
+def write_skeleton(path: Path, layout: Layout) -> None:
+    """Write the structure of a slot for `layout` into the file `path`, and close it."""
+    skeleton = _Skeleton(path)
+    try:
+        h5py.File(skeleton.file).attrs.update(
+            {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "version": _version(),
+                "world_size": len(layout.ranks),
+                "block_bytes": layout.block_bytes,
+                "layout_digest": layout.digest.hex(),
+                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            }
+        )
+        skeleton.dataset(skeleton.file, "records", h5t.py_create(RECORD), (len(layout.ranks),))
+        skeleton.group("ranks")
+        skeleton.group("checksums")
+        for number, rank in enumerate(layout.ranks):
+            _write_rank(skeleton, f"{number:05d}", rank, layout.block_bytes)
+        skeleton.group("global")
+        for name in layout.names:
+            _write_global(skeleton.file, name, layout)
+    finally:
+        skeleton.file.close()
+
+
+def _write_rank(skeleton: _Skeleton, number: str, rank: RankLayout, block_bytes: int) -> None:
+    group = skeleton.group(f"ranks/{number}")
+    sums = skeleton.group(f"checksums/{number}")
+    for spec in rank.arrays:
+        dataset = skeleton.dataset(group, spec.name, _hdf5_type(spec.dtype), spec.stored_shape)
+        _write_text(dataset, b"dtype", dtype_to_text(spec.dtype))
+        _write_text(dataset, b"order", spec.order)
+        if spec.part is not None:
+            local = spec.part.local_box(spec.shape)
+            for field_name, numbers in zip(_PART_FIELDS, (spec.part.shape, spec.part.start, *local), strict=True):
+                _write_numbers(dataset, field_name, numbers)
+        skeleton.dataset(sums, spec.name, h5t.STD_U32LE, (blocks_in(spec.nbytes, block_bytes),))
+    skeleton.dataset(group, OBJECTS, h5t.STD_U8LE, (rank.objects_room,))
+
+
+def _write_global(file: h5f.FileID, name: str, layout: Layout) -> None:
+    """Make /global/`name`, the virtual dataset that puts the ranks' parts together; nothing for arrays without part."""
+    specs = [(r, spec) for r, rank in enumerate(layout.ranks) if (spec := rank.spec(name)) and spec.part]
+    if not specs:
+        return
+    _, first = specs[0]
+    assert first.part is not None
+    transposed = first.order == "F"
+    space = _space(first.part.shape[::-1] if transposed else first.part.shape)
+    virtual = h5p.create(h5p.DATASET_CREATE)
+    for rank, spec in specs:
+        assert spec.part is not None
+        here, there = spec.part.local_box(spec.shape), spec.owned
+        if here.size:
+            source = _space(spec.stored_shape)
+            _select(source, here.transposed if transposed else here)
+            _select(space, there.transposed if transposed else there)
+            virtual.set_virtual(space, b".", f"/ranks/{rank:05d}/{name}".encode(), source)
+    space.select_all()
+    dataset = h5d.create(file, f"global/{name}".encode(), _hdf5_type(first.dtype), space, dcpl=virtual)
+    _write_text(dataset, b"order", first.order)
+
+
+def _select(space: h5s.SpaceID, box: Box) -> None:
+    if box.start:
+        space.select_hyperslab(box.start, (1,) * len(box.start), block=box.extent)

@@ -1,0 +1,434 @@
+"""Slot files: structure, alignment, records, locks, and what becomes of files that are none."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from make_epoch import record, write_epoch
+
+from mpickpt.errors import InUseError, StoreError
+from mpickpt.layout import PAGE_BYTES, ArraySpec, Layout, RankLayout, RecordState, blocks_in, objects_room_for
+from mpickpt.parts import Part
+from mpickpt.snapshot import crc32c
+from mpickpt.store import SlotInfo, Store, read_slot, read_structure, slot_path, spill_path
+
+STRUCT = np.dtype([("a", "i1"), ("b", "f8", (2,)), ("c", [("x", "c8"), ("y", "?")])], align=True)
+ODD_DTYPES = ["f8", ">f4", "?", "c16", "c8", "i1", "f2", "longdouble", "S5", "U3", "V7", "M8[ns]", "m8[s]", STRUCT]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path, crc32c)
+
+
+def rows(ranks: int, cols: int = 3, halo: int = 1, order: Any = "C", dtype: Any = "f8") -> Layout:
+    """Rank r has r rows of a global array, with halo rows; rank 0 has none."""
+    world = (sum(range(ranks)), cols)
+    return Layout.of(
+        RankLayout(
+            (
+                ArraySpec(
+                    "u",
+                    (r + 2 * halo, cols),
+                    np.dtype(dtype),
+                    Part(world, (sum(range(r)), 0), np.s_[halo : halo + r]),
+                    order,
+                ),
+                ArraySpec("scalar", (), np.dtype("i4")),
+                ArraySpec("empty", (0, 5), np.dtype("c16")),
+            )
+        )
+        for r in range(ranks)
+    )
+
+
+def odd_layout() -> Layout:
+    big = ArraySpec("big", (3, 100_001), np.dtype("f4"), order="F")
+    odd = [ArraySpec(f"odd{k}", (k,), np.dtype(kind)) for k, kind in enumerate(ODD_DTYPES)]
+    return Layout((RankLayout((*odd, big)), RankLayout((), objects_room_for(100_000)), RankLayout((big, *odd[::-1]))))
+
+
+def spans(path: Path) -> list[tuple[int, int, str]]:
+    """Where each dataset's raw data lie, read with plain h5py."""
+    found = []
+
+    def take(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset) and not item.is_virtual and item.size:
+            found.append((item.id.get_offset(), item.id.get_storage_size(), name))
+
+    with h5py.File(path) as file:
+        file.visititems(take)
+    return sorted(found)
+
+
+@pytest.mark.parametrize("layout", [rows(1), rows(6), rows(6, cols=1000, order="F"), odd_layout()])
+def test_every_dataset_starts_on_a_page_of_its_own(store: Store, layout: Layout) -> None:
+    store.create(0, layout)
+    path = slot_path(store.directory, 0)
+    found = spans(path)
+    for start, _, name in found:
+        assert start % PAGE_BYTES == 0, name
+    for (start, nbytes, name), (after, _, other) in itertools.pairwise(found):
+        assert start + nbytes <= after, f"{name} shares a page with {other}"
+    last_start, last_bytes, _ = found[-1]
+    assert path.stat().st_size % PAGE_BYTES == 0
+    assert path.stat().st_size >= last_start + last_bytes
+    assert path.stat().st_blocks * 512 >= path.stat().st_size  # the space is reserved
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert os.listdir(store.directory) == ["slot-0.h5"]
+
+
+def test_hdf5_keeps_nothing_of_its_own_in_the_pages_of_raw_data(store: Store) -> None:
+    layout = odd_layout()
+    store.create(0, layout)
+    path = slot_path(store.directory, 0)
+    raw = [(start, -(-(start + nbytes) // PAGE_BYTES) * PAGE_BYTES) for start, nbytes, _ in spans(path)]
+    with path.open("r+b") as file:
+        for start, stop in raw:
+            file.seek(start)
+            file.write(b"\xff" * (stop - start))
+    assert read_structure(path)[0].digest == layout.digest
+    with h5py.File(path) as file:
+        assert file["ranks/00000/odd0"].shape == (0,)
+        assert np.all(file["records"]["epoch"] == 2**64 - 1)
+
+
+@pytest.mark.parametrize("layout", [rows(1), rows(7), rows(4, order="F"), odd_layout()])
+def test_layout_and_offsets_come_back(store: Store, layout: Layout) -> None:
+    store.create(3, layout)
+    back = store.layout(3)
+    assert back.digest == layout.digest
+    assert back.block_bytes == layout.block_bytes
+    for made, read in zip(layout.ranks, back.ranks, strict=True):
+        assert read.objects_room == made.objects_room
+        assert [s.canonical() for s in read.arrays] == [s.canonical() for s in made.arrays]
+    for rank, place in zip(layout.ranks, store.offsets(3), strict=True):
+        assert place.objects_room == rank.objects_room
+        for spec, at, sums in zip(rank.arrays, place.arrays, place.checksums, strict=True):
+            assert bool(at) == bool(sums) == bool(spec.nbytes)
+    assert [p.record for p in store.offsets(3)] == [
+        store.offsets(3)[0].record + PAGE_BYTES * r for r in range(len(layout.ranks))
+    ]
+
+
+def test_arrays_of_all_dtypes_read_as_themselves_in_plain_h5py(store: Store) -> None:
+    rng = np.random.default_rng(1)
+    specs = tuple(ArraySpec(f"odd{k}", (4, 2), np.dtype(kind)) for k, kind in enumerate(ODD_DTYPES))
+    arrays = {}
+    for spec in specs:
+        raw = rng.integers(0, 2, spec.nbytes, dtype=np.uint8)  # 0 and 1 are values of every dtype
+        arrays[spec.name] = raw.view(spec.dtype).reshape(spec.shape)
+    path = write_epoch(store, 0, Layout((RankLayout(specs),)), [arrays])
+    with h5py.File(path) as file:
+        for spec in specs:
+            read = file["ranks/00000"][spec.name][()]
+            assert read.dtype == spec.dtype
+            for field in spec.dtype.names or [()]:
+                np.testing.assert_array_equal(read[field], arrays[spec.name][field])
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["f8", "?", "c16", STRUCT])
+def test_global_array_is_put_together_from_ranks_in_any_order(store: Store, order: Any, dtype: Any) -> None:
+    dtype = np.dtype(dtype)
+    raw = np.random.default_rng(2).integers(0, 2, 10 * 6 * dtype.itemsize, dtype=np.uint8)
+    world = raw.view(dtype).reshape(10, 6)
+    boxes = [(4, 3, 10, 6), (0, 0, 4, 3), (7, 1, 7, 3), (4, 0, 10, 3), (0, 3, 4, 6)]
+    specs = [
+        ArraySpec("u", (b - a + 2, d - c + 4), dtype, Part((10, 6), (a, c), np.s_[1:-1, 1:-3]), order)
+        for a, c, b, d in boxes
+    ]
+    arrays = []
+    for spec, (a, c, b, d) in zip(specs, boxes, strict=True):
+        local = np.zeros(spec.shape, dtype)
+        local[1:-1, 1:-3] = world[a:b, c:d]
+        arrays.append({"u": local})
+    path = write_epoch(store, 0, Layout(tuple(RankLayout((spec,)) for spec in specs)), arrays)
+    with h5py.File(path) as file:
+        read = file["global/u"][()]
+        assert file["global/u"].is_virtual
+    assert (read.T if order == "F" else read).tobytes() == world.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [
+        ((), [((), Part((), ()))]),
+        ((0,), [((0,), Part((0,), (0,))), ((2,), Part((0,), (0,), np.s_[1:-1]))]),
+        ((3, 0), [((3, 0), Part((3, 0), (0, 0)))]),
+        ((1,), [((1,), Part((1,), (0,))), ((0,), Part((1,), (1,)))]),
+    ],
+)
+def test_global_arrays_of_one_cell_or_none(store: Store, shape: Any, parts: Any) -> None:
+    layout = Layout(tuple(RankLayout((ArraySpec("u", s, np.dtype("i8"), p),)) for s, p in parts))
+    path = write_epoch(store, 0, layout, [{"u": np.full(s, 41)} for s, _ in parts])
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["global/u"][()], np.full(shape, 41))
+    assert store.layout(0).digest == layout.digest
+
+
+@pytest.mark.skipif(not shutil.which("h5dump"), reason="h5dump is not installed")
+def test_h5dump_reads_a_slot(store: Store) -> None:
+    layout = rows(3)
+    arrays = [{s.name: np.full(s.shape, 7 + r, s.dtype) for s in rank.arrays} for r, rank in enumerate(layout.ranks)]
+    path = write_epoch(store, 0, layout, arrays)
+
+    def h5dump(*args: str) -> str:
+        return subprocess.run(
+            ["h5dump", *args, str(path)], check=True, capture_output=True, text=True, timeout=60
+        ).stdout
+
+    assert "(2,0): 9, 9, 9" in h5dump("-d", "/global/u")
+    assert "(1,0): 8, 8, 8" in h5dump("-d", "/ranks/00001/u")
+    assert '"layout_digest"' in h5dump("-A")
+    h5dump()
+    store.create(1, odd_layout())
+    path = slot_path(store.directory, 1)
+    assert "odd13" in h5dump("-H")
+    h5dump()
+
+
+def test_creating_a_slot_for_a_thousand_ranks_takes_seconds(store: Store) -> None:
+    part = [Part((1000, 8), (r, 0)) for r in range(1000)]
+    names = ["u", "v", "w"]
+    layout = Layout(
+        tuple(RankLayout(tuple(ArraySpec(n, (1, 8), np.dtype("f8"), part[r]) for n in names)) for r in range(1000))
+    )
+    start = time.process_time()
+    store.create(0, layout)
+    created = time.process_time()
+    assert store.layout(0).digest == layout.digest
+    read = time.process_time()
+    assert created - start < 15
+    assert read - created < 15
+    with h5py.File(slot_path(store.directory, 0)) as file:
+        assert file["global/w"].shape == (1000, 8)
+        assert len(file["global/w"].virtual_sources()) == 1000
+
+
+def test_replacing_a_slot_leaves_no_debris_and_no_old_spill(store: Store) -> None:
+    path = write_epoch(store, 0, rows(2), [{s.name: np.zeros(s.shape, s.dtype) for s in r.arrays} for r in rows(2).ranks])
+    spill_path(path, 1).write_bytes(b"old")
+    path.with_name("slot-0.h5.new").write_bytes(b"left by a crash")
+    other = spill_path(slot_path(store.directory, 10), 1)
+    other.write_bytes(b"of another slot")
+    store.create(0, rows(3))
+    assert sorted(os.listdir(store.directory)) == ["slot-0.h5", other.name]
+    assert store.slots()[0].world_size == 3
+
+
+def whole(store: Store, index: int = 0, epoch: int = 5) -> tuple[Layout, Path]:
+    layout = rows(3)
+    arrays = [{s.name: np.ones(s.shape, s.dtype) for s in rank.arrays} for rank in layout.ranks]
+    return layout, write_epoch(store, index, layout, arrays, epoch=epoch, step=50)
+
+
+def only(store: Store) -> SlotInfo:
+    (slot,) = store.slots()
+    return slot
+
+
+def test_slots_tell_epoch_and_step(store: Store) -> None:
+    assert store.slots() == []
+    assert store.max_epoch() == 0
+    layout, _ = whole(store, 1, epoch=6)
+    whole(store, 0, epoch=5)
+    store.create(2, layout)
+    first, second, third = store.slots()
+    assert (first.index, first.epoch, first.step, first.whole, first.why_not) == (0, 5, 50, True, "")
+    assert (second.index, second.epoch) == (1, 6)
+    assert (third.epoch, third.whole, third.why_not) == (None, False, "Rank 0 has written nothing yet.")
+    assert first.digest == layout.digest
+    assert (first.world_size, first.block_bytes) == (3, layout.block_bytes)
+    assert store.max_epoch() == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"state": RecordState.WRITING, "epoch": 9}, "Rank 1 has not finished epoch 9."),
+        ({"state": RecordState.FAILED, "errno": 28}, "Rank 1 could not write epoch 5: No space left on device."),
+        ({"state": 8}, "record of rank 1 has the state 8"),
+        ({"epoch": 9}, "Rank 0 holds epoch 5 .* and rank 1 epoch 9"),
+        ({"run": 8}, "Rank 0 holds epoch 5"),
+        ({"step": 51}, "step 50.* and rank 1 epoch 5 .step 51"),
+        ({"rank": 2}, "record of rank 1 belongs to another slot"),
+        ({"digest": bytes(32)}, "record of rank 1 belongs to another slot"),
+    ],
+)
+def test_an_epoch_is_whole_only_if_all_records_agree(store: Store, change: dict[str, Any], why: str) -> None:
+    layout, path = whole(store)
+    fields = {"state": RecordState.COMPLETE, "rank": 1, "epoch": 5, "step": 50, "run": 7, "digest": layout.digest}
+    with path.open("r+b") as file:
+        file.seek(store.offsets(0)[1].record)
+        file.write(record(**fields))
+        assert only(store).whole
+        file.seek(store.offsets(0)[1].record)
+        file.write(record(**fields | change))
+        file.flush()
+        slot = only(store)
+        assert not slot.whole
+        assert slot.epoch is None
+        assert slot.readable
+        assert re.search(why, slot.why_not)
+    assert store.max_epoch() == change.get("epoch", 5)
+
+
+def test_any_flipped_bit_of_a_record_is_noticed(store: Store) -> None:
+    _, path = whole(store)
+    at = store.offsets(0)[2].record
+    rng = np.random.default_rng(3)
+    content = path.read_bytes()
+    for bit in [0, 8 * PAGE_BYTES - 1, *rng.integers(0, 8 * PAGE_BYTES, 50).tolist()]:
+        damaged = bytearray(content)
+        damaged[at + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        slot = only(store)
+        assert slot.why_not == "The record of rank 2 is damaged."
+        assert slot.newest == 5
+        assert int(slot.records["epoch"][2]) == 0
+
+
+def put(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def newer(path: Path, _: bytes) -> None:
+    with h5py.File(path, "r+") as file:
+        file.attrs["format_version"] = 2
+        file.attrs["version"] = "9.9"
+
+
+def foreign(path: Path, _: bytes) -> None:
+    with h5py.File(path, "w") as file:
+        file["records"] = np.arange(3)
+
+
+def without_world_size(path: Path, _: bytes) -> None:
+    with h5py.File(path, "r+") as file:
+        del file.attrs["world_size"]
+
+
+def other_world_size(path: Path, _: bytes) -> None:
+    with h5py.File(path, "r+") as file:
+        file.attrs["world_size"] = 2**40
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda path, _: put(path, b""), "cannot be read as a slot"),
+        (lambda path, _: put(path, b"hello"), "cannot be read as a slot"),
+        (lambda path, _: put(path, np.random.default_rng(4).bytes(100_000)), "cannot be read as a slot"),
+        (lambda path, content: put(path, content[: len(content) // 2]), "truncated"),
+        (lambda path, content: put(path, content[:2000]), "truncated"),
+        (lambda path, content: put(path, bytes(1000) + content[1000:]), "cannot be read as a slot"),
+        (newer, "newer mpickpt 9.9"),
+        (foreign, "another program"),
+        (without_world_size, "world_size"),
+        (other_world_size, "records do not fit"),
+        (lambda path, _: (path.unlink(), path.mkdir()), "cannot be read as a slot: Is a directory"),
+        (lambda path, _: (path.unlink(), path.symlink_to("nowhere")), "No such file"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_slots_say_why(store: Store, spoil: Any, why: str) -> None:
+    _, path = whole(store, 1)
+    whole(store, 0)
+    spoil(path, path.read_bytes())
+    good, bad = store.slots()
+    assert good.whole
+    assert not bad.whole
+    assert not bad.readable
+    assert bad.newest == 0
+    assert str(path) in bad.why_not
+    assert why in bad.why_not
+    assert store.max_epoch() == 5
+    with pytest.raises(StoreError, match="cannot be read as a slot"):
+        store.layout(1)
+    if not path.is_dir():
+        store.create(1, rows(2))
+        assert store.slots()[1].readable
+
+
+def test_no_flipped_byte_of_the_structure_ends_in_a_traceback(store: Store) -> None:
+    """Damage in HDF5's own bytes is refused, or does no harm; it is never taken for another layout."""
+    layout, path = whole(store)
+    content = path.read_bytes()
+    raw = {page for start, nbytes, _ in spans(path) for page in range(start // 4096, (start + nbytes - 1) // 4096 + 1)}
+    own = [n for n in range(len(content)) if n // 4096 not in raw and content[n]]
+    refused = 0
+    for n in np.random.default_rng(5).choice(own, 300, replace=False).tolist():
+        damaged = bytearray(content)
+        damaged[n] ^= 0x41
+        path.write_bytes(damaged)
+        slot = read_slot(path, crc32c)
+        assert slot.whole == (not slot.why_not)
+        try:
+            back, _ = read_structure(path)
+        except StoreError as error:
+            refused += 1
+            assert str(path) in str(error)
+        else:
+            assert back.digest == layout.digest
+    assert refused > 100
+
+
+def test_other_names_are_not_slots(store: Store) -> None:
+    for name in ("slot-x.h5", "slot-1.h5.new", "slot-0.objects-00001", "lock", "other.h5"):
+        (store.directory / name).write_bytes(b"")
+    assert store.slots() == []
+
+
+def test_a_directory_serves_one_process_at_a_time(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a" / "b", crc32c)
+    store.lock()
+    store.lock()
+    code = (
+        "import sys; from pathlib import Path; from mpickpt.store import Store; from mpickpt.snapshot import crc32c\n"
+        "try: Store(Path(sys.argv[1]), crc32c).lock()\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+
+    def other() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", code, str(store.directory)], capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+
+    assert f"InUseError The checkpoint directory {store.directory} is in use by process {os.getpid()} on" in other()
+    with pytest.raises(InUseError):
+        Store(store.directory, crc32c).lock()
+    store.unlock()
+    assert other() == ""
+    store.lock()
+    store.unlock()
+    store.unlock()
+
+
+def test_a_file_in_the_way_of_the_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = Store(tmp_path / "file", crc32c)
+    for act in (store.lock, store.slots, lambda: store.create(0, rows(1))):
+        with pytest.raises(StoreError, match="file is in the way|Not a directory"):
+            act()
+
+
+def test_more_bytes_than_the_disk_has(store: Store) -> None:
+    huge = Layout.of([RankLayout((ArraySpec("u", (2**52,), np.dtype("f8")),))])
+    assert blocks_in(huge.ranks[0].arrays[0].nbytes, huge.block_bytes) <= 16_384
+    with pytest.raises(StoreError, match=r"slot-0.h5 of \d+ bytes.* No space left .*\d+ bytes are needed, \d+ are free.*Make room") as caught:
+        store.create(0, huge)
+    assert caught.value.errno == 28
+    assert caught.value.path == slot_path(store.directory, 0)
+    assert os.listdir(store.directory) == []
