@@ -71,7 +71,10 @@ def _measure(options: argparse.Namespace, ranks: int, mib: int, pages: str) -> d
             mpiexec = shutil.which("mpiexec") or str(Path(sys.executable).parent / "mpiexec")
             command = [mpiexec, "-n", str(ranks), *command]
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, env=os.environ | one_thread, stdin=subprocess.DEVNULL)
+        surroundings = os.environ | one_thread
+        done = subprocess.run(command, env=surroundings, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode != 0:
+            sys.exit(f"{done.stdout}{done.stderr}bench: the worker failed with status {done.returncode}")
         measured = json.loads(output.read_text())
     finally:
         shutil.rmtree(folder)

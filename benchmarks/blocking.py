@@ -40,6 +40,9 @@ class Contender:
         """Get ready for a run; return the memory that the run works on."""
         return self.state
 
+    def safe_point(self) -> None:
+        """Pass the head of a step at which there is no cut."""
+
     def cut(self) -> None:
         """Take the checkpoint, or start to; the program is blocked meanwhile."""
 

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.001
 NAME = "state"
+EVERY = 1_000_000  # steps between cuts: more than a run has, so that a cut happens where the run says
 
 
 class Live(Contender):
-    """A session whose every `step` after the first is a cut.
+    """A session with a safe point at every step of the work, and a cut at one of them.
 
     With huge pages the run works on memory that the session allocated; with 4 KiB pages on the memory that the other
     contenders use, which the session protects.
@@ -48,24 +49,35 @@ class Live(Contender):
 
     def open(self) -> NDArray[np.float64]:
         """Open a session and save the state twice, so that both slots are in use."""
-        self.session = mpickpt.open(self.folder, self.comm, every=1, restart="never", pool=self.pool)
+        self.session = mpickpt.open(self.folder, self.comm, every=EVERY, restart="never", pool=self.pool)
         if self.huge:
             state = self.session.array(NAME, self.state.shape, fill=1.0)
         else:
             state = self.session.protect(NAME, self.state)
-        self.session.step()
+        self.at_step = -1
+        self.safe_point()
         for _ in range(2):
             self.cut()
             self.finish()
         return state
 
+    def _go_to(self, step: int) -> None:
+        self.at_step = next(self.session.range(step, step + 1))
+
+    def safe_point(self) -> None:
+        """Pass a safe point."""
+        self._go_to(self.at_step + 1)
+
     def cut(self) -> None:
         """Be cut."""
-        self.session.step()
+        self._go_to((self.at_step // EVERY + 1) * EVERY)
 
     def finish(self) -> int:
-        """Sleep until the drain has ended."""
-        while self.session.stats().draining:
+        """Pass safe points, and sleep between them, until the epoch is whole on all ranks."""
+        while (stats := self.session.stats()).whole < stats.cuts:
+            if stats.failed:
+                raise OSError(f"{self.folder}: an epoch failed, see the warning above")
+            self.safe_point()
             time.sleep(POLL_SECONDS)
         return 0
 
@@ -80,7 +92,7 @@ def restart(folder: Path, state: NDArray[np.float64], comm: MPI.Comm, *, huge: b
         workload.touch(state)
     comm.Barrier()
     begin = time.perf_counter()
-    session = mpickpt.open(folder, comm, every=1, restart="auto")
+    session = mpickpt.open(folder, comm, every=EVERY, restart="auto")
     if huge:
         session.array(NAME, state.shape)
     else:

@@ -110,6 +110,8 @@ class Rank:
                 cut_begin = time.perf_counter()
                 contender.cut()
                 blocked = time.perf_counter() - cut_begin
+            else:
+                contender.safe_point()
             workload.step(state, pattern)
         outside = contender.finish() if checkpoint else 0
         seconds = time.perf_counter() - begin
