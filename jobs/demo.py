@@ -116,7 +116,7 @@ def demonstrate(folder: Path) -> None:
     """Show it in a folder of its own."""
     directory, log = folder / "heat.ckpt", folder / "log"
     twin, result = folder / "twin.npy", folder / "result.npy"
-    saved = ["-m", "mpickpt", "run", "--dir", directory, "--every", str(EVERY)]
+    saved: list[str | Path] = ["-m", "mpickpt", "run", "--dir", directory, "--every", str(EVERY)]
     line = f"mpirun -n {RANKS} mpickpt run --dir heat.ckpt --every {EVERY} heat/checkpointed.py"
 
     say.print(Rule("1  The uninterrupted twin, without mpickpt"))

@@ -78,8 +78,6 @@ def main() -> None:
         r = ckpt.protect("r", b.copy(), part=strip)
         p = ckpt.protect("p", b.copy(), part=strip)
         squares = ckpt.object("squares", [dot(comm, r, r)], replicated=True)
-        if ckpt.restored and comm.rank == 0:
-            print(f"resumed at step {ckpt.restored.step}", flush=True)
         while squares[-1] > target and len(squares) <= args.steps:
             ckpt.step()
             wide[args.grid : -args.grid] = p

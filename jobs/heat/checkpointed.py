@@ -70,8 +70,6 @@ def main() -> None:
             fill=lambda u: warm_up(u, low - 1),
             part=mpickpt.Part((args.rows, args.cols), start=(low, 0), local=np.s_[1:-1, :]),
         )
-        if ckpt.restored and comm.rank == 0:
-            print(f"resumed at step {ckpt.restored.step}", flush=True)
         for _ in ckpt.range(args.steps):
             exchange(comm, u, above, below)
             relax(u)

@@ -30,7 +30,8 @@ def attraction(pos: Vectors, others: Vectors) -> Vectors:
     """Give the pull of `others` on each body of `pos`."""
     distance = others[None, :, :] - pos[:, None, :]
     square = (distance * distance).sum(axis=2) + SOFTENING
-    return (distance / (square * np.sqrt(square))[:, :, None]).sum(axis=1)
+    pulls: Vectors = (distance / (square * np.sqrt(square))[:, :, None]).sum(axis=1)
+    return pulls
 
 
 def pull(comm: MPI.Intracomm, pos: Vectors) -> Vectors:
@@ -64,8 +65,6 @@ def main() -> None:
         pos = ckpt.array("pos", (high - low, 3), fill=lambda a: rng.standard_normal(out=a), part=bodies)
         vel = ckpt.array("vel", (high - low, 3), fill=0.0, part=bodies)
         path = ckpt.array("path", (args.steps, high - low, 3), fill=0.0, part=paths)
-        if ckpt.restored and comm.rank == 0:
-            print(f"resumed at step {ckpt.restored.step}", flush=True)
         for step in ckpt.range(args.steps):
             vel += args.dt * pull(comm, pos) / args.bodies
             vel *= 1 - FRICTION * args.dt

@@ -28,7 +28,8 @@ def attraction(pos: Vectors, others: Vectors) -> Vectors:
     """Give the pull of `others` on each body of `pos`."""
     distance = others[None, :, :] - pos[:, None, :]
     square = (distance * distance).sum(axis=2) + SOFTENING
-    return (distance / (square * np.sqrt(square))[:, :, None]).sum(axis=1)
+    pulls: Vectors = (distance / (square * np.sqrt(square))[:, :, None]).sum(axis=1)
+    return pulls
 
 
 def pull(comm: MPI.Intracomm, pos: Vectors) -> Vectors:

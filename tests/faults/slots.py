@@ -34,6 +34,12 @@ class Seen:
         return int(self.records["step"][0])
 
 
+    @property
+    def announcement(self) -> str:
+        """What a start says that goes on from this slot."""
+        return f"restored epoch {self.epoch} (step {self.step}) of {self.path.parent} on {len(self.records)} rank"
+
+
 def is_whole(records: NDArray[Any]) -> bool:
     """Tell whether all ranks' records say COMPLETE for the same epoch of the same run."""
     same = all((records[name] == records[name][0]).all() for name in ("epoch", "run", "digest"))

@@ -97,7 +97,7 @@ def test_restart_after_sigkill_ends_with_the_twins_bits(
         check_result(run, out, expected)
     if newest is not None:
         resumed += 1
-        assert f"resumed at step {newest.step}\n" in run.output()
+        assert newest.announcement in run.output()
     check_slots(job, directory, expected, newest)
     print(f"{killed} kills, {resumed} starts resumed from an epoch")
     assert resumed > KILLS // 2, "most starts began from nothing, so that this run proves little"

@@ -50,7 +50,7 @@ def test_heat_from_4_ranks_on_1_2_3_and_6(folder: Path, twin: Twin) -> None:
     directory, saved = saved_by(4, HEAT, folder)
     for ranks in (1, 2, 3, 6):
         result, output = resume(HEAT, ranks, directory, folder)
-        assert f"resumed at step {saved.step}\n" in output
+        assert f"restored epoch {saved.epoch} (step {saved.step})" in output
         assert result.tobytes() == expected.tobytes(), f"on {ranks} ranks\n{output}"
 
 
@@ -72,7 +72,7 @@ def test_heat_changes_its_number_of_ranks_again_and_again(folder: Path, twin: Tw
             HEAT.holds(newest, expected)
     with mpi_job(1, HEAT.checkpointed(directory, out), folder / "log") as run:
         assert run.wait(90) == 0, run.output()
-    assert newest is None or f"resumed at step {newest.step}\n" in run.output()
+    assert newest is None or newest.announcement in run.output()
     assert np.load(out).tobytes() == expected.tobytes()
 
 
@@ -82,7 +82,7 @@ def test_cg_from_4_ranks_on_3_reaches_the_same_solution(folder: Path) -> None:
     job = with_size(CG, "--grid", "201", "--tolerance", "1e-10")
     directory, saved = saved_by(4, job, folder)
     result, output = resume(job, 3, directory, folder)
-    assert f"resumed at step {saved.step}\n" in output
+    assert f"restored epoch {saved.epoch} (step {saved.step})" in output
     again, _ = resume(job, 4, directory, folder)
     # Sums over 3 ranks round otherwise than over 4, so these are not the same bits.
     np.testing.assert_allclose(result, again, rtol=0, atol=1e-7 * np.abs(again).max())
