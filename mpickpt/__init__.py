@@ -8,6 +8,7 @@
 `open` saves and restores, `Checkpoint` reads what was saved, without MPI.
 """
 
+from mpickpt.api import open
 from mpickpt.errors import (
     DamageError,
     EpochError,
@@ -20,7 +21,7 @@ from mpickpt.errors import (
     WaitTimeout,
 )
 from mpickpt.parts import Part
-from mpickpt.session import Session, open  # noqa: A004  (mpickpt.open is meant to read like the builtin)
+from mpickpt.session import Session
 from mpickpt.stats import Restored, Stats
 
 __all__ = [

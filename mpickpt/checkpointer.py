@@ -319,20 +319,20 @@ class Checkpointer:
             self._stats.failed += 1
         if commit.left is not None:
             raise EpochError(
-                f"Rank {self._coordinator.rank}: epoch {epoch.number} failed, because rank {commit.left} left the session by "
-                f"an exception. See what that rank says."
+                f"Rank {self._coordinator.rank}: epoch {epoch.number} failed, because rank {commit.left} left the "
+                f"session by an exception. See what that rank says."
             )
         if not commit.same_step:
             raise UsageError(
-                f"Epoch {epoch.number} failed: rank {self._coordinator.rank} was cut at step {epoch.step}, another rank at "
-                f"another step. All ranks must take the same steps."
+                f"Epoch {epoch.number} failed: rank {self._coordinator.rank} was cut at step {epoch.step}, and another "
+                f"rank at another step. All ranks must take the same steps."
             )
 
     def _warn(self, number: int, step: int, path: Path, reason: str) -> None:
         older = f"Epoch {self._stats.last_whole} stays" if self._stats.last_whole else "Older epochs stay"
         warnings.warn(
-            f"Epoch {number} (step {step}) failed on rank {self._coordinator.rank}: {path}: {reason}. {older}, and the program "
-            f"goes on.",
+            f"Epoch {number} (step {step}) failed on rank {self._coordinator.rank}: {path}: {reason}. {older}, and the "
+            f"program goes on.",
             RuntimeWarning,
             stacklevel=5,
         )

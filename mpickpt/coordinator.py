@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -139,7 +140,8 @@ class Coordinator:
         pieces = [np.frombuffer(pickle.dumps(v, protocol=5), np.uint8) for v in values or ()]
         sizes = np.array([piece.size for piece in pieces], np.int64) if self.rank == 0 else None
         size = np.zeros(1, np.int64)
-        self._wait(_Pending(self._meetings.Iscatter(sizes, size, root=0), size, *([] if sizes is None else [sizes])), what)
+        kept = [] if sizes is None else [sizes]
+        self._wait(_Pending(self._meetings.Iscatter(sizes, size, root=0), size, *kept), what)
         mine = np.empty(int(size[0]), np.uint8)
         everything = np.concatenate(pieces) if pieces else np.empty(0, np.uint8)
         source = None if sizes is None else [everything, sizes.tolist()]
@@ -176,6 +178,10 @@ class Coordinator:
             return function()
         except MpickptError as error:
             return error
+        except Exception as error:  # not foreseen: the others must not wait for a rank that has failed
+            failure = MpickptError(f"Rank 0 failed: {error!r}")
+            failure.__cause__ = error
+            return failure
 
     def _or_raise(self, result: T | MpickptError | None) -> T:
         if isinstance(result, MpickptError):
@@ -244,9 +250,9 @@ class Coordinator:
             while not pending.test():
                 if time.monotonic() > end:
                     raise WaitTimeout(
-                        f"Rank {self.rank} waited {self._limit:g} s for {what}, but not all of the {self.size} ranks came to "
-                        f"the same point. Do all ranks take the same steps and make the same calls? Environment variable "
-                        f"MPICKPT_WAIT_LIMIT sets the limit in seconds."
+                        f"Rank {self.rank} waited {self._limit:g} s for {what}, but not all of the {self.size} ranks "
+                        f"came to the same point. Do all ranks take the same steps and make the same calls? The "
+                        f"environment variable MPICKPT_WAIT_LIMIT sets the limit in seconds."
                     )
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
@@ -256,7 +262,7 @@ class Coordinator:
         return pending.result
 
 
-def import_mpi() -> Any:
+def import_mpi() -> ModuleType:
     """Give the module `mpi4py.MPI`; a clear error if there is none."""
     try:
         from mpi4py import MPI
@@ -282,7 +288,7 @@ def wait_limit() -> float:
 
 def everywhere(error: MpickptError) -> MpickptError:
     """Mark an error that all ranks raise alike, so that one report of it is enough."""
-    error.everywhere = True  # type: ignore[attr-defined]
+    error.everywhere = True
     return error
 
 
@@ -299,6 +305,6 @@ def abort(code: int) -> None:
         mpi.COMM_WORLD.Abort(code)
 
 
-def _mpi_in_use() -> Any:
+def _mpi_in_use() -> ModuleType | None:
     mpi = sys.modules.get("mpi4py.MPI")
     return mpi if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() else None

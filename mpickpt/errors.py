@@ -17,9 +17,12 @@ class MpickptError(Exception):
     ----------
     exit_code : int
         What the command line ends with when this error reaches it.
+    everywhere : bool
+        All ranks raise this error alike, so that one of them telling it is enough.
     """
 
     exit_code: int = 1
+    everywhere: bool = False
 
 
 class UsageError(MpickptError, ValueError):

@@ -146,7 +146,7 @@ def parse_pool(value: object) -> PoolSize:
             if nbytes > 0:
                 return PoolSize(nbytes=nbytes)
     raise UsageError(
-        f"{value!r} is not a pool size; write bytes as a number, '256MiB', or a share of the arrays from over 0% to 100%, as '25%'."
+        f"{value!r} is not a pool size; write bytes as a number, '256MiB', or a share of the arrays such as '25%'."
     )
 
 
@@ -254,6 +254,6 @@ def resolve(
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
-    """The variables that are set; an empty one counts as not set."""
+    """Collect the variables that are set; an empty one counts as not set."""
     found = {name: environment.get(f"MPICKPT_{name.upper()}") for name in _PARSERS}
     return {name: value for name, value in found.items() if value}

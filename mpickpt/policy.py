@@ -142,7 +142,8 @@ def choose_slot(keep: int, epochs: Mapping[int, int | None], protected: int | No
     """
     if keep < 2:
         raise ValueError(f"{keep} slots cannot keep one epoch safe while the next is written")
-    return min((index for index in range(keep) if index != protected), key=lambda index: (epochs.get(index) or 0, index))
+    free = [index for index in range(keep) if index != protected]
+    return min(free, key=lambda index: (epochs.get(index) or 0, index))
 
 
 def should_hurry(saved: float, elapsed: float, left: float) -> bool:

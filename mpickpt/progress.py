@@ -10,7 +10,7 @@ import time
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 PATIENCE = 1.0  # seconds before a word is said where there is no terminal
 
@@ -36,14 +36,14 @@ class DrainDisplay:
     def __enter__(self) -> Self:
         """Draw the empty bar."""
         if self._visible and sys.stderr is not None and sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.add_task(f"mpickpt: saving epoch {self._epoch}", total=None)
             self._bar.start()
         return self
 
     def update(self, done: int, total: int) -> None:
-        """Show that `done` bytes of `total` are saved on this rank."""
+        """Show that `done` blocks of `total` are saved on this rank."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total)
         elif self._visible and not self._said and time.monotonic() - self._since > PATIENCE:

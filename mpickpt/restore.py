@@ -116,7 +116,7 @@ def _survey(store: Store, options: Options) -> _Survey:
             asked = [f"epoch {options.restart} was asked for"] if options.restart != "auto" else []
             raise _nothing(options.directory, [*asked, *others, *found.reasons])
         found.notice = (
-            f"mpickpt: begins from the start: no epoch in {options.directory} was ever whole ({'; '.join(found.reasons)})"
+            f"mpickpt: begins from the start, as no epoch in {options.directory} was ever whole: {found.reasons[0]}"
         )
     elif not wanted and options.restart != "auto":
         raise _nothing(options.directory, [f"epoch {options.restart} was asked for, but there are no slots"])

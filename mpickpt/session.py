@@ -13,9 +13,8 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -25,14 +24,11 @@ from mpickpt.checkpointer import Checkpointer
 from mpickpt.coordinator import Coordinator
 from mpickpt.errors import LayoutError, UsageError
 from mpickpt.layout import ArraySpec
-from mpickpt.options import Options, command_line, resolve
+from mpickpt.options import Options
 from mpickpt.parts import Part
 from mpickpt.policy import NEVER, EveryInterval, EverySteps, Pace, Schedule
-from mpickpt.sources import Remap
+from mpickpt.sources import Remap, Source
 from mpickpt.stats import Restored, Stats
-
-if TYPE_CHECKING:
-    from mpickpt.coordinator import Communicator
 
 T = TypeVar("T")
 A = TypeVar("A", bound=NDArray[Any])
@@ -71,9 +67,7 @@ class Session:
         self._closed = False
         self._checkpointer = Checkpointer(coordinator, options)
         try:
-            start = restore.begin(
-                coordinator, self._checkpointer.store, self._checkpointer.snapshotter, options
-            )
+            start = restore.begin(coordinator, self._checkpointer.store, self._checkpointer.snapshotter, options)
             self._checkpointer.begin(start)
         except BaseException:
             self._checkpointer.leave(tell_others=False)
@@ -251,7 +245,7 @@ class Session:
         """
         steps = builtins.range(*args)
         if steps.start < 0 or steps.step < 1:
-            raise UsageError(f"{steps} does not count upwards from 0 or more: a step's number says how far the program is.")
+            raise UsageError(f"{steps} does not count upwards from 0 or more: a step's number tells the progress.")
         if steps and steps[0] < self._resume:
             left = steps[-(-(self._resume - steps[0]) // steps.step) :]
             if left and left[0] != self._resume:
@@ -308,8 +302,8 @@ class Session:
         if self._late:
             assert self.restored is not None
             warnings.warn(
-                f"Epoch {self.restored.epoch} of {self.options.directory} holds {', '.join(sorted(self._late))}, which the "
-                f"program did not ask for before its first safe point; the next epochs will be without.",
+                f"Epoch {self.restored.epoch} of {self.options.directory} holds {', '.join(sorted(self._late))}, which "
+                f"the program did not ask for before its first safe point; the next epochs will be without.",
                 stacklevel=4,
             )
 
@@ -366,7 +360,7 @@ class Session:
         if self._closed:
             raise UsageError("The session is closed: safe points and declarations belong before its end.")
 
-    def _source_for(self, name: str) -> Any:
+    def _source_for(self, name: str) -> Source | None:
         """Claim `name`; what it is to be restored from, if anything."""
         self._check_open()
         if name in self._claimed:
@@ -374,8 +368,8 @@ class Session:
         if name in self._late:
             assert self.restored is not None
             raise LayoutError(
-                f"{name!r} is in epoch {self.restored.epoch}, which was restored, but was not asked for before the first safe "
-                f"point. Declare it earlier."
+                f"{name!r} is in epoch {self.restored.epoch}, which was restored, but was not asked for before the "
+                f"first safe point. Declare it earlier."
             )
         self._claimed.add(name)
         return self._source
@@ -385,74 +379,6 @@ def _fill(name: str, out: NDArray[Any], fill: Fill) -> None:
     if callable(fill):
         result = fill(out)
         if result is not None and result is not out:
-            raise UsageError(f"Array {name!r}: the fill function returned something; it must fill the array that it gets.")
+            raise UsageError(f"Array {name!r}: the fill function must fill the array that it gets, not return another.")
     elif fill is not None:
         out[...] = fill
-
-
-def open(  # noqa: A001  (mpickpt.open is meant to read like the builtin)
-    directory: str | os.PathLike[str],
-    comm: Communicator | None = None,
-    *,
-    every: int | None = None,
-    interval: str | float | None = None,
-    keep: int | None = None,
-    restart: int | Literal["auto", "never"] | None = None,
-    pool: int | str | None = None,
-    direct: bool | None = None,
-) -> Session:
-    """Open a checkpoint directory: restore from it if it holds something, and save to it from now on.
-
-    Collective over `comm`. Rank 0's arguments count; the command line of ``mpickpt run`` and the variables
-    ``MPICKPT_DIR``, ``MPICKPT_EVERY``, ``MPICKPT_INTERVAL``, ``MPICKPT_KEEP``, ``MPICKPT_RESTART``, ``MPICKPT_POOL`` and
-    ``MPICKPT_DIRECT`` win over them, in this order.
-
-    Parameters
-    ----------
-    directory : path
-        Made if it does not exist. One program at a time may use it.
-    comm : mpi4py.MPI.Intracomm, optional
-        The ranks that are saved together; ``MPI.COMM_WORLD`` by default.
-    every : int, optional
-        Cut at the steps `every`, 2 · `every`, …
-    interval : str or float, optional
-        Cut when so much time went by: seconds, or ``"90s"``, ``"10min"``, ``"1h30min"``. Ten minutes if neither is given.
-    keep : int, optional
-        Number of slots, at least 2, which is the default.
-    restart : "auto", "never" or int, optional
-        The newest whole epoch (the default), none of them, or the one with this number.
-    pool : int or str, optional
-        Room on each rank for copies of what the program changes before it is saved: bytes, ``"256MiB"``, or a share of the
-        rank's arrays, ``"25%"``. A quarter of them, and at least 16 blocks, by default. A larger one stalls less.
-    direct : bool, optional
-        Write past the page cache where the file system can (the default).
-
-    Returns
-    -------
-    Session
-
-    Raises
-    ------
-    UsageError
-        If an option makes no sense.
-    StoreError
-        If the directory cannot be used; `InUseError` if another program does.
-    NothingToRestore
-        If there are checkpoints, but none can be restored.
-
-    Examples
-    --------
-    >>> with mpickpt.open("heat.ckpt", every=100) as ckpt:  # doctest: +SKIP
-    ...     u = ckpt.array("u", (1000, 1000), fill=0.0)
-    ...     for step in ckpt.range(10_000):
-    ...         advance(u)
-    """
-    code: dict[str, Any] = {"dir": directory, "every": every, "interval": interval, "keep": keep}
-    code |= {"restart": restart, "pool": pool, "direct": direct}
-    coordinator = Coordinator(comm)
-    options = coordinator.on_root(lambda: _options(code), "rank 0 to read the options")
-    return Session(coordinator, options)
-
-
-def _options(code: dict[str, Any]) -> Options:
-    return resolve(code, os.environ, command_line.given, base=Path.cwd())

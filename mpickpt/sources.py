@@ -106,7 +106,7 @@ class Source(Protocol):
     def read_into(self, spec: ArraySpec, out: NDArray[Any], remap: Remap | None) -> None:
         """Fill `out`, which `spec` describes."""
 
-    def object(self, name: str, replicated: bool, remap: Remap | None) -> Any:
+    def object(self, name: str, replicated: bool, remap: Remap | None) -> Any:  # noqa: ANN401  (objects may be anything)
         """Give the object called `name`."""
 
     def names(self) -> set[str]:
@@ -117,6 +117,13 @@ def _missing(kind: str, name: str, where: str) -> LayoutError:
     return LayoutError(
         f"There is no {kind} {name!r} in {where}. If the program was changed, start anew with restart='never' "
         f"(mpickpt run --restart never), or in another directory."
+    )
+
+
+def _changed(now: ArraySpec, saved: ArraySpec, where: str) -> LayoutError:
+    return LayoutError(
+        f"Array {now.name!r} is now {describe(now)}, but {where} holds it as {describe(saved)}. If the program was "
+        f"changed, start anew with restart='never' (mpickpt run --restart never), or in another directory."
     )
 
 
@@ -139,14 +146,14 @@ class SameRanks:
             raise _missing("array", spec.name, self.where)
         saved = self.image.arrays[index]
         if saved.canonical() != spec.canonical():
-            raise LayoutError(f"Array {spec.name!r} is now {describe(spec)}, but {self.where} holds it as {describe(saved)}.")
+            raise _changed(spec, saved, self.where)
         return self.arrays[index]
 
     def read_into(self, spec: ArraySpec, out: NDArray[Any], remap: Remap | None) -> None:
         """Copy the array to `out`."""
         out[...] = np.ndarray(spec.shape, spec.dtype, self.memory(spec), order=spec.order)
 
-    def object(self, name: str, replicated: bool, remap: Remap | None) -> Any:
+    def object(self, name: str, replicated: bool, remap: Remap | None) -> Any:  # noqa: ANN401  (objects may be anything)
         """Give this rank's own object."""
         if name not in self._unpickled():
             raise _missing("object", name, self.where)
@@ -173,7 +180,7 @@ class PerRank(Sequence[Any]):
         """Give the number of ranks of the older run."""
         return self._count
 
-    def __getitem__(self, rank: Any) -> Any:
+    def __getitem__(self, rank: Any) -> Any:  # noqa: ANN401  (the values may be anything)
         """Give the value of old rank `rank`."""
         if isinstance(rank, slice):
             return [self._get(r) for r in range(*rank.indices(self._count))]
@@ -205,12 +212,13 @@ class OtherRanks:
             return
         if remap is None:
             raise self._needs_remap("Array", spec.name, "a part on both sides")
-        value = np.asarray(remap(PerRank(len(self.images), lambda r: self._old_array(r, spec.name)), self.rank, self.size))
+        per_rank = PerRank(len(self.images), lambda rank: self._old_array(rank, spec.name))
+        value = np.asarray(remap(per_rank, self.rank, self.size))
         if value.shape != spec.shape:
-            raise LayoutError(f"The remap function of array {spec.name!r} gave the shape {value.shape}, not {spec.shape}.")
+            raise LayoutError(f"Array {spec.name!r}: its remap function gave shape {value.shape}, not {spec.shape}.")
         out[...] = value
 
-    def object(self, name: str, replicated: bool, remap: Remap | None) -> Any:
+    def object(self, name: str, replicated: bool, remap: Remap | None) -> Any:  # noqa: ANN401  (objects may be anything)
         """Give rank 0's object if it is replicated, otherwise what `remap` makes of all of them."""
         if remap is not None:
             return remap(PerRank(len(self.images), lambda r: self._old_object(r, name)), self.rank, self.size)
@@ -226,9 +234,7 @@ class OtherRanks:
         assert spec.part is not None
         assert old.part is not None
         if (spec.part.shape, spec.dtype) != (old.part.shape, old.dtype):
-            raise LayoutError(
-                f"Array {spec.name!r} is now {describe(spec)}, but {self.where} holds it as {describe(old)}."
-            )
+            raise _changed(spec, old, self.where)
         world, mine = spec.part.wanted(spec.shape)
         window = out[mine.slices]
         for rank, common in self.layout.sources(spec.name, world):
@@ -244,7 +250,7 @@ class OtherRanks:
         index = self.images[rank].index(name)
         return None if index is None else np.array(self.images[rank].view(index))
 
-    def _old_object(self, rank: int, name: str) -> Any:
+    def _old_object(self, rank: int, name: str) -> Any:  # noqa: ANN401  (objects may be anything)
         objects = self.images[rank].objects()
         if name not in objects:
             raise _missing("object", name, f"{self.where}, rank {rank}")
@@ -252,8 +258,8 @@ class OtherRanks:
 
     def _needs_remap(self, kind: str, name: str, instead: str) -> LayoutError:
         return LayoutError(
-            f"{kind} {name!r} was saved by {len(self.images)} ranks and there are {self.size} now. What it means for them is "
-            f"known only to the program: give {instead}, or remap=, a function of (old values by rank, rank, size)."
+            f"{kind} {name!r} was saved by {len(self.images)} ranks and there are {self.size} now. What it means for "
+            f"them is known only to the program: give {instead}, or remap=, a function of (old values, rank, size)."
         )
 
 

@@ -53,6 +53,8 @@ class SlotInfo:
         All ranks' records say that the epoch is complete.
     why_not : str
         Why the slot holds no whole epoch; empty if it does.
+    damaged : bool
+        A record is neither as a rank wrote it nor untouched.
     """
 
     path: Path
@@ -65,6 +67,7 @@ class SlotInfo:
     step: int | None = None
     whole: bool = False
     why_not: str = ""
+    damaged: bool = False
 
     @property
     def readable(self) -> bool:
@@ -218,7 +221,8 @@ def read_slot(path: Path, crc32c: Checksum) -> SlotInfo:
         records = _read_records(path, head)
     except MpickptError as error:
         return SlotInfo(path, index, why_not=str(error))
-    why_not = _clear_damaged(records, crc32c) or _why_not_whole(records, head.digest)
+    damage = _clear_damaged(records, crc32c)
+    why_not = damage or _why_not_whole(records, head.digest)
     return SlotInfo(
         path,
         index,
@@ -230,6 +234,7 @@ def read_slot(path: Path, crc32c: Checksum) -> SlotInfo:
         step=None if why_not else int(records["step"][0]),
         whole=not why_not,
         why_not=why_not,
+        damaged=bool(damage),
     )
 
 

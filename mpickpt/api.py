@@ -1,0 +1,84 @@
+"""How a session is opened."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mpickpt.coordinator import Coordinator
+from mpickpt.options import Options, command_line, resolve
+from mpickpt.session import Session
+
+if TYPE_CHECKING:
+    from mpickpt.coordinator import Communicator
+
+
+def open(
+    directory: str | os.PathLike[str],
+    comm: Communicator | None = None,
+    *,
+    every: int | None = None,
+    interval: str | float | None = None,
+    keep: int | None = None,
+    restart: int | Literal["auto", "never"] | None = None,
+    pool: int | str | None = None,
+    direct: bool | None = None,
+) -> Session:
+    """Open a checkpoint directory: restore from it if it holds something, and save to it from now on.
+
+    Collective over `comm`. Rank 0's arguments count; the command line of ``mpickpt run`` and the variables
+    ``MPICKPT_DIR``, ``MPICKPT_EVERY``, ``MPICKPT_INTERVAL``, ``MPICKPT_KEEP``, ``MPICKPT_RESTART``, ``MPICKPT_POOL``
+    and ``MPICKPT_DIRECT`` win over them, in this order.
+
+    Parameters
+    ----------
+    directory : path
+        Made if it does not exist. One program at a time may use it.
+    comm : mpi4py.MPI.Intracomm, optional
+        The ranks that are saved together; ``MPI.COMM_WORLD`` by default.
+    every : int, optional
+        Cut at the steps `every`, 2 · `every`, …
+    interval : str or float, optional
+        Cut when so much time went by: seconds, or ``"90s"``, ``"10min"``, ``"1h30min"``. Ten minutes if neither is
+        given.
+    keep : int, optional
+        Number of slots, at least 2, which is the default.
+    restart : "auto", "never" or int, optional
+        The newest whole epoch (the default), none of them, or the one with this number.
+    pool : int or str, optional
+        Room on each rank for copies of what the program changes before it is saved: bytes, ``"256MiB"``, or a share
+        of the rank's arrays, ``"25%"``. A quarter of them, and at least 16 blocks, by default. A larger one stalls
+        less.
+    direct : bool, optional
+        Write past the page cache where the file system can (the default).
+
+    Returns
+    -------
+    Session
+
+    Raises
+    ------
+    UsageError
+        If an option makes no sense.
+    StoreError
+        If the directory cannot be used; `InUseError` if another program does.
+    NothingToRestore
+        If there are checkpoints, but none can be restored.
+
+    Examples
+    --------
+    >>> with mpickpt.open("heat.ckpt", every=100) as ckpt:  # doctest: +SKIP
+    ...     u = ckpt.array("u", (1000, 1000), fill=0.0)
+    ...     for step in ckpt.range(10_000):
+    ...         advance(u)
+    """
+    code: dict[str, Any] = {"dir": directory, "every": every, "interval": interval, "keep": keep}
+    code |= {"restart": restart, "pool": pool, "direct": direct}
+    coordinator = Coordinator(comm)
+    options = coordinator.on_root(lambda: _options(code), "rank 0 to read the options")
+    return Session(coordinator, options)
+
+
+def _options(code: dict[str, Any]) -> Options:
+    return resolve(code, os.environ, command_line.given, base=Path.cwd())

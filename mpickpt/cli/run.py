@@ -1,0 +1,129 @@
+"""Run a Python program with other options of mpickpt than it was written with.
+
+    mpirun -n 4 mpickpt run [options] app.py [arguments]
+    mpirun -n 4 mpickpt run [options] -m package.module [arguments]
+
+The options given here win over the environment (MPICKPT_DIR, MPICKPT_EVERY, ...), and that over the arguments of
+mpickpt.open() in the program. The same line again resumes the program; another number of ranks redistributes it.
+If a rank ends by an uncaught exception or a non-zero exit code, all ranks are ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import runpy
+import sys
+import traceback
+from itertools import takewhile
+from pathlib import Path
+
+from mpickpt.coordinator import abort, world_rank_and_size
+from mpickpt.errors import MpickptError, UsageError
+from mpickpt.options import command_line
+
+INTERRUPTED = 130  # the exit code that shells give to a program that Ctrl-C ended
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the verb."""
+    parser.usage = "mpickpt run [options] (app.py | -m module) [arguments]"
+    options = {
+        "dir": ("DIR", "the checkpoint directory"),
+        "every": ("STEPS", "cut each time so many steps are done"),
+        "interval": ("TIME", "cut each time so much time went by: 90s, 10min, 1h30min"),
+        "keep": ("N", "number of slots, at least 2"),
+        "restart": ("WHAT", "auto: the newest whole epoch; never: begin anew; or the number of an epoch"),
+        "pool": (
+            "SIZE",
+            "room on each rank for copies of what changes before it is saved: 256MiB, 25%%",
+        ),
+    }
+    for name, (metavar, text) in options.items():
+        parser.add_argument(f"--{name}", metavar=metavar, help=text)
+    parser.add_argument("-m", dest="is_module", action="store_true", help="the program is a module, as for python -m")
+    parser.add_argument("program", help="the program to run")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what the program gets as sys.argv[1:]")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Run the program as ``__main__``; gives its exit code, or ends all ranks."""
+    names = ("dir", "every", "interval", "keep", "restart", "pool")
+    command_line.given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    _check_program(args.program, args.is_module)
+    sys.argv = [args.program, *args.arguments]
+    if not sys.flags.safe_path:
+        sys.path[0] = str(Path.cwd() if args.is_module else Path(args.program).resolve().parent)
+    try:
+        if args.is_module:
+            runpy.run_module(args.program, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(args.program, run_name="__main__")
+    except SystemExit as error:
+        return _end_all(_exit_code(error))
+    except KeyboardInterrupt:
+        rank, size = world_rank_and_size()
+        _say(f"mpickpt: rank {rank} of {size} was interrupted")
+        return _end_all(INTERRUPTED)
+    except BaseException as error:
+        rank, size = world_rank_and_size()
+        if isinstance(error, MpickptError) and error.everywhere:
+            if rank == 0:
+                _say(f"mpickpt: {error}")
+            return error.exit_code
+        _say(
+            f"{_report(error)}mpickpt: rank {rank} of {size} ended by an uncaught {type(error).__name__}, and so all ranks end"
+        )
+        return _end_all(1)
+    return 0
+
+
+def _check_program(program: str, is_module: bool) -> None:
+    """Say in a sentence if there is no such program."""
+    if not is_module:
+        if not Path(program).exists():
+            raise UsageError(f"There is no program {program}.")
+        return
+    try:
+        found = importlib.util.find_spec(program)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"There is no module {program}: {error}.") from None
+    if found is None:
+        raise UsageError(f"There is no module {program}.")
+
+
+def _exit_code(error: SystemExit) -> int:
+    """Give the exit code that the interpreter would give."""
+    if error.code is None:
+        return 0
+    if isinstance(error.code, int):
+        return error.code & 0xFF
+    _say(str(error.code))
+    return 1
+
+
+def _end_all(code: int) -> int:
+    """End all ranks if the code is not zero."""
+    if code != 0:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        abort(code)
+    return code
+
+
+def _report(error: BaseException) -> str:
+    """Write a traceback of the program's own frames: without those of runpy, and of mpickpt where it complains."""
+    report = traceback.TracebackException.from_exception(error)
+    package = str(Path(__file__).parents[1])
+    outer = len(list(takewhile(lambda frame: frame.filename in (__file__, "<frozen runpy>"), report.stack)))
+    frames = report.stack[outer:]
+    if isinstance(error, MpickptError):
+        frames = [frame for frame in frames if not frame.filename.startswith(package)]
+        report.__cause__ = report.__context__ = None
+    report.stack = traceback.StackSummary.from_list(frames)
+    return "".join(report.format())
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")  # in one piece, as other ranks may be writing too
+    sys.stderr.flush()
