@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 NEVER = 2**63 - 1  # a step that no program reaches
+LONGEST_GAP = 1 / 8  # between two looks at the pace of all ranks, in intervals
 
 
 class Pace(NamedTuple):
@@ -78,8 +79,8 @@ class EveryInterval:
     The ranks meet at *points*, p0 < p1 < …: at p(i) each posts a non-blocking maximum of its `Pace`, and takes the
     result of the one posted at p(i-1), which had a whole gap of time to arrive. From that all compute the same: the
     time that will have passed at p(i), whether to cut there, and p(i+1), half of the estimated steps to the next cut
-    further on. Half, because an estimate may be wrong: the points close in on the cut, and a program whose steps
-    become slower is noticed on the way. A gap is at most twice the one before it, as the pace at the start is unknown.
+    further on: the points close in on it. A gap is at most twice the one before it, as the pace at the start is
+    unknown, and at most an eighth of the interval, so that a program whose steps become slower is noticed.
 
     Parameters
     ----------
@@ -108,8 +109,8 @@ class EveryInterval:
         if cut:
             self._last_cut, elapsed = now, 0.0
         self._own = Pace(now - self._last_cut, own_per_step)
-        steps_left = (self._interval - elapsed) / per_step if per_step > 0 else math.inf
-        self._gap = max(1, int(min(steps_left / 2, 2 * self._gap)))
+        longest = min((self._interval - elapsed) / 2, self._interval * LONGEST_GAP)
+        self._gap = max(1, int(min(longest / per_step if per_step > 0 else math.inf, 2 * self._gap)))
         self._step, self._arrived = step, now
         self.next_step = step + self._gap
         return cut

@@ -14,14 +14,20 @@ PACKAGE = Path(__file__).parents[2] / "mpickpt"
 # earlier row to a later one; within a row only where INSIDE says so.
 ROWS = (
     ("__init__", "__main__", "cli"),
-    ("session", "reader"),
+    ("api", "session", "checkpointer", "restore", "sources", "progress", "stats", "reader"),
     ("snapshot", "store", "coordinator"),
-    ("policy", "layout", "errors"),
+    ("options", "policy", "layout", "parts", "errors"),
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
 
 # The one foreign dependency that a file may have; the standard library and numpy are free for all.
-FOREIGN = {"snapshot": "mpickpt._native", "store": "h5py", "coordinator": "mpi4py", "cli": "rich"}
+FOREIGN = {
+    "snapshot": "mpickpt._native",
+    "store": "h5py",
+    "coordinator": "mpi4py",
+    "progress": "rich",
+    "cli": "rich",
+}
 
 # Rows whose members may import each other: the entry points, a session that reads, and the
 # errors and layouts that everything speaks of. Not the middle row.

@@ -1,0 +1,293 @@
+"""Options from three places, schedules on skewed ranks, and the choice of slots."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpickpt.errors import UsageError
+from mpickpt.options import (
+    DEFAULT_INTERVAL,
+    Options,
+    PoolSize,
+    parse_interval,
+    parse_pool,
+    parse_restart,
+    parse_switch,
+    resolve,
+)
+from mpickpt.policy import EveryInterval, EverySteps, Pace, choose_slot, should_hurry
+
+# -- options -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given_value", "seconds"),
+    [(90, 90), (0.5, 0.5), ("90", 90), ("90s", 90), ("10min", 600), ("1h", 3600), ("1h30min", 5400), ("1 h 30 min", 5400)]
+    + [("500ms", 0.5), ("1.5h", 5400), ("2d", 172800), (".5s", 0.5)],
+)
+def test_interval(given_value: object, seconds: float) -> None:
+    assert parse_interval(given_value) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "0", 0, -1, "-5s", "10 parsecs", "min", "1h30", "30 1h", True, None, float("nan"), float("inf"), "1e3s"]
+)
+def test_bad_interval(bad: object) -> None:
+    with pytest.raises(UsageError, match="is not a time span"):
+        parse_interval(bad)
+
+
+@pytest.mark.parametrize(
+    ("given_value", "size"),
+    [
+        (1000, PoolSize(nbytes=1000)),
+        ("1000", PoolSize(nbytes=1000)),
+        ("256MiB", PoolSize(nbytes=256 << 20)),
+        ("1.5 GiB", PoolSize(nbytes=3 << 29)),
+        ("2GB", PoolSize(nbytes=2_000_000_000)),
+        ("25%", PoolSize(fraction=0.25)),
+        ("100 %", PoolSize(fraction=1.0)),
+    ],
+)
+def test_pool(given_value: object, size: PoolSize) -> None:
+    assert parse_pool(given_value) == size
+
+
+@pytest.mark.parametrize("bad", ["", "0", 0, -5, 0.25, True, "0%", "101%", "25 B%", "lots", "5 XiB", "-1MiB", None])
+def test_bad_pool(bad: object) -> None:
+    with pytest.raises(UsageError, match="is not a pool size"):
+        parse_pool(bad)
+
+
+def test_pool_in_bytes() -> None:
+    block = 1000
+    assert PoolSize().bytes_for(1_000_000, block) == 250_000
+    assert PoolSize().bytes_for(100, block) == 16 * block
+    assert PoolSize(fraction=0.5).bytes_for(1_000_000, block) == 500_000
+    assert PoolSize(fraction=0.5).bytes_for(100, block) == block
+    assert PoolSize(nbytes=1).bytes_for(1_000_000, block) == block
+    assert PoolSize(nbytes=4096).bytes_for(1_000_000, block) == 4096
+
+
+def test_restart() -> None:
+    assert [parse_restart(value) for value in ("auto", "never", 7, "7")] == ["auto", "never", 7, 7]
+    for bad in ("", "0", -1, "newest", 1.5, True, None):
+        with pytest.raises(UsageError, match="'auto', 'never' or the number of an epoch"):
+            parse_restart(bad)
+
+
+def test_switch() -> None:
+    assert [parse_switch(value) for value in (True, "yes", "1", "On", False, "no", "0", "OFF")] == [True] * 4 + [False] * 4
+    with pytest.raises(UsageError, match="neither yes nor no"):
+        parse_switch("maybe")
+
+
+def test_defaults() -> None:
+    found = resolve({"dir": "d"}, {})
+    assert found == Options(Path("d"), None, DEFAULT_INTERVAL, 2, "auto", PoolSize(), True)
+    assert resolve({"dir": "d"}, {}, base=Path("/there")).directory == Path("/there/d")
+    assert resolve({"dir": "/d"}, {}, base=Path("/there")).directory == Path("/d")
+
+
+def test_precedence() -> None:
+    code = {"dir": "code", "every": None, "interval": "1h", "keep": 3, "pool": "10%", "direct": True}
+    environment = {"MPICKPT_DIR": "env", "MPICKPT_EVERY": "5", "MPICKPT_DIRECT": "no", "MPICKPT_KEEP": ""}
+    typed = {"dir": "typed", "restart": "3"}
+    found = resolve(code, environment, typed)
+    assert found == Options(Path("typed"), 5, None, 3, 3, PoolSize(fraction=0.1), False)
+    assert resolve(code, environment).directory == Path("env")
+    assert resolve(code, {}).interval == 3600
+    found = resolve({"dir": "d", "every": 5}, {}, {"interval": "2min"})
+    assert (found.every, found.interval) == (None, 120)
+
+
+@pytest.mark.parametrize(
+    ("code", "environment", "typed", "message"),
+    [
+        ({"dir": ""}, {}, {}, r"Argument directory= of mpickpt.open\(\): '' is not a directory"),
+        ({"dir": "d", "every": 0}, {}, {}, r"Argument every= of mpickpt.open\(\): 0 is not a whole number of at least 1"),
+        ({"dir": "d", "every": 2.5}, {}, {}, "2.5 is not a whole number"),
+        ({"dir": "d", "keep": True}, {}, {}, "True is not a whole number of at least 2"),
+        ({"dir": "d"}, {"MPICKPT_KEEP": "1"}, {}, "Environment variable MPICKPT_KEEP: '1' is not a whole number of at least 2"),
+        ({"dir": "d"}, {"MPICKPT_POOL": "big"}, {}, "Environment variable MPICKPT_POOL: 'big' is not a pool size"),
+        ({"dir": "d"}, {}, {"interval": "soon"}, "Option --interval: 'soon' is not a time span"),
+        ({"dir": "d", "every": 1, "interval": 1}, {}, {}, "Argument every= .* and Argument interval= .* contradict"),
+        ({"dir": "d"}, {}, {"every": "1", "interval": "1"}, "Option --every and Option --interval contradict"),
+    ],
+)
+def test_complaints_name_their_source(code: dict, environment: dict, typed: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve(code, environment, typed)
+
+
+def test_a_bad_value_that_is_overruled_does_no_harm() -> None:
+    assert resolve({"dir": "d", "keep": 1}, {}, {"keep": "4"}).keep == 4
+
+
+# -- schedules ---------------------------------------------------------------------------------------------------------
+
+
+def cuts_of(schedule: EverySteps, steps: range) -> list[int]:
+    cuts = []
+    for step in steps:
+        if step >= schedule.next_step and schedule.arrive(step, 0.0, None):
+            cuts.append(step)
+    return cuts
+
+
+def test_every_steps() -> None:
+    assert cuts_of(EverySteps(10), range(35)) == [10, 20, 30]
+    assert cuts_of(EverySteps(1), range(4)) == [1, 2, 3]
+    assert cuts_of(EverySteps(10), range(20, 45)) == [30, 40]  # not at once again where it was restored
+    assert cuts_of(EverySteps(10), range(0, 50, 7)) == [14, 21, 35, 42]  # the first safe point after 10, 20, 30, 40
+
+
+def test_every_steps_tells_the_time_left() -> None:
+    schedule = EverySteps(100)
+    schedule.arrive(0, 50.0, None)
+    assert schedule.seconds_left(0, 50.0) == float("inf")
+    assert schedule.seconds_left(25, 75.0) == pytest.approx(75.0)
+
+
+class Simulation:
+    """Ranks that take steps of different length and meet in exact maxima, as the real ones do."""
+
+    def __init__(self, ranks: int, interval: float, seconds: list[float] | None, seed: int, noise: float) -> None:
+        self.random = random.Random(seed)
+        self.schedules = [EveryInterval(interval) for _ in range(ranks)]
+        self.clocks = [self.random.uniform(0, 1000) for _ in range(ranks)]  # no two ranks have the same time
+        self.pace = seconds or [self.random.uniform(0.5, 1.5) for _ in range(ranks)]
+        self.noise = noise
+        self.agreed: Pace | None = None
+        self.cuts: list[int] = []
+        self.cut_times: list[float] = []
+        self.points = 0
+
+    def run(self, steps: range) -> None:
+        for step in steps:
+            due = {schedule.next_step for schedule in self.schedules}
+            assert len(due) == 1, f"at step {step} the ranks look up at different steps"
+            if step >= due.pop():
+                self.meet(step)
+            for rank, pace in enumerate(self.pace):
+                self.clocks[rank] += pace * self.random.uniform(1 - self.noise, 1 + self.noise)
+
+    def meet(self, step: int) -> None:
+        self.points += 1
+        answers = {
+            schedule.arrive(step, clock, self.agreed) for schedule, clock in zip(self.schedules, self.clocks, strict=True)
+        }
+        assert len(answers) == 1, f"at step {step} some ranks are cut and others are not"
+        if answers.pop():
+            self.cuts.append(step)
+            self.cut_times.append(self.clocks[0])
+        proposals = [schedule.proposal() for schedule in self.schedules]
+        self.agreed = Pace(max(p.elapsed for p in proposals), max(p.per_step for p in proposals))
+
+
+@given(
+    ranks=st.integers(1, 20),
+    interval=st.floats(0.01, 100),
+    seed=st.integers(0, 2**32),
+    noise=st.floats(0, 0.9),
+    stride=st.integers(1, 5),
+)
+def test_all_ranks_cut_at_the_same_steps(ranks: int, interval: float, seed: int, noise: float, stride: int) -> None:
+    simulation = Simulation(ranks, interval, None, seed, noise)
+    simulation.run(range(0, 400, stride))
+    assert simulation.cuts
+    assert simulation.cuts == sorted(set(simulation.cuts))
+
+
+def test_interval_of_steady_ranks_is_kept() -> None:
+    simulation = Simulation(4, 100.0, [0.1, 0.1, 0.1, 0.1], 1, noise=0.0)
+    simulation.run(range(10_000))
+    spans = [b - a for a, b in zip(simulation.cut_times, simulation.cut_times[1:], strict=False)]
+    assert len(spans) >= 8
+    assert all(100.0 - 0.2 <= span <= 100.0 + 0.2 for span in spans)  # within two steps
+    assert simulation.points < 30 * len(spans)  # of 1,000 steps in each span
+
+
+def test_the_slowest_rank_sets_the_pace() -> None:
+    simulation = Simulation(3, 100.0, [0.1, 1.0, 0.2], 1, noise=0.0)
+    simulation.run(range(1000))
+    assert [b - a for a, b in zip(simulation.cuts, simulation.cuts[1:], strict=False)] == pytest.approx([100] * 8, abs=2)
+
+
+def test_a_program_that_slows_down_is_noticed() -> None:
+    simulation = Simulation(2, 100.0, [0.01, 0.01], 1, noise=0.0)
+    simulation.run(range(5000))  # half the first interval
+    simulation.pace = [0.1, 0.1]
+    start = simulation.clocks[0]
+    simulation.run(range(5000, 8000))
+    assert simulation.cut_times[0] - start < 250  # by the first estimate it would be 500 s
+
+
+def test_interval_is_not_cut_at_the_first_safe_point() -> None:
+    schedule = EveryInterval(1e-9)
+    assert not schedule.arrive(50, 0.0, None)
+    assert schedule.next_step > 50
+
+
+# -- slots -------------------------------------------------------------------------------------------------------------
+
+
+def test_choice_of_slot() -> None:
+    assert choose_slot(2, {}, None) == 0
+    assert choose_slot(2, {0: 1}, 0) == 1
+    assert choose_slot(2, {0: 1, 1: 2}, 1) == 0
+    assert choose_slot(2, {0: 1, 1: None}, 0) == 1  # a failed epoch's slot again
+    assert choose_slot(3, {0: 4, 1: 2, 2: 3}, 0) == 1
+    assert choose_slot(3, {0: 4, 1: 2}, 0) == 2  # an unused slot before any epoch
+    assert choose_slot(2, {2: 9}, 2) == 0  # there were more slots once
+    with pytest.raises(ValueError, match="1 slots"):
+        choose_slot(1, {0: 1}, 0)
+
+
+@given(
+    keep=st.integers(2, 5),
+    outcomes=st.lists(st.sampled_from(["whole", "failed", "crash", "crash, then damage"]), max_size=40),
+)
+def test_the_only_whole_epoch_is_never_overwritten(keep: int, outcomes: list[str]) -> None:
+    """Follow the slots through runs that fail and crash: what was whole once, or something newer, is always there."""
+    disk: dict[int, int | None] = {}
+    known = dict(disk)
+    protected: int | None = None
+    ever_whole = False
+    for epoch, outcome in enumerate(outcomes, 1):
+        target = choose_slot(keep, known, protected)
+        assert target < keep
+        newest = max((e for e in disk.values() if e), default=None)
+        disk[target] = known[target] = None  # the drain has begun: what was there is gone
+        left = [e for e in disk.values() if e]
+        assert left or not ever_whole
+        if newest is not None:
+            assert newest in left
+        if outcome == "whole":
+            disk[target] = known[target] = epoch
+            protected, ever_whole = target, True
+        elif outcome.startswith("crash"):
+            whole = sorted(((e, i) for i, e in disk.items() if e), reverse=True)
+            if outcome == "crash, then damage" and len(whole) > 1:
+                disk[whole[0][1]] = None  # the restart falls back to the older one
+                whole = whole[1:]
+            known = dict(disk)
+            protected = whole[0][1] if whole else None
+
+
+@given(saved=st.floats(0, 1), elapsed=st.floats(0, 1e6), left=st.floats(0, 1e6))
+def test_hurry(saved: float, elapsed: float, left: float) -> None:
+    hurry = should_hurry(saved, elapsed, left)
+    if saved == 1.0 or elapsed < left:
+        assert not hurry
+    if saved == 0.0 and elapsed >= left and elapsed > 0:
+        assert hurry
+
+
+def test_no_hurry_without_an_end() -> None:
+    assert not should_hurry(0.0, 5.0, float("inf"))
