@@ -180,7 +180,11 @@ class _Skeleton:
         # Threshold 0: tiny datasets and HDF5's own metadata are aligned too, so that nothing shares a page with a
         # dataset that is written by O_DIRECT.
         access.set_alignment(0, PAGE_BYTES)
-        self.file = h5f.create(os.fsencode(path), h5f.ACC_TRUNC, fapl=access)
+        # No list of the gaps that alignment leaves: HDF5 would search all of it for each new dataset (34 s in place of
+        # 3 s for 1,000 ranks with 3 arrays).
+        creation = h5p.create(h5p.FILE_CREATE)
+        creation.set_file_space_strategy(h5f.FSPACE_STRATEGY_AGGR, False, 1)
+        self.file = h5f.create(os.fsencode(path), h5f.ACC_TRUNC, fcpl=creation, fapl=access)
         self.raw = h5p.create(h5p.DATASET_CREATE)
         self.raw.set_layout(h5d.CONTIGUOUS)
         self.raw.set_alloc_time(h5d.ALLOC_TIME_EARLY)
