@@ -291,6 +291,7 @@ def test_an_epoch_is_whole_only_if_all_records_agree(store: Store, change: dict[
         assert not slot.whole
         assert slot.epoch is None
         assert slot.readable
+        assert not slot.damaged
         assert re.search(why, slot.why_not)
     assert store.max_epoch() == change.get("epoch", 5)
 
@@ -306,6 +307,7 @@ def test_any_flipped_bit_of_a_record_is_noticed(store: Store) -> None:
         path.write_bytes(damaged)
         slot = only(store)
         assert slot.why_not == "The record of rank 2 is damaged."
+        assert slot.damaged
         assert slot.newest == 5
         assert int(slot.records["epoch"][2]) == 0
 
