@@ -48,18 +48,11 @@ def mpiexec() -> str:
 def start(log: Path, *command: str | Path) -> subprocess.Popen[bytes]:
     """Start a program on all ranks, with a log for what they print."""
     words = [mpiexec(), "-n", str(RANKS), sys.executable, *map(str, command)]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MPICKPT_")}
     with log.open("wb") as out:
         return subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env={**SURROUNDINGS, **os.environ}
+            words, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env={**SURROUNDINGS, **own}
         )
-
-
-def finish(job: subprocess.Popen[bytes], log: Path) -> float:
-    """Wait for a job that must end well; give the seconds it took from now."""
-    begin = time.monotonic()
-    if job.wait(timeout=120) != 0:
-        sys.exit(f"demo: the job ended with code {job.returncode}:\n{log.read_text(errors='replace')}")
-    return time.monotonic() - begin
 
 
 def descendants(pid: int) -> list[int]:
@@ -72,6 +65,26 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def stop(job: subprocess.Popen[bytes]) -> None:
+    """End a job that is no longer wanted, and all its processes."""
+    for pid in [*descendants(job.pid), job.pid] if job.poll() is None else []:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    job.wait(timeout=20)
+
+
+def finish(job: subprocess.Popen[bytes], log: Path) -> float:
+    """Wait for a job that must end well; give the seconds it took from now."""
+    begin = time.monotonic()
+    try:
+        code = job.wait(timeout=120)
+    finally:
+        stop(job)
+    if code != 0:
+        sys.exit(f"demo: the job ended with code {code}:\n{log.read_text(errors='replace')}")
+    return time.monotonic() - begin
+
+
 def pid_of_rank(job: subprocess.Popen[bytes], rank: int) -> int | None:
     """Find a rank among the descendants of this job's mpiexec."""
     marks = {f"PMI_RANK={rank}", f"OMPI_COMM_WORLD_RANK={rank}"}
@@ -80,14 +93,6 @@ def pid_of_rank(job: subprocess.Popen[bytes], rank: int) -> int | None:
             if marks & set(Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")):
                 return pid
     return None
-
-
-def stop(job: subprocess.Popen[bytes]) -> None:
-    """End a job that is no longer wanted, and all its processes."""
-    for pid in [*descendants(job.pid), job.pid] if job.poll() is None else []:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    job.wait(timeout=20)
 
 
 def record(slot: Path, rank: int) -> tuple[int, int]:
@@ -139,7 +144,9 @@ def demonstrate(folder: Path) -> None:
     else:
         sys.exit(f"demo: {TRIES} times the drain was over before the signal arrived")
     slot, epoch = hit
-    say.print(f"[red]SIGKILL[/] hit rank {VICTIM} in epoch {epoch}: its record in {slot.name} says WRITING for ever.")
+    say.print(
+        f"[red]SIGKILL[/] hit rank {VICTIM} while it saved epoch {epoch}: its record in {slot.name} stays at WRITING."
+    )
     say.print(f"mpirun ended with code {job.returncode}. What is on disk:")
     say.print(f"[bold]$ mpickpt ls {directory.name}")
     subprocess.run([sys.executable, "-m", "mpickpt", "ls", directory], check=True)

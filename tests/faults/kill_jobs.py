@@ -42,7 +42,7 @@ def with_size(job: Job, *size: str) -> Job:
     return Job(job.name, size, job.every, job.holds)
 
 
-HEAT_ROWS, HEAT_COLS, HEAT_STEPS, HEAT_EVERY = 501, 256, 2000, 25
+HEAT_ROWS, HEAT_COLS, HEAT_STEPS, HEAT_EVERY = 501, 256, 2400, 80
 
 
 @cache

@@ -17,10 +17,9 @@ from uuid import uuid4
 
 TOKEN = "FAULT_TEST_TOKEN"
 RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
-# More ranks than cores, as root in a container: without these the libraries refuse, or wait by spinning so hard
-# that a test takes three times as long. Each library ignores the other's variables.
+# More ranks than cores, as root in a container: without these Open MPI refuses, and the threads of BLAS make the
+# ranks wait for each other. Libraries ignore what is not theirs.
 SURROUNDINGS = {
-    "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1",
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "OMPI_MCA_mpi_yield_when_idle": "1",

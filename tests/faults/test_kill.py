@@ -10,7 +10,7 @@ import pytest
 from conftest import Twin
 from kill_jobs import CG, HEAT, NBODY, Job
 from mpijob import MpiJob, mpi_job
-from slots import Seen, h5dump, newest_whole, read_all
+from slots import Seen, h5dump, newest_whole, read_all, read_records
 
 KILLS = 5  # instants in one test: kill, start again, kill, …; the last start is left alone
 CHAINS = range(5)  # times 2 numbers of ranks: 50 instants for each job
@@ -19,7 +19,7 @@ JOBS = pytest.mark.parametrize("job", [HEAT, CG, NBODY], ids=lambda job: job.nam
 
 def runs(directory: Path) -> set[int]:
     """Give the runs that have left a record in the directory."""
-    return {int(run) for slot in read_all(directory) for run in slot.records["run"]}
+    return {int(run) for records in read_records(directory) for run in records["run"]}
 
 
 def wait_for_first_cut(job: MpiJob, directory: Path) -> None:

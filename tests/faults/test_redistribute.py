@@ -9,7 +9,7 @@ import pytest
 from conftest import Twin
 from kill_jobs import CG, HEAT, NBODY, Job, with_size
 from mpijob import mpi_job
-from slots import Seen, newest_whole, read_all
+from slots import Seen, is_whole, newest_whole, read_all, read_records
 from test_kill import wait_for_first_cut
 
 
@@ -19,7 +19,7 @@ def saved_by(ranks: int, job: Job, folder: Path) -> tuple[Path, Seen]:
     for _ in range(10):
         with mpi_job(ranks, job.checkpointed(directory, folder / "killed.npy"), folder / "log") as run:
             wait_for_first_cut(run, directory)
-            while run.running() and newest_whole(read_all(directory)) is None:
+            while run.running() and not any(is_whole(records) for records in read_records(directory)):
                 time.sleep(0.01)
             assert run.kill_rank(ranks - 1), "the job ended before it could be killed"
             run.wait(30)
