@@ -21,10 +21,12 @@ from mpickpt.errors import (
     WaitTimeout,
 )
 from mpickpt.parts import Part
+from mpickpt.reader import Checkpoint
 from mpickpt.session import Session
 from mpickpt.stats import Restored, Stats
 
 __all__ = [
+    "Checkpoint",
     "DamageError",
     "EpochError",
     "InUseError",

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from mpickpt.coordinator import Coordinator, everywhere
 from mpickpt.errors import MpickptError, NothingToRestore
+from mpickpt.image import RankImage, images_of
 from mpickpt.layout import Layout
 from mpickpt.options import Options, Restart
 from mpickpt.snapshot import Snapshotter
-from mpickpt.sources import OtherRanks, RankImage, SameRanks, Source, check_share, images_of, read_own
+from mpickpt.sources import OtherRanks, SameRanks, Source, check_share, read_own
 from mpickpt.stats import Restored
 from mpickpt.store import SlotInfo, Store
 
@@ -155,7 +156,7 @@ def _read(
     else:
         layout, images = coordinator.broadcast(plan, "rank 0 to say where the arrays lie") or (Layout(()), [])
         damage = check_share(images, coordinator.rank, coordinator.size, options.direct)
-        source = OtherRanks(where, layout, images, coordinator.rank, coordinator.size)
+        source = OtherRanks(where, layout, images, coordinator.rank, coordinator.size, options.direct)
     found = coordinator.gather(damage, "all ranks to read their share of a checkpoint")
     everything = [sentence for own_damage in found for sentence in own_damage] if found is not None else []
     if len(everything) > SHOWN:

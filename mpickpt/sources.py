@@ -7,94 +7,21 @@ together from its parts when the program asks for it. All is read as raw bytes a
 
 from __future__ import annotations
 
-import os
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpickpt.errors import LayoutError, StoreError
-from mpickpt.layout import ArraySpec, Layout, SlotOffsets, blocks_in
-from mpickpt.snapshot import Snapshotter, crc32c, read_blocks
-from mpickpt.store import spill_path
+from mpickpt.errors import LayoutError
+from mpickpt.image import RankImage, gather
+from mpickpt.layout import ArraySpec, Layout, blocks_in
+from mpickpt.snapshot import Snapshotter
 
 SHARE_BYTES = 32 << 20  # how much of a foreign rank's array is read at once to check it
 
 Remap = Callable[[Sequence[Any], int, int], Any]
-
-
-@dataclass(frozen=True)
-class RankImage:
-    """Where one rank's share of an epoch lies in the slot."""
-
-    path: Path
-    epoch: int
-    rank: int
-    block_bytes: int
-    arrays: tuple[ArraySpec, ...]
-    offsets: SlotOffsets
-    objects_bytes: int
-    objects_crc: int
-    spilled: bool
-
-    def index(self, name: str) -> int | None:
-        """Position of the array `name` among the rank's arrays."""
-        return next((i for i, spec in enumerate(self.arrays) if spec.name == name), None)
-
-    def checksums(self, index: int) -> NDArray[np.uint32]:
-        """CRC-32C of the blocks of array `index`, as stored; short if the file ends too early."""
-        count = blocks_in(self.arrays[index].nbytes, self.block_bytes)
-        return np.frombuffer(_read(self.path, self.offsets.checksums[index], 4 * count), "<u4").astype(np.uint32)
-
-    def read_array(self, index: int, out: NDArray[np.uint8], first: int, direct: bool) -> list[str]:
-        """Read bytes of array `index` from block `first` on into `out`; what is damaged, in words."""
-        if not out.size:
-            return []
-        sums = self.checksums(index)
-        if len(sums) < blocks_in(self.arrays[index].nbytes, self.block_bytes):
-            return [f"rank {self.rank}, array {self.arrays[index].name!r}: the file ends within its checksums"]
-        start = self.offsets.arrays[index] + first * self.block_bytes
-        last = first + blocks_in(out.size, self.block_bytes)
-        damaged = read_blocks(self.path, start, out, self.block_bytes, sums[first:last], direct=direct)
-        name = self.arrays[index].name
-        return [f"rank {self.rank}, array {name!r}, block {first + block}: wrong checksum" for block in damaged]
-
-    def read_objects(self) -> tuple[bytes, list[str]]:
-        """Give the pickled objects as stored; what is damaged, in words."""
-        path = spill_path(self.path, self.rank) if self.spilled else self.path
-        payload = _read(path, 0 if self.spilled else self.offsets.objects, self.objects_bytes)
-        if len(payload) == self.objects_bytes and crc32c(payload) == self.objects_crc:
-            return payload, []
-        return payload, [f"rank {self.rank}, objects in {path.name}: wrong checksum"]
-
-    def objects(self) -> dict[str, Any]:
-        """Unpickle the objects; only from files of the user who runs this process."""
-        payload, damage = self.read_objects()
-        if damage:
-            raise StoreError(f"{self.path}: epoch {self.epoch}: {damage[0]}.", path=self.path)
-        for path in (self.path, spill_path(self.path, self.rank)) if self.spilled else (self.path,):
-            if path.stat().st_uid != os.geteuid():
-                raise StoreError(f"{path} belongs to another user: its objects are not unpickled.", path=path)
-        try:
-            found: dict[str, Any] = pickle.loads(payload) if payload else {}
-        except Exception as error:
-            raise StoreError(
-                f"{self.path}: epoch {self.epoch}: the objects of rank {self.rank} cannot be unpickled ({error!r}). "
-                f"Are their classes still where they were?",
-                path=self.path,
-            ) from error
-        return found
-
-    def view(self, index: int) -> NDArray[Any]:
-        """Array `index` as it lies in the file, read when looked at."""
-        spec = self.arrays[index]
-        if not spec.nbytes:
-            return np.empty(spec.shape, spec.dtype, spec.order)
-        return np.memmap(self.path, spec.dtype, "r", self.offsets.arrays[index], spec.shape, spec.order)
 
 
 class Source(Protocol):
@@ -198,6 +125,7 @@ class OtherRanks:
     images: list[RankImage]
     rank: int
     size: int
+    direct: bool = True
 
     def memory(self, spec: ArraySpec) -> None:
         """Nothing is in memory yet."""
@@ -235,20 +163,11 @@ class OtherRanks:
         assert old.part is not None
         if (spec.part.shape, spec.dtype) != (old.part.shape, old.dtype):
             raise _changed(spec, old, self.where)
-        world, mine = spec.part.wanted(spec.shape)
-        window = out[mine.slices]
-        for rank, common in self.layout.sources(spec.name, world):
-            image = self.images[rank]
-            index = image.index(spec.name)
-            assert index is not None
-            theirs = image.arrays[index]
-            assert theirs.part is not None
-            inside = common.relative_to(theirs.owned.start).moved(theirs.part.local_box(theirs.shape).start)
-            window[common.relative_to(world.start).slices] = image.view(index)[inside.slices]
+        gather(self.layout, self.images, spec, out, self.direct)
 
     def _old_array(self, rank: int, name: str) -> NDArray[Any] | None:
         index = self.images[rank].index(name)
-        return None if index is None else np.array(self.images[rank].view(index))
+        return None if index is None else self.images[rank].load(index, self.direct)
 
     def _old_object(self, rank: int, name: str) -> Any:  # noqa: ANN401  (objects may be anything)
         objects = self.images[rank].objects()
@@ -281,13 +200,14 @@ def read_own(image: RankImage, snapshotter: Snapshotter, direct: bool) -> tuple[
     damage : list of str
         What is wrong, in words; empty if all is sound.
     """
-    arrays, damage = [], []
+    arrays: list[NDArray[np.uint8]] = []
+    damage: list[str] = []
     try:
         for index, spec in enumerate(image.arrays):
             memory = snapshotter.allocate(spec.nbytes)
-            damage += image.read_array(index, memory, 0, direct)
+            damage += map(str, image.read_array(index, memory, 0, direct))
             arrays.append(memory)
-        damage += image.read_objects()[1]
+        damage += map(str, image.read_objects()[1])
     except OSError as error:
         damage.append(f"rank {image.rank}: {error}")
     return arrays, damage
@@ -308,10 +228,10 @@ def check_share(images: list[RankImage], rank: int, size: int, direct: bool) -> 
             continue
         try:
             if index is None:
-                damage += image.read_objects()[1]
+                damage += map(str, image.read_objects()[1])
                 continue
             buffer = buffer if buffer.size >= nbytes else np.empty(nbytes, np.uint8)
-            damage += image.read_array(index, buffer[:nbytes], first, direct)
+            damage += map(str, image.read_array(index, buffer[:nbytes], first, direct))
         except OSError as error:
             damage.append(f"rank {image.rank}: {error}")
     return damage
@@ -326,28 +246,3 @@ def _pieces(images: list[RankImage]) -> Iterator[tuple[RankImage, int | None, in
             for first in range(0, blocks_in(spec.nbytes, image.block_bytes), step):
                 start = first * image.block_bytes
                 yield image, index, first, min(step * image.block_bytes, spec.nbytes - start)
-
-
-def _read(path: Path, offset: int, nbytes: int) -> bytes:
-    """Read up to `nbytes` at `offset`; fewer only where the file ends."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(nbytes)
-
-
-def images_of(path: Path, layout: Layout, offsets: Sequence[SlotOffsets], records: NDArray[np.void]) -> list[RankImage]:
-    """Describe the shares of all ranks of a whole epoch."""
-    return [
-        RankImage(
-            path=path,
-            epoch=int(record["epoch"]),
-            rank=rank,
-            block_bytes=layout.block_bytes,
-            arrays=own.arrays,
-            offsets=offset,
-            objects_bytes=int(record["objects_bytes"]),
-            objects_crc=int(record["objects_crc"]),
-            spilled=bool(record["objects_spilled"]),
-        )
-        for rank, (own, offset, record) in enumerate(zip(layout.ranks, offsets, records, strict=True))
-    ]

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "mpickpt"
 # earlier row to a later one; within a row only where INSIDE says so.
 ROWS = (
     ("__init__", "__main__", "cli"),
-    ("api", "session", "checkpointer", "restore", "sources", "progress", "stats", "reader"),
+    ("api", "session", "checkpointer", "restore", "sources", "image", "progress", "stats", "reader"),
     ("snapshot", "store", "coordinator"),
     ("options", "policy", "layout", "parts", "errors"),
 )
