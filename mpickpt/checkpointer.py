@@ -133,8 +133,8 @@ class Checkpointer:
         if ranks is not None:
             self._layout = None
         digest, block_bytes = coordinator.on_root(lambda: self._join(ranks or []), "rank 0 to join the layouts")
-        if self._sealed is not None:
-            self.snapshotter.unseal()
+        self._sealed = None  # until all is done: an interrupt on the way must not leave half a layout in force
+        self.snapshotter.unseal()
         try:
             for region in regions:
                 if region.spec.nbytes:
@@ -159,8 +159,6 @@ class Checkpointer:
         return self._sealed is None or self._sealed != list(self._regions.values())
 
     def _pickled(self) -> bytes:
-        if not self.objects:
-            return b""
         try:
             return pickle.dumps(self.objects, protocol=5)
         except Exception as error:
@@ -205,7 +203,6 @@ class Checkpointer:
         if self._layout_changed:
             self.fix_layout(step)
         number = self._last_number = self._last_number + 1
-        self._stats.cuts += 1
         try:
             index = self.prepare(step)
         except StoreError as error:
@@ -218,10 +215,13 @@ class Checkpointer:
         try:
             self._arm(self._epoch)
         except BaseException as error:
-            self._post(complete=False)
+            if self.snapshotter.progress().epoch != number:  # otherwise it is an interrupt just after the cut
+                self._post(complete=False)
             if not isinstance(error, OSError):
                 raise
             self._warn(number, step, slot_path(self._options.directory, index), error.strerror or str(error))
+        else:
+            self._stats.cuts += 1
         self._stats.blocked_seconds += time.perf_counter() - began
 
     def _arm(self, epoch: _Epoch) -> None:
@@ -329,7 +329,8 @@ class Checkpointer:
             )
 
     def _warn(self, number: int, step: int, path: Path, reason: str) -> None:
-        older = f"Epoch {self._stats.last_whole} stays" if self._stats.last_whole else "Older epochs stay"
+        kept = None if self._protected is None else self._epochs.get(self._protected)
+        older = "No epoch is whole yet" if kept is None else f"Epoch {kept} stays"
         warnings.warn(
             f"Epoch {number} (step {step}) failed on rank {self._coordinator.rank}: {path}: {reason}. {older}, and the "
             f"program goes on.",

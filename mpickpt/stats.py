@@ -33,7 +33,7 @@ class Stats:
     Attributes
     ----------
     cuts : int
-        Cuts, finished or not.
+        Cuts that were made; what the storage refused before that is counted in `failed` alone.
     whole, failed : int
         Epochs known to be whole on all ranks, and epochs that failed on any of them.
     last_whole : int

@@ -1,0 +1,693 @@
+"""A session of one rank, without mpirun: what is declared, cut and restored."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
+from mpickpt.layout import RECORD
+from mpickpt.snapshot import crc32c
+from mpickpt.store import Store, slot_path, spill_path
+
+import mpickpt
+
+MPI.COMM_WORLD.Dup().Free()
+BLOCK = 256 * 1024
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("MPICKPT_")]:
+        monkeypatch.delenv(name)
+
+
+def whole(directory: Path) -> dict[int, int | None]:
+    """Step of the whole epoch by slot."""
+    return {slot.index: slot.step for slot in Store(directory, crc32c).slots()}
+
+
+def flip(path: Path, offset: int) -> None:
+    """Damage one byte."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def run(directory: Path, stop: int = 25, **options: Any) -> dict[str, Any]:
+    """Run a small program to step `stop`; give its state."""
+    options.setdefault("every", 10)
+    with mpickpt.open(directory, **options) as ckpt:
+        u = ckpt.array("u", (300, 1000), fill=1.0)
+        odd = np.zeros(1000 * 33 + 1, np.uint8)[1:].view(np.int8)
+        v = ckpt.protect("v", odd)
+        log = ckpt.object("log", [])
+        first = None
+        for step in ckpt.range(stop):
+            first = step if first is None else first
+            u += step
+            v += 1
+            log.append(step)
+        return {"u": u.copy(), "v": v.copy(), "log": list(log), "first": first, "restored": ckpt.restored}
+
+
+# -- cut and restore ---------------------------------------------------------------------------------------------------
+
+
+def test_goes_on_where_it_was_cut(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path / "c", stop=25)
+    assert capfd.readouterr().err == ""
+    assert whole(tmp_path / "c") == {0: 10, 1: 20}
+    again = run(tmp_path / "c", stop=33)
+    straight = run(tmp_path / "straight", stop=33)
+    assert again["first"] == 20
+    assert again["restored"] == mpickpt.Restored(2, 20, tmp_path / "c" / "slot-1.h5", 1)
+    assert capfd.readouterr().err == f"mpickpt: restored epoch 2 (step 20) of {tmp_path / 'c'} on 1 rank\n"
+    assert again["log"] == straight["log"]
+    assert np.array_equal(again["u"], straight["u"])
+    assert np.array_equal(again["v"], straight["v"])
+    assert whole(tmp_path / "c") == {0: 30, 1: 20}
+
+
+def test_image_is_that_of_the_cut(tmp_path: Path) -> None:
+    """What is written after the cut, while it drains, is not in the image."""
+    with mpickpt.open(tmp_path, every=1, pool="100%") as ckpt:
+        u = ckpt.array("u", 64 * BLOCK // 8)
+        for step in ckpt.range(4):
+            u[:] = step
+    with mpickpt.open(tmp_path, restart=2) as ckpt:
+        assert (ckpt.array("u", 64 * BLOCK // 8) == 1.0).all()
+        assert ckpt.restored is not None
+        assert ckpt.restored.step == 2
+
+
+def test_no_slot_no_message(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("not ours")
+    with mpickpt.open(tmp_path) as ckpt:
+        assert ckpt.restored is None
+    assert capfd.readouterr().err == ""
+
+
+def test_never_begins_anew_and_keeps_the_old_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, stop=25)
+    result = run(tmp_path, stop=5, restart="never")
+    assert result["first"] == 0
+    assert "begins anew; epoch 2 in" in capfd.readouterr().err
+    assert whole(tmp_path) == {0: 10, 1: 20}
+    run(tmp_path, stop=15, restart="never")
+    assert {slot.index: slot.epoch for slot in Store(tmp_path, crc32c).slots()} == {0: 3, 1: 2}
+
+
+def test_restart_from_a_given_epoch(tmp_path: Path) -> None:
+    run(tmp_path, stop=25)
+    assert run(tmp_path, stop=12, restart=1)["first"] == 10
+    with pytest.raises(mpickpt.NothingToRestore, match=r"epoch 7 was asked for(.|\n)*slot-0.h5: epoch 1 .* is whole"):
+        run(tmp_path, restart=7)
+    with pytest.raises(mpickpt.NothingToRestore, match="there are no slots"):
+        run(tmp_path / "empty", restart=7)
+    assert whole(tmp_path) == {0: 10, 1: 20}
+
+
+def test_after_a_roll_back_the_restored_epoch_is_protected(tmp_path: Path) -> None:
+    run(tmp_path, stop=25)
+    run(tmp_path, stop=15, restart=1, every=13)
+    assert whole(tmp_path) == {0: 10, 1: 13}
+
+
+def test_damaged_block_falls_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, stop=25)
+    place = Store(tmp_path, crc32c).offsets(1)[0]
+    flip(tmp_path / "slot-1.h5", place.arrays[0] + 5 * BLOCK + 17)
+    result = run(tmp_path, stop=12)
+    told = capfd.readouterr().err
+    assert result["first"] == 10
+    assert "slot-1.h5: epoch 2 is damaged: rank 0, array 'u', block 5: wrong checksum" in told
+    assert f"restored epoch 1 (step 10) of {tmp_path} on 1 rank; passed over slot-1.h5" in told
+
+
+@pytest.mark.parametrize("what", ["objects", "record", "truncated", "checksums"])
+def test_other_damage_falls_back(tmp_path: Path, what: str, capfd: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, stop=25)
+    slot = tmp_path / "slot-1.h5"
+    place = Store(tmp_path, crc32c).offsets(1)[0]
+    if what == "truncated":
+        os.truncate(slot, slot.stat().st_size // 2)
+    else:
+        flip(slot, {"objects": place.objects, "record": place.record + 60, "checksums": place.checksums[1]}[what])
+    assert run(tmp_path, stop=12)["first"] == 10
+    assert "passed over slot-1.h5" in capfd.readouterr().err
+
+
+def test_all_damaged_is_an_error_and_changes_nothing(tmp_path: Path) -> None:
+    run(tmp_path, stop=25)
+    for index in (0, 1):
+        place = Store(tmp_path, crc32c).offsets(index)[0]
+        flip(tmp_path / f"slot-{index}.h5", place.arrays[0])
+    before = [(tmp_path / f"slot-{i}.h5").read_bytes() for i in (0, 1)]
+    with pytest.raises(mpickpt.NothingToRestore, match="epoch 2 is damaged(.|\n)*epoch 1 is damaged"):
+        run(tmp_path)
+    assert before == [(tmp_path / f"slot-{i}.h5").read_bytes() for i in (0, 1)]
+    assert run(tmp_path, stop=5, restart="never")["first"] == 0
+
+
+def test_a_foreign_slot_is_no_reason_to_begin_anew(tmp_path: Path) -> None:
+    (tmp_path / "slot-0.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(5000))
+    with pytest.raises(mpickpt.NothingToRestore, match="slot-0.h5.*cannot be read as a slot"):
+        run(tmp_path)
+
+
+def test_died_before_the_first_epoch_was_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, stop=15)
+    slot = tmp_path / "slot-0.h5"
+    at = Store(tmp_path, crc32c).offsets(0)[0].record
+    with slot.open("r+b") as file:
+        file.seek(at)
+        record = np.frombuffer(bytearray(file.read(RECORD.itemsize)), RECORD)
+        record["state"] = 1
+        raw = record.tobytes()[:-4]
+        file.seek(at)
+        file.write(raw + crc32c(raw).to_bytes(4, "little"))
+    result = run(tmp_path, stop=15)
+    assert result["first"] == 0
+    assert "begins from the start, as no epoch in" in capfd.readouterr().err
+    flip(slot, at + 60)  # a damaged record, on the other hand, may have been that of a whole epoch
+    with pytest.raises(mpickpt.NothingToRestore, match="The record of rank 0 is damaged"):
+        run(tmp_path)
+
+
+def test_epoch_numbers_go_on(tmp_path: Path) -> None:
+    run(tmp_path, stop=25)
+    run(tmp_path, stop=45)
+    assert {slot.epoch for slot in Store(tmp_path, crc32c).slots()} == {3, 4}
+
+
+def test_three_slots(tmp_path: Path) -> None:
+    run(tmp_path, stop=45, keep=3)
+    assert whole(tmp_path) == {0: 40, 1: 20, 2: 30}
+
+
+def test_slots_are_private(tmp_path: Path) -> None:
+    run(tmp_path, stop=15)
+    assert slot_path(tmp_path, 0).stat().st_mode & 0o777 == 0o600
+
+
+def test_one_program_at_a_time(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path), pytest.raises(mpickpt.InUseError, match="in use by process"):
+        mpickpt.open(tmp_path)
+    mpickpt.open(tmp_path).close()
+
+
+# -- arrays ------------------------------------------------------------------------------------------------------------
+
+
+def test_fill(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path) as ckpt:
+        assert (ckpt.array("zeros", (3, 4)) == 0).all()
+        assert ckpt.array("zeros2", 5).shape == (5,)
+        scalar = ckpt.array("scalar", (3, 4), np.int16, fill=7)
+        assert scalar.dtype == np.int16
+        assert (scalar == 7).all()
+        assert (ckpt.array("row", (3, 4), fill=np.arange(4)) == np.arange(4)).all()
+        assert (ckpt.array("called", (3, 4), fill=lambda a: a.fill(2)) == 2).all()
+        with pytest.raises(mpickpt.UsageError, match="must fill the array that it gets"):
+            ckpt.array("returned", (3, 4), fill=lambda a: a + 1)
+        assert ckpt.array("page", (3, 4)).ctypes.data % 4096 == 0
+        assert ckpt.array("none", (0, 4)).shape == (0, 4)
+
+
+def many(ckpt: mpickpt.Session, seed: int) -> dict[str, np.ndarray]:
+    """Arrays of all sorts, filled at random; what is restored wins."""
+    rng = np.random.default_rng(seed)
+    kind = np.dtype([("a", "<f4"), ("b", ">i8"), ("c", "S3")])
+    room = rng.integers(0, 255, 700_001, dtype=np.uint8)
+    arrays = {
+        "fortran": np.asfortranarray(rng.random((37, 53))),
+        "scalar": np.array(rng.random()),
+        "unaligned": room[1:],
+        "structured": np.zeros(1000, kind),
+        "complex": rng.random((5, 6, 7)) + 1j,
+        "flags": rng.random(33) > 0.5,
+        "time": rng.integers(0, 10**9, 12).astype("datetime64[s]"),
+        "big-endian": rng.integers(0, 9, 7).astype(">u2"),
+        "empty": np.zeros((0, 3)),
+    }
+    arrays["structured"]["b"] = rng.integers(0, 10**9, 1000)
+    for name, array in arrays.items():
+        assert ckpt.protect(name, array) is array
+    return arrays
+
+
+def test_protect_any_array(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path, every=1) as ckpt:
+        saved = {name: array.copy() for name, array in many(ckpt, 1).items()}
+        for _ in ckpt.range(2):
+            pass
+    with mpickpt.open(tmp_path) as ckpt:
+        restored = many(ckpt, 2)
+        assert ckpt.restored is not None
+        for name, array in saved.items():
+            assert np.array_equal(array, restored[name]), name
+
+
+def test_what_cannot_be_protected(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path) as ckpt:
+        with pytest.raises(mpickpt.LayoutError, match="'a' is not contiguous"):
+            ckpt.protect("a", np.zeros((4, 4))[:, 1])
+        constant = np.zeros(4)
+        constant.flags.writeable = False
+        with pytest.raises(mpickpt.LayoutError, match="'b' is not writable"):
+            ckpt.protect("b", constant)
+        with pytest.raises(mpickpt.LayoutError, match="needs a numpy array, not list"):
+            ckpt.protect("c", [1, 2])  # type: ignore[type-var]
+        with pytest.raises(mpickpt.LayoutError, match="cannot be saved as raw bytes"):
+            ckpt.protect("d", np.array([object()]))
+        with pytest.raises(mpickpt.LayoutError, match="The name 'a/b' will not do"):
+            ckpt.array("a/b", 3)
+        ckpt.array("e", 3)
+        with pytest.raises(mpickpt.LayoutError, match="'e' is taken already"):
+            ckpt.object("e", 3)
+
+
+def test_overlapping_arrays(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path, every=1) as ckpt:
+        both = np.zeros(1000)
+        ckpt.protect("all", both)
+        ckpt.protect("half", both[500:])
+        with pytest.raises(mpickpt.UsageError, match="Do two of them overlap"):
+            ckpt.step()
+
+
+def test_changed_program(tmp_path: Path) -> None:
+    run(tmp_path, stop=15)
+    with mpickpt.open(tmp_path) as ckpt:
+        with pytest.raises(mpickpt.LayoutError, match=r"'u' is now float64 \(300, 999\), but epoch 1 of .* float64 \(300, 1"):
+            ckpt.array("u", (300, 999))
+        with pytest.raises(mpickpt.LayoutError, match="is now int8"):
+            ckpt.protect("v", np.zeros(33000, np.uint8).view(np.int8)[:-1].copy())
+        with pytest.raises(mpickpt.LayoutError, match="There is no array 'w' in epoch 1 of .* restart='never'"):
+            ckpt.array("w", 3)
+        with pytest.raises(mpickpt.LayoutError, match="There is no object 'counter' in epoch 1"):
+            ckpt.object("counter", 3)
+
+
+def test_unclaimed_arrays_are_named(tmp_path: Path) -> None:
+    run(tmp_path, stop=15)
+    with mpickpt.open(tmp_path, every=10) as ckpt:
+        ckpt.object("log", [])
+        with pytest.warns(UserWarning, match="Epoch 1 of .* holds u, v, which the program did not ask for"):
+            ckpt.step()
+        with pytest.raises(mpickpt.LayoutError, match="'u' is in epoch 1, .* Declare it earlier"):
+            ckpt.array("u", (300, 1000))
+
+
+def test_late_dropped_and_resized_arrays(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path, every=1) as ckpt:
+        u = ckpt.array("u", 100_000, fill=1.0)
+        ckpt.object("old", 1)
+        ckpt.step()
+        ckpt.step()  # epoch 1
+        late = ckpt.array("late", 50, fill=5.0)
+        u += 1
+        ckpt.step()  # epoch 2
+        ckpt.drop("u")
+        ckpt.drop("old")
+        with pytest.raises(mpickpt.LayoutError, match="There is no array or object 'u' to drop"):
+            ckpt.drop("u")
+        bigger = ckpt.array("u", 200_000, fill=u[0])
+        late += 1
+        ckpt.step()  # epoch 3
+        bigger += 1  # not in the image
+        ckpt.step()  # epoch 4 overwrites epoch 2
+    with mpickpt.open(tmp_path, restart=3) as ckpt:
+        assert (ckpt.array("u", 200_000) == 2).all()
+        assert (ckpt.array("late", 50) == 6).all()
+
+
+def test_session_without_arrays(tmp_path: Path) -> None:
+    for _ in range(2):
+        with mpickpt.open(tmp_path, every=3) as ckpt:
+            done = ckpt.object("done", [])
+            for step in ckpt.range(10):
+                done.append(step)
+            assert done == list(range(10))
+
+
+# -- objects -----------------------------------------------------------------------------------------------------------
+
+
+def test_objects(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path, every=1) as ckpt:
+        rng = ckpt.object("rng", np.random.default_rng(3))
+        ckpt.object("count", 0)
+        rng.random(7)
+        ckpt.step()
+        ckpt.set_object("count", 5)
+        ckpt.step()
+        expected = rng.random(4)
+        with pytest.raises(mpickpt.LayoutError, match="There is no object 'counter': declare it"):
+            ckpt.set_object("counter", 5)
+    with mpickpt.open(tmp_path) as ckpt:
+        assert np.array_equal(ckpt.object("rng", np.random.default_rng(99)).random(4), expected)
+        assert ckpt.object("count", 0) == 5
+
+
+def test_objects_that_outgrow_their_room(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path, every=1) as ckpt:
+        log = ckpt.object("log", [])
+        for _ in ckpt.range(4):
+            log.append(os.urandom(100_000))
+        saved = log[:3]
+    assert spill_path(tmp_path / "slot-0.h5", 0).exists()
+    with mpickpt.open(tmp_path) as ckpt:
+        assert ckpt.object("log", []) == saved
+
+
+def test_object_that_cannot_be_pickled(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path, every=1) as ckpt:
+        ckpt.array("u", 1000)
+        box: list[Any] = ckpt.object("box", [])
+        ckpt.object("good", 1)
+        ckpt.step()
+        ckpt.step()
+        box.append(threading.Lock())
+        with pytest.raises(mpickpt.LayoutError, match="Object 'box' cannot be pickled: .*lock"):
+            ckpt.step()
+        box.clear()
+        ckpt.step()
+    assert whole(tmp_path) == {0: 1, 1: 3}
+
+
+def test_objects_of_another_user_are_not_unpickled(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    run(tmp_path, stop=15)
+    os.chown(tmp_path / "slot-0.h5", 12345, -1)
+    with mpickpt.open(tmp_path) as ckpt, pytest.raises(mpickpt.StoreError, match="belongs to another user"):
+        ckpt.object("log", [])
+
+
+class Fickle:
+    """Unpickles only where it is allowed to."""
+
+    allowed = True
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if not Fickle.allowed:
+            raise RuntimeError("not today")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"a": 1}
+
+
+def test_object_that_cannot_be_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with mpickpt.open(tmp_path, every=1) as ckpt:
+        ckpt.object("fickle", Fickle())
+        for _ in ckpt.range(2):
+            pass
+    monkeypatch.setattr(Fickle, "allowed", False)
+    with mpickpt.open(tmp_path) as ckpt, pytest.raises(mpickpt.StoreError, match="cannot be unpickled .*not today"):
+        ckpt.object("fickle", None)
+
+
+# -- steps -------------------------------------------------------------------------------------------------------------
+
+
+def test_range_is_like_the_builtin(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path) as ckpt:
+        assert list(ckpt.range(3)) == [0, 1, 2]
+        assert list(ckpt.range(3, 20, 5)) == [3, 8, 13, 18]
+        assert list(ckpt.range(30, 20)) == []
+        assert ckpt.step() == 19
+        with pytest.raises(mpickpt.UsageError, match=r"range\(0, 100\) starts at or below step 19"):
+            ckpt.range(100)
+        for bad in ((10, 0, -1), (-5, 5)):
+            with pytest.raises(mpickpt.UsageError, match="does not count upwards"):
+                ckpt.range(*bad)
+
+
+def test_loops_that_follow_each_other(tmp_path: Path) -> None:
+    def program(first: int, second: int) -> list[int]:
+        with mpickpt.open(tmp_path, every=10) as ckpt:
+            seen = ckpt.object("seen", [])
+            for step in ckpt.range(first):
+                seen.append(step)
+            for step in ckpt.range(first, first + second):
+                seen.append(step)
+            return seen
+
+    assert program(15, 10) == list(range(25))  # epoch 2 is in the second loop
+    assert program(15, 20) == list(range(35))
+
+
+def test_restored_step_must_be_in_the_range(tmp_path: Path) -> None:
+    run(tmp_path, stop=15)
+    with mpickpt.open(tmp_path) as ckpt, pytest.raises(mpickpt.UsageError, match="step 10 is not one of range"):
+        ckpt.range(0, 100, 3)
+
+
+def test_step_goes_on_too(tmp_path: Path) -> None:
+    for stop, begin in ((25, 0), (40, 20)):
+        with mpickpt.open(tmp_path, every=10) as ckpt:
+            total = ckpt.protect("total", np.zeros(1))
+            steps = [ckpt.step()]
+            while steps[-1] < stop:
+                total += steps[-1]
+                steps.append(ckpt.step())
+            assert steps[0] == begin
+            assert total[0] == sum(range(stop))
+
+
+def test_interval(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path, interval=0.2) as ckpt:
+        ckpt.array("u", 1000)
+        for _ in ckpt.range(100):
+            time.sleep(0.01)
+        assert 2 <= ckpt.stats().cuts <= 5
+
+
+def test_environment_wins_over_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPICKPT_DIR", str(tmp_path / "there"))
+    monkeypatch.setenv("MPICKPT_EVERY", "7")
+    run(tmp_path / "here", stop=10)
+    assert whole(tmp_path / "there") == {0: 7}
+    assert not (tmp_path / "here").exists()
+
+
+def test_safe_point_with_nothing_to_do_is_cheap(tmp_path: Path) -> None:
+    def seconds_of(steps: Iterator[int] | range) -> float:
+        began = time.perf_counter()
+        for _ in steps:
+            pass
+        return time.perf_counter() - began
+
+    count = 200_000
+    with mpickpt.open(tmp_path, every=10**9) as ckpt:
+        ckpt.array("u", 1000)
+        per_step = min(seconds_of(ckpt.range(k * count, (k + 1) * count)) for k in range(5)) / count
+        began = time.perf_counter()
+        for _ in range(count):
+            ckpt.step()
+        per_call = (time.perf_counter() - began) / count
+    assert per_step < 1e-6
+    assert per_call < 2e-6
+
+
+# -- figures, failures and the end -------------------------------------------------------------------------------------
+
+
+def test_stats(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path, every=1) as ckpt:
+        u = ckpt.array("u", 8 * BLOCK // 8)
+        assert ckpt.stats() == mpickpt.Stats()
+        for _ in ckpt.range(3):
+            u += 1
+    stats = ckpt.stats()
+    assert (stats.cuts, stats.whole, stats.failed, stats.last_whole) == (2, 2, 0, 2)
+    assert stats.bytes_written >= 2 * 8 * BLOCK
+    assert 0 < stats.blocked_seconds
+    assert 0 < stats.drain_seconds
+
+
+@contextmanager
+def largest_file(nbytes: int) -> Iterator[None]:
+    """No file may become larger than `nbytes`: the kernel refuses, as a full disk would."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_no_room_at_the_start(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path, every=1) as ckpt:
+        ckpt.array("u", 8 * BLOCK // 8)
+        with largest_file(BLOCK), pytest.raises(mpickpt.StoreError, match="slot-0.h5 of .* bytes cannot be created: File too"):
+            ckpt.step()
+    assert not list(tmp_path.glob("slot-*"))
+
+
+def test_no_room_later_fails_the_epoch_and_the_program_goes_on(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path, every=1) as ckpt:
+        u = ckpt.array("u", 8 * BLOCK // 8, fill=1.0)
+        ckpt.step()
+        ckpt.step()  # epoch 1
+        u += 1
+        while whole(tmp_path)[0] is None:
+            time.sleep(0.01)
+        with largest_file(BLOCK), pytest.warns(RuntimeWarning, match=r"Epoch 2 \(step 2\) failed: .*slot-1.h5.* File too large"):
+            ckpt.step()
+        assert whole(tmp_path) == {0: 1}
+        ckpt.step()  # epoch 3
+    stats = ckpt.stats()
+    assert (stats.cuts, stats.whole, stats.failed) == (2, 2, 1)
+    assert whole(tmp_path) == {0: 1, 1: 3}
+
+
+def test_failed_drain_fails_the_epoch_and_its_slot_is_used_again(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path, every=1) as ckpt:
+        u = ckpt.array("u", 8 * BLOCK // 8, fill=1.0)
+        for _ in ckpt.range(3):  # epochs 1 and 2
+            u += 1
+        slot = tmp_path / "slot-0.h5"
+        slot.rename(tmp_path / "away.h5")
+        with pytest.warns(RuntimeWarning, match=r"Epoch 3 \(step 3\) failed on rank 0: .*slot-0.h5: No such file.*Epoch 2 stays"):
+            ckpt.step()
+            ckpt.close()
+        (tmp_path / "away.h5").rename(slot)
+    assert ckpt.stats().failed == 1
+    assert whole(tmp_path)[1] == 2
+
+
+def test_directory_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(mpickpt.StoreError, match="A file is in the way"):
+        mpickpt.open(tmp_path / "file")
+    with pytest.raises(mpickpt.UsageError, match="Argument every="):
+        mpickpt.open(tmp_path, every=-1)
+
+
+def test_bad_communicator(tmp_path: Path) -> None:
+    for bad in (7, MPI.COMM_NULL):
+        with pytest.raises(mpickpt.UsageError, match="comm must be an intracommunicator"):
+            mpickpt.open(tmp_path, bad)  # type: ignore[arg-type]
+
+
+def test_closed_session(tmp_path: Path) -> None:
+    ckpt = mpickpt.open(tmp_path, every=1)
+    u = ckpt.array("u", 1000)
+    ckpt.step()
+    ckpt.step()
+    ckpt.close()
+    ckpt.close()
+    u += 1
+    for call in (ckpt.step, lambda: next(ckpt.range(10, 20)), lambda: ckpt.array("v", 3), ckpt.__enter__):
+        with pytest.raises(mpickpt.UsageError, match="The session is closed"):
+            call()
+    assert whole(tmp_path) == {0: 1}
+
+
+def test_exception_in_the_block_passes_and_the_drain_is_finished(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), mpickpt.open(tmp_path, every=1) as ckpt:
+        u = ckpt.array("u", 32 * BLOCK // 8)
+        ckpt.step()
+        ckpt.step()
+        u += 1 / 0
+    assert whole(tmp_path) == {0: 1}
+    u += 1
+
+
+def test_interrupt_while_waiting(tmp_path: Path) -> None:
+    """Ctrl-C at a cut that waits for the last drain: the program may go on, and the epochs stay sound."""
+    in_step = False
+
+    def interrupt(*_: object) -> None:
+        if in_step:
+            raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    caught = 0
+    try:
+        with mpickpt.open(tmp_path, every=1) as ckpt:
+            u = ckpt.array("u", 512 * BLOCK // 8)
+            for _ in range(12):
+                signal.setitimer(signal.ITIMER_REAL, 0.02)
+                try:
+                    in_step = True
+                    ckpt.step()
+                    in_step = False
+                except KeyboardInterrupt:
+                    in_step = False
+                    caught += 1
+                u += 1
+            in_step = False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    stats = ckpt.stats()
+    assert caught > 0
+    assert stats.failed == 0
+    assert stats.whole > 0
+    assert stats.whole + caught >= 11  # each step but the first was cut or interrupted
+
+
+def test_forked_child_is_inert(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path, every=1) as ckpt:
+        u = ckpt.array("u", 8 * BLOCK // 8, fill=1.0)
+        ckpt.step()
+        ckpt.step()  # a drain is under way
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # fork in a process with threads, since Python 3.12
+            child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                u[:] = 9
+                ckpt.step()
+                ckpt.close()
+                code = int(ckpt.stats().cuts != 1)
+            finally:
+                os._exit(code)
+        u += 1
+        ckpt.step()
+        assert os.waitpid(child, 0)[1] == 0
+    assert whole(tmp_path) == {0: 1, 1: 2}
+    with mpickpt.open(tmp_path) as ckpt:
+        assert (ckpt.array("u", 8 * BLOCK // 8) == 2.0).all()
+
+
+def test_program_that_forgets_to_close(tmp_path: Path) -> None:
+    program = (
+        "import mpickpt\n"
+        f"ckpt = mpickpt.open({str(tmp_path / 'c')!r}, every=1)\n"
+        "u = ckpt.array('u', 10**6, fill=3.0)\n"
+        "ckpt.step(); ckpt.step()\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert whole(tmp_path / "c") == {0: 1}
+
+
+def test_two_sessions_at_once_in_one_process(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path / "a", every=1) as one, mpickpt.open(tmp_path / "b", every=1) as other:
+        one.array("u", 100)
+        other.array("u", 100)
+        one.step()
+        with pytest.raises(mpickpt.UsageError, match="another session open in this process"):
+            other.step()
