@@ -27,7 +27,16 @@ from mpickpt.policy import EveryInterval, EverySteps, Pace, choose_slot, should_
 
 @pytest.mark.parametrize(
     ("given_value", "seconds"),
-    [(90, 90), (0.5, 0.5), ("90", 90), ("90s", 90), ("10min", 600), ("1h", 3600), ("1h30min", 5400), ("1 h 30 min", 5400)]
+    [
+        (90, 90),
+        (0.5, 0.5),
+        ("90", 90),
+        ("90s", 90),
+        ("10min", 600),
+        ("1h", 3600),
+        ("1h30min", 5400),
+        ("1 h 30 min", 5400),
+    ]
     + [("500ms", 0.5), ("1.5h", 5400), ("2d", 172800), (".5s", 0.5)],
 )
 def test_interval(given_value: object, seconds: float) -> None:
@@ -82,7 +91,9 @@ def test_restart() -> None:
 
 
 def test_switch() -> None:
-    assert [parse_switch(value) for value in (True, "yes", "1", "On", False, "no", "0", "OFF")] == [True] * 4 + [False] * 4
+    assert [parse_switch(value) for value in (True, "yes", "1", "On", False, "no", "0", "OFF")] == [True] * 4 + [
+        False
+    ] * 4
     with pytest.raises(UsageError, match="neither yes nor no"):
         parse_switch("maybe")
 
@@ -110,10 +121,20 @@ def test_precedence() -> None:
     ("code", "environment", "typed", "message"),
     [
         ({"dir": ""}, {}, {}, r"Argument directory= of mpickpt.open\(\): '' is not a directory"),
-        ({"dir": "d", "every": 0}, {}, {}, r"Argument every= of mpickpt.open\(\): 0 is not a whole number of at least 1"),
+        (
+            {"dir": "d", "every": 0},
+            {},
+            {},
+            r"Argument every= of mpickpt.open\(\): 0 is not a whole number of at least 1",
+        ),
         ({"dir": "d", "every": 2.5}, {}, {}, "2.5 is not a whole number"),
         ({"dir": "d", "keep": True}, {}, {}, "True is not a whole number of at least 2"),
-        ({"dir": "d"}, {"MPICKPT_KEEP": "1"}, {}, "Environment variable MPICKPT_KEEP: '1' is not a whole number of at least 2"),
+        (
+            {"dir": "d"},
+            {"MPICKPT_KEEP": "1"},
+            {},
+            "Environment variable MPICKPT_KEEP: '1' is not a whole number of at least 2",
+        ),
         ({"dir": "d"}, {"MPICKPT_POOL": "big"}, {}, "Environment variable MPICKPT_POOL: 'big' is not a pool size"),
         ({"dir": "d"}, {}, {"interval": "soon"}, "Option --interval: 'soon' is not a time span"),
         ({"dir": "d", "every": 1, "interval": 1}, {}, {}, "Argument every= .* and Argument interval= .* contradict"),
@@ -180,7 +201,8 @@ class Simulation:
     def meet(self, step: int) -> None:
         self.points += 1
         answers = {
-            schedule.arrive(step, clock, self.agreed) for schedule, clock in zip(self.schedules, self.clocks, strict=True)
+            schedule.arrive(step, clock, self.agreed)
+            for schedule, clock in zip(self.schedules, self.clocks, strict=True)
         }
         assert len(answers) == 1, f"at step {step} some ranks are cut and others are not"
         if answers.pop():
@@ -216,7 +238,9 @@ def test_interval_of_steady_ranks_is_kept() -> None:
 def test_the_slowest_rank_sets_the_pace() -> None:
     simulation = Simulation(3, 100.0, [0.1, 1.0, 0.2], 1, noise=0.0)
     simulation.run(range(1000))
-    assert [b - a for a, b in zip(simulation.cuts, simulation.cuts[1:], strict=False)] == pytest.approx([100] * 8, abs=2)
+    assert [b - a for a, b in zip(simulation.cuts, simulation.cuts[1:], strict=False)] == pytest.approx(
+        [100] * 8, abs=2
+    )
 
 
 def test_a_program_that_slows_down_is_noticed() -> None:

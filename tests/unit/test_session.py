@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
+
+import mpickpt
 from mpickpt.layout import RECORD
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store, slot_path, spill_path
-
-import mpickpt
 
 MPI.COMM_WORLD.Dup().Free()
 BLOCK = 256 * 1024
@@ -294,7 +294,9 @@ def test_overlapping_arrays(tmp_path: Path) -> None:
 def test_changed_program(tmp_path: Path) -> None:
     run(tmp_path, stop=15)
     with mpickpt.open(tmp_path) as ckpt:
-        with pytest.raises(mpickpt.LayoutError, match=r"'u' is now float64 \(300, 999\), but epoch 1 of .* float64 \(300, 1"):
+        with pytest.raises(
+            mpickpt.LayoutError, match=r"'u' is now float64 \(300, 999\), but epoch 1 of .* float64 \(300, 1"
+        ):
             ckpt.array("u", (300, 999))
         with pytest.raises(mpickpt.LayoutError, match="is now int8"):
             ckpt.protect("v", np.zeros(33000, np.uint8).view(np.int8)[:-1].copy())
@@ -538,7 +540,10 @@ def largest_file(nbytes: int) -> Iterator[None]:
 def test_no_room_at_the_start(tmp_path: Path) -> None:
     with mpickpt.open(tmp_path, every=1) as ckpt:
         ckpt.array("u", 8 * BLOCK // 8)
-        with largest_file(BLOCK), pytest.raises(mpickpt.StoreError, match="slot-0.h5 of .* bytes cannot be created: File too"):
+        with (
+            largest_file(BLOCK),
+            pytest.raises(mpickpt.StoreError, match="slot-0.h5 of .* bytes cannot be created: File too"),
+        ):
             ckpt.step()
     assert not list(tmp_path.glob("slot-*"))
 
@@ -551,7 +556,10 @@ def test_no_room_later_fails_the_epoch_and_the_program_goes_on(tmp_path: Path) -
         u += 1
         while whole(tmp_path)[0] is None:
             time.sleep(0.01)
-        with largest_file(BLOCK), pytest.warns(RuntimeWarning, match=r"Epoch 2 \(step 2\) failed: .*slot-1.h5.* File too large"):
+        with (
+            largest_file(BLOCK),
+            pytest.warns(RuntimeWarning, match=r"Epoch 2 \(step 2\) failed: .*slot-1.h5.* File too large"),
+        ):
             ckpt.step()
         assert whole(tmp_path) == {0: 1}
         ckpt.step()  # epoch 3
@@ -567,7 +575,9 @@ def test_failed_drain_fails_the_epoch_and_its_slot_is_used_again(tmp_path: Path)
             u += 1
         slot = tmp_path / "slot-0.h5"
         slot.rename(tmp_path / "away.h5")
-        with pytest.warns(RuntimeWarning, match=r"Epoch 3 \(step 3\) failed on rank 0: .*slot-0.h5: No such file.*Epoch 2 stays"):
+        with pytest.warns(
+            RuntimeWarning, match=r"Epoch 3 \(step 3\) failed on rank 0: .*slot-0.h5: No such file.*Epoch 2 stays"
+        ):
             ckpt.step()
             ckpt.close()
         (tmp_path / "away.h5").rename(slot)

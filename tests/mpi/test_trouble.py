@@ -1,0 +1,162 @@
+"""One rank is in trouble: the others hear of it by name, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+import mpickpt
+from mpickpt.snapshot import crc32c
+from mpickpt.store import Store
+
+pytestmark = pytest.mark.mpi(min_size=2)
+COMM = MPI.COMM_WORLD
+LAST = COMM.size - 1
+
+
+def test_object_that_cannot_be_pickled_at_the_start(mpi_tmp_path: Path) -> None:
+    with mpickpt.open(mpi_tmp_path, COMM) as ckpt:
+        ckpt.object("box", threading.Lock() if COMM.rank == LAST else 1)
+        with pytest.raises(mpickpt.LayoutError, match=f"Rank {LAST}: Object 'box' cannot be pickled"):
+            ckpt.step()
+
+
+def test_object_that_cannot_be_pickled_later(mpi_tmp_path: Path) -> None:
+    """The rank is told which object it is; on the others the epoch fails, and the next one is whole."""
+    with mpickpt.open(mpi_tmp_path, COMM, every=1) as ckpt:
+        box: list[object] = ckpt.object("box", [])
+        ckpt.step()
+        ckpt.step()  # epoch 1
+        if COMM.rank == LAST:
+            box.append(threading.Lock())
+            with pytest.raises(mpickpt.LayoutError, match="Object 'box' cannot be pickled"):
+                ckpt.step()
+            box.clear()
+        else:
+            ckpt.step()
+        ckpt.step()  # epoch 3
+    stats = ckpt.stats()
+    assert (stats.whole, stats.failed, stats.last_whole) == (2, 1, 3)
+    COMM.barrier()
+    assert {slot.index: slot.epoch for slot in Store(mpi_tmp_path, crc32c).slots()} == {0: 1, 1: 3}
+
+
+def test_rank_that_leaves_by_an_exception(mpi_tmp_path: Path) -> None:
+    def program() -> None:
+        with mpickpt.open(mpi_tmp_path, COMM, every=2) as ckpt:
+            u = ckpt.array("u", 100_000)
+            for step in ckpt.range(20):
+                u += step
+                if step == 7 and COMM.rank == LAST:
+                    raise KeyError("lost")
+
+    if COMM.rank == LAST:
+        with pytest.raises(KeyError, match="lost"):
+            program()
+    else:
+        with pytest.raises(mpickpt.EpochError, match=f"epoch 4 failed, because rank {LAST} left the session"):
+            program()
+    COMM.barrier()
+    assert max(slot.epoch or 0 for slot in Store(mpi_tmp_path, crc32c).slots()) == 3
+
+
+def test_ranks_that_take_different_steps(mpi_tmp_path: Path) -> None:
+    """With every=5 a stride of 3 is cut at step 6, and one of 4 at step 8: that is no image of one instant."""
+    with (
+        pytest.raises(mpickpt.UsageError, match="cut at step .* another rank at another step"),
+        mpickpt.open(mpi_tmp_path, COMM, every=5) as ckpt,
+    ):
+        ckpt.array("u", 10)
+        for _ in ckpt.range(0, 30, 4 if COMM.rank == LAST else 3):
+            pass
+    COMM.barrier()
+    assert not any(slot.whole for slot in Store(mpi_tmp_path, crc32c).slots())
+
+
+def test_storage_that_fails_one_rank(mpi_tmp_path: Path) -> None:
+    """The rank warns, all know that the epoch failed, and the older one stays."""
+    with mpickpt.open(mpi_tmp_path, COMM, every=1) as ckpt:
+        u = ckpt.array("u", 1_000_000, fill=1.0)
+        ckpt.step()
+        ckpt.step()  # epoch 1
+        ckpt.step()  # epoch 2, both slots exist and epoch 1 is whole
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        u += 1
+        if COMM.rank == LAST:
+            ckpt._checkpointer.snapshotter.wait()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+            with pytest.warns(
+                RuntimeWarning, match=rf"Epoch 3 \(step 3\) failed on rank {LAST}: .*slot-0.h5: File too large"
+            ):
+                ckpt.step()
+                ckpt._checkpointer.finish(3)
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        else:
+            ckpt.step()
+            ckpt._checkpointer.finish(3)
+        signal.signal(signal.SIGXFSZ, handler)
+        assert {slot.index: slot.epoch for slot in Store(mpi_tmp_path, crc32c).slots()} == {0: None, 1: 2}
+        COMM.barrier()
+        ckpt.step()
+    stats = ckpt.stats()
+    assert (stats.whole, stats.failed) == (3, 1)
+    COMM.barrier()
+    assert {slot.index: slot.epoch for slot in Store(mpi_tmp_path, crc32c).slots()} == {0: 4, 1: 2}
+
+
+@pytest.mark.parametrize("rank", [0, LAST])
+@pytest.mark.parametrize("what", ["block", "objects", "record"])
+def test_damage_of_one_rank_sends_all_to_the_older_epoch(
+    mpi_tmp_path: Path, rank: int, what: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def program() -> int | None:
+        with mpickpt.open(mpi_tmp_path, COMM, every=1) as ckpt:
+            u = ckpt.protect("u", np.zeros(100_000))
+            ckpt.object("rank", COMM.rank)
+            if ckpt.restored:
+                assert (u == ckpt.restored.step).all()
+                return ckpt.restored.epoch
+            for _ in ckpt.range(3):
+                u += 1
+            return None
+
+    program()
+    COMM.barrier()
+    if COMM.rank == 0:
+        place = Store(mpi_tmp_path, crc32c).offsets(1)[rank]
+        with (mpi_tmp_path / "slot-1.h5").open("r+b") as file:
+            file.seek({"block": place.arrays[0] + 700_000, "objects": place.objects, "record": place.record + 17}[what])
+            file.write(b"\xa5")
+    COMM.barrier()
+    capfd.readouterr()
+    assert program() == 1
+    told = capfd.readouterr().err
+    if COMM.rank == 0:
+        named = {"block": "array 'u', block 2", "objects": "objects in slot-1.h5", "record": "record of"}[what]
+        assert named in told
+        assert f"rank {rank}" in told
+        assert "restored epoch 1 (step 1)" in told
+
+
+def test_waiting_has_a_limit(mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPICKPT_WAIT_LIMIT", "0.3")
+    ckpt = mpickpt.open(mpi_tmp_path, COMM, every=1)
+    ckpt.array("u", 1000)
+    ckpt.step()
+    ckpt.step()
+    if COMM.rank == LAST:
+        COMM.barrier()  # comes late
+        ckpt.close()
+    else:
+        with pytest.raises(
+            mpickpt.WaitTimeout, match=rf"Rank {COMM.rank} waited 0.3 s for all ranks to finish epoch 1 \(cut at"
+        ):
+            ckpt.close()
+        COMM.barrier()
