@@ -36,7 +36,7 @@ class Seen:
     @property
     def announcement(self) -> str:
         """What a start says that goes on from this slot."""
-        return f"restored epoch {self.epoch} (step {self.step}) of {self.path.parent} on {len(self.records)} rank"
+        return f"restored epoch {self.epoch} (step {self.step}) of {self.path.parent} on "
 
 
 def is_whole(records: NDArray[Any]) -> bool:

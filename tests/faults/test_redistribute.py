@@ -1,5 +1,6 @@
 """A job saved by 4 ranks goes on with another number of them."""
 
+import random
 import shutil
 import time
 from pathlib import Path
@@ -10,23 +11,22 @@ from conftest import Twin
 from kill_jobs import CG, HEAT, NBODY, Job, with_size
 from mpijob import mpi_job
 from slots import Seen, is_whole, newest_whole, read_all, read_records
-from test_kill import wait_for_first_cut
 
 
-def saved_by(ranks: int, job: Job, folder: Path) -> tuple[Path, Seen]:
-    """Run a job until an epoch is whole, kill its last rank, and give the directory and what it holds."""
-    directory = folder / f"by-{ranks}"
-    for _ in range(10):
-        with mpi_job(ranks, job.checkpointed(directory, folder / "killed.npy"), folder / "log") as run:
-            wait_for_first_cut(run, directory)
-            while run.running() and not any(is_whole(records) for records in read_records(directory)):
-                time.sleep(0.01)
-            assert run.kill_rank(ranks - 1), "the job ended before it could be killed"
-            run.wait(30)
-        seen = newest_whole(read_all(directory))
-        if seen is not None:
-            return directory, seen
-    raise AssertionError(f"no epoch became whole\n{run.output()}")
+def run_and_kill(ranks: int, job: Job, directory: Path, pause: float) -> Seen:
+    """Run a job until an epoch of so many ranks is whole, and a little longer; kill a rank; give what is left."""
+    log = directory.parent / "log"
+    with mpi_job(ranks, job.checkpointed(directory, directory.parent / "killed.npy"), log) as run:
+        limit = time.monotonic() + 30
+        while not any(len(records) == ranks and is_whole(records) for records in read_records(directory)):
+            assert run.running() and time.monotonic() < limit, f"no epoch became whole\n{run.output()}"
+            time.sleep(0.01)
+        time.sleep(pause)
+        assert run.kill_rank(ranks - 1), f"the job ended before it could be killed\n{run.output()}"
+        run.wait(30)
+    newest = newest_whole(read_all(directory))
+    assert newest is not None and len(newest.records) == ranks, f"a whole epoch was lost\n{run.output()}"
+    return newest
 
 
 def resume(job: Job, ranks: int, directory: Path, folder: Path) -> tuple[np.ndarray, str]:
@@ -47,7 +47,8 @@ def resume(job: Job, ranks: int, directory: Path, folder: Path) -> tuple[np.ndar
 def test_heat_from_4_ranks_on_1_2_3_and_6(folder: Path, twin: Twin) -> None:
     """Go on from one epoch on four other numbers of ranks; heat's bits do not depend on that number."""
     expected = twin(HEAT, 4)
-    directory, saved = saved_by(4, HEAT, folder)
+    directory = folder / "by-4"
+    saved = run_and_kill(4, HEAT, directory, 0.1)
     for ranks in (1, 2, 3, 6):
         result, output = resume(HEAT, ranks, directory, folder)
         assert f"restored epoch {saved.epoch} (step {saved.step})" in output
@@ -59,20 +60,16 @@ def test_heat_changes_its_number_of_ranks_again_and_again(folder: Path, twin: Tw
     """Kill and go on with another number each time, so that slots of different layouts lie side by side."""
     expected = twin(HEAT, 4)
     directory, out = folder / "ckpt", folder / "out.npy"
-    newest = None
+    dice = random.Random("again and again")
+    before = 0
     for ranks in (4, 2, 3, 6):
-        with mpi_job(ranks, HEAT.checkpointed(directory, out), folder / "log") as run:
-            wait_for_first_cut(run, directory)
-            assert run.kill_rank(ranks - 1), "the job ended before it could be killed"
-            run.wait(30)
-        before, newest = newest, newest_whole(read_all(directory))
-        if before is not None:
-            assert newest is not None and newest.epoch >= before.epoch
-        if newest is not None:
-            HEAT.holds(newest, expected)
+        newest = run_and_kill(ranks, HEAT, directory, dice.uniform(0, 0.15))
+        HEAT.holds(newest, expected)
+        assert newest.epoch > before
+        before = newest.epoch
     with mpi_job(1, HEAT.checkpointed(directory, out), folder / "log") as run:
         assert run.wait(90) == 0, run.output()
-    assert newest is None or newest.announcement in run.output()
+    assert newest.announcement in run.output()
     assert np.load(out).tobytes() == expected.tobytes()
 
 
@@ -80,7 +77,8 @@ def test_heat_changes_its_number_of_ranks_again_and_again(folder: Path, twin: Tw
 def test_cg_from_4_ranks_on_3_reaches_the_same_solution(folder: Path) -> None:
     """Share out several vectors, one of them protected in place, and a replicated object."""
     job = with_size(CG, "--grid", "201", "--tolerance", "1e-10")
-    directory, saved = saved_by(4, job, folder)
+    directory = folder / "by-4"
+    saved = run_and_kill(4, job, directory, 0)
     result, output = resume(job, 3, directory, folder)
     assert f"restored epoch {saved.epoch} (step {saved.step})" in output
     again, _ = resume(job, 4, directory, folder)
@@ -91,14 +89,13 @@ def test_cg_from_4_ranks_on_3_reaches_the_same_solution(folder: Path) -> None:
 @pytest.mark.timeout(120)
 def test_random_numbers_of_4_ranks_are_not_guessed_for_2(folder: Path, twin: Twin) -> None:
     """Refuse by name what has no meaning on another number of ranks, and leave the slots as they were."""
-    directory, saved = saved_by(4, NBODY, folder)
-    copy = folder / "copy"
-    shutil.copytree(directory, copy)
-    with mpi_job(2, NBODY.checkpointed(copy, folder / "out.npy"), folder / "log") as run:
+    directory = folder / "by-4"
+    saved = run_and_kill(4, NBODY, directory, 0)
+    with mpi_job(2, NBODY.checkpointed(directory, folder / "out.npy"), folder / "log") as run:
         assert run.wait(60) != 0
     assert "'rng'" in run.output(), run.output()
     assert "remap" in run.output(), run.output()
-    untouched = newest_whole(read_all(copy))
+    untouched = newest_whole(read_all(directory))
     assert untouched is not None and untouched.epoch == saved.epoch
-    result, _ = resume(NBODY, 4, copy, folder)
+    result, _ = resume(NBODY, 4, directory, folder)
     assert result.tobytes() == twin(NBODY, 4).tobytes()
