@@ -177,7 +177,7 @@ def test_objects_of_another_user_are_not_unpickled(store: Store, spilled: bool) 
     ck = Checkpoint(store.directory)
     assert ck.verify() == []
     np.testing.assert_array_equal(ck["u"], made["world"])
-    with pytest.raises(StoreError, match="belongs to user 12345: its objects are not unpickled"):
+    with pytest.raises(StoreError, match="belongs to another user .12345.: its objects are not unpickled"):
         ck.objects(rank)
 
 
