@@ -35,9 +35,10 @@ class Contender:
         self.folder = folder
         self.state = state
         self.turn = 0
+        self.copied_bytes = 0  # memory that the checkpoint took outside this process
 
-    def open(self) -> NDArray[np.float64]:
-        """Get ready for a run; return the memory that the run works on."""
+    def open(self, steps: int) -> NDArray[np.float64]:
+        """Get ready for a run of so many steps; return the memory that it works on."""
         return self.state
 
     def safe_point(self) -> None:
@@ -46,9 +47,9 @@ class Contender:
     def cut(self) -> None:
         """Take the checkpoint, or start to; the program is blocked meanwhile."""
 
-    def finish(self) -> int:
-        """Sleep until the checkpoint is on the disk; return the bytes of memory it took outside this process."""
-        return 0
+    def done(self) -> bool:
+        """Tell whether the checkpoint is on the disk; asked at each step after the cut."""
+        return True
 
     def close(self) -> None:
         """End the run."""

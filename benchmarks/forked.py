@@ -37,14 +37,16 @@ class ForkWrite(DirectWrite):
                 os._exit(status)
         os.close(report)
 
-    def finish(self) -> int:
-        """Wait for the child; return the bytes that it no longer shared with this process."""
-        _, status = os.waitpid(self.child, 0)
-        copied = os.read(self.report, REPORT_BYTES)
+    def done(self) -> bool:
+        """Tell whether the child has ended; note how much memory it no longer shared with this process."""
+        child, status = os.waitpid(self.child, os.WNOHANG)
+        if child == 0:
+            return False
+        self.copied_bytes = int.from_bytes(os.read(self.report, REPORT_BYTES), "little")
         os.close(self.report)
         if status != 0:
             raise OSError(f"{self.folder}: the forked child that writes the checkpoint failed with status {status}")
-        return int.from_bytes(copied, "little")
+        return True
 
 
 def _own_bytes() -> int:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.001
 NAME = "state"
-EVERY = 1_000_000  # steps between cuts: more than a run has, so that a cut happens where the run says
+STRIDE = 1000  # a step of the work counts as so many, which leaves room for safe points between steps
+NEVER = 1_000_000  # steps between cuts, where only the cuts that are asked for are wanted
 
 
 class Live(Contender):
@@ -47,39 +48,46 @@ class Live(Contender):
         self.huge = huge
         self.pool = pool
 
-    def open(self) -> NDArray[np.float64]:
-        """Open a session and save the state twice, so that both slots are in use."""
-        self.session = mpickpt.open(self.folder, self.comm, every=EVERY, restart="never", pool=self.pool)
+    def open(self, steps: int) -> NDArray[np.float64]:
+        """Open a session that is cut every so many steps, and save twice, so that both slots are in use."""
+        self.every = steps * STRIDE
+        self.session = mpickpt.open(self.folder, self.comm, every=self.every, restart="never", pool=self.pool)
         if self.huge:
             state = self.session.array(NAME, self.state.shape, fill=1.0)
         else:
             state = self.session.protect(NAME, self.state)
         self.at_step = -1
-        self.safe_point()
+        self._go_to(0)
         for _ in range(2):
             self.cut()
-            self.finish()
+            self.sleep_until_done()
         return state
 
     def _go_to(self, step: int) -> None:
         self.at_step = next(self.session.range(step, step + 1))
 
     def safe_point(self) -> None:
-        """Pass a safe point."""
-        self._go_to(self.at_step + 1)
+        """Pass a safe point; count in single steps where the next cut would come before this one's epoch is whole."""
+        near = self.at_step % self.every + STRIDE >= self.every
+        self._go_to(self.at_step + (1 if near else STRIDE))
 
     def cut(self) -> None:
         """Be cut."""
-        self._go_to((self.at_step // EVERY + 1) * EVERY)
+        self._go_to((self.at_step // self.every + 1) * self.every)
+        self.epochs = self.session.stats().cuts
 
-    def finish(self) -> int:
-        """Pass safe points, and sleep between them, until the epoch is whole on all ranks."""
-        while (stats := self.session.stats()).whole < stats.cuts:
-            if stats.failed:
-                raise OSError(f"{self.folder}: an epoch failed, see the warning above")
-            self.safe_point()
+    def done(self) -> bool:
+        """Tell whether the epoch is whole on all ranks."""
+        stats = self.session.stats()
+        if stats.failed:
+            raise OSError(f"{self.folder}: an epoch failed, see the warning above")
+        return stats.whole >= self.epochs
+
+    def sleep_until_done(self) -> None:
+        """Leave the cores to the drain."""
+        while not self.done():
             time.sleep(POLL_SECONDS)
-        return 0
+            self._go_to(self.at_step + 1)
 
     def close(self) -> None:
         """Close the session."""
@@ -92,7 +100,7 @@ def restart(folder: Path, state: NDArray[np.float64], comm: MPI.Comm, *, huge: b
         workload.touch(state)
     comm.Barrier()
     begin = time.perf_counter()
-    session = mpickpt.open(folder, comm, every=EVERY, restart="auto")
+    session = mpickpt.open(folder, comm, every=NEVER, restart="auto")
     if huge:
         session.array(NAME, state.shape)
     else:

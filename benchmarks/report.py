@@ -22,6 +22,7 @@ class Row:
     contender: str
     blocked_ms: float
     added_ms: float
+    durable_ms: float
     cpu_s: float
     memory: float  # beside the state, as a multiple of it
 
@@ -61,6 +62,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
                     contender=contender,
                     blocked_ms=middle["blocked"] * MILLI / gib,
                     added_ms=middle["added"] * MILLI / gib,
+                    durable_ms=middle["durable"] * MILLI / gib,
                     cpu_s=middle["cpu_added"] / gib,
                     memory=middle["memory"] / result["nbytes"],
                 )
@@ -85,19 +87,20 @@ def table(results: list[dict[str, Any]]) -> Table:
     made = Table(title="One checkpoint, per GiB of a rank's state; medians")
     for heading in ("ranks x state, pages", "rewritten", "contender"):
         made.add_column(heading)
-    for heading in ("blocked ms", "added ms", "CPU s", "memory x", "drain GiB/s", "restart GiB/s"):
+    for heading in ("blocked ms", "added ms", "on disk ms", "CPU s", "memory x", "drain GiB/s", "restart GiB/s"):
         made.add_column(heading, justify="right")
     for result in results:
         where = f"{result['ranks']} x {result['nbytes'] // 2**20} MiB, {result['pages']}"
         for row in rows(result):
-            figures = (f"{row.blocked_ms:.1f}", f"{row.added_ms:.0f}", f"{row.cpu_s:.2f}", f"{row.memory:.2f}")
-            made.add_row(where, row.pattern, row.contender, *figures, "", "")
+            figures = (f"{row.blocked_ms:.1f}", f"{row.added_ms:.0f}", f"{row.durable_ms:.0f}")
+            rest = (f"{row.cpu_s:.2f}", f"{row.memory:.2f}", "", "")
+            made.add_row(where, row.pattern, row.contender, *figures, *rest)
         rate = bandwidth(result)
         drain = f"{rate.drain:.2f} ({rate.drain_ratio:.0%})"
         restart = f"{rate.restart:.2f} ({rate.restart_ratio:.0%})"
-        made.add_row(where, "idle ranks", "mpickpt", "", "", "", "", drain, restart)
+        made.add_row(where, "idle ranks", "mpickpt", "", "", "", "", "", drain, restart)
         raw = (f"{rate.raw_write:.2f}", f"{rate.raw_read:.2f}")
-        made.add_row(where, "idle ranks", "raw pwrite, pread", "", "", "", "", *raw, end_section=True)
+        made.add_row(where, "idle ranks", "raw pwrite, pread", "", "", "", "", "", *raw, end_section=True)
     return made
 
 

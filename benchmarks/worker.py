@@ -57,12 +57,14 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the work: the slowest rank's seconds, all ranks' mean of the rest."""
+    """One run of the work on this rank."""
 
+    steps: int
     seconds: float
-    blocked: float
-    cpu: float
-    memory: float
+    blocked: float  # at the cut
+    durable: float  # from the cut until the checkpoint was on the disk; 0 without one
+    cpu: float  # seconds, of all threads and child processes
+    memory: float  # bytes beside the state
 
 
 def _cpu_seconds() -> float:
@@ -94,33 +96,38 @@ class Rank:
                 self.contenders[name] = OTHERS[name](self.folder, self.state)
 
     def run(self, contender: Contender, pattern: str, steps: int, *, checkpoint: bool) -> Run:
-        """Do the work once, with a checkpoint in its midst or without."""
+        """Do the work once, with a checkpoint in its midst or without.
+
+        The work goes on beyond `steps` until the checkpoint is on the disk, so that all that it costs falls into the run.
+        """
         resident = _memory("VmRSS")
-        state = contender.open()
+        state = contender.open(steps)
         workload.touch(state)
         own_state = 0 if np.may_share_memory(state, self.state) else state.nbytes
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark of the memory starts anew
         cut_step = int(steps * CUT_AT) if checkpoint else steps
-        blocked = 0.0
+        cut_at = blocked = durable = 0.0
+        index = 0
         self.comm.Barrier()
         cpu = _cpu_seconds()
         begin = time.perf_counter()
-        for index in range(steps):
+        while index < steps or (checkpoint and durable == 0.0):
             if index == cut_step:
-                cut_begin = time.perf_counter()
+                cut_at = time.perf_counter()
                 contender.cut()
-                blocked = time.perf_counter() - cut_begin
+                blocked = time.perf_counter() - cut_at
             else:
                 contender.safe_point()
+            if checkpoint and index >= cut_step and durable == 0.0 and contender.done():
+                durable = time.perf_counter() - cut_at
             workload.step(state, pattern)
-        outside = contender.finish() if checkpoint else 0
+            index += 1
         seconds = time.perf_counter() - begin
         cpu = _cpu_seconds() - cpu
-        memory = max(outside, _memory("VmHWM") - resident - own_state)
+        memory = max(contender.copied_bytes, _memory("VmHWM") - resident - own_state)
+        self.comm.Barrier()
         contender.close()
-        slowest, blocked = self.comm.allreduce(seconds, MPI.MAX), self.comm.allreduce(blocked, MPI.MAX)
-        mean = self.comm.allreduce(cpu) / self.comm.size
-        return Run(slowest, blocked, mean, self.comm.allreduce(memory) / self.comm.size)
+        return Run(index, seconds, blocked, durable, cpu, memory)
 
     def steps_for(self, pattern: str) -> int:
         """Return how many steps of a pattern take the time that is asked for."""
@@ -146,11 +153,20 @@ class Rank:
                 for name in (names if repetition % 2 == 0 else reversed(names))
             ]
             after = self.run(plain, pattern, steps, checkpoint=False)
-            base, cpu = (before.seconds + after.seconds) / 2, (before.cpu + after.cpu) / 2
             runs[NONE] += [asdict(before), asdict(after)]
             for name, run in measured:
-                runs[name].append(asdict(run) | {"added": run.seconds - base, "cpu_added": run.cpu - cpu})
+                runs[name].append(self._beside(run, before, after))
         return runs
+
+    def _beside(self, run: Run, before: Run, after: Run) -> dict[str, float]:
+        """Compare a run with as many steps without a checkpoint: the slowest rank's times, the mean of the rest."""
+        share = run.steps / (before.steps + after.steps)
+        added = run.seconds - share * (before.seconds + after.seconds)
+        cpu = run.cpu - share * (before.cpu + after.cpu)
+        times = {"added": added, "blocked": run.blocked, "durable": run.durable}
+        rest = {"cpu_added": cpu, "memory": run.memory}
+        slowest = {key: float(self.comm.allreduce(value, MPI.MAX)) for key, value in times.items()}
+        return slowest | {key: float(self.comm.allreduce(value)) / self.comm.size for key, value in rest.items()}
 
     def measure_bandwidth(self) -> dict[str, list[float]]:
         """Take the seconds of a drain and a restart of idle ranks, and those of raw writing and reading."""
@@ -158,7 +174,7 @@ class Rank:
         raw = DirectFile(self.folder / "raw", self.state)
         live_contender = live.Live(self.shared, self.state, self.comm, huge=huge, pool=nbytes)
         seconds: dict[str, list[float]] = {"raw write": [], "drain": [], "raw read": [], "restart": []}
-        state = live_contender.open()
+        state = live_contender.open(live.NEVER)
         for repetition in range(self.configuration.repetitions):
             for name in ("raw write", "drain") if repetition % 2 == 0 else ("drain", "raw write"):
                 workload.touch(state)
@@ -166,7 +182,7 @@ class Rank:
                 begin = time.perf_counter()
                 if name == "drain":
                     live_contender.cut()
-                    live_contender.finish()
+                    live_contender.sleep_until_done()
                 else:
                     raw.write(self.state)
                 seconds[name].append(self._slowest(time.perf_counter() - begin))
