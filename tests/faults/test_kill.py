@@ -10,24 +10,34 @@ import pytest
 from conftest import Twin
 from kill_jobs import CG, HEAT, NBODY, Job
 from mpijob import MpiJob, mpi_job
-from slots import Seen, h5dump, newest_whole, read_all, read_records
+from slots import Seen, h5dump, is_whole, newest_whole, read_all, read_records
 
-KILLS = 5  # instants in one test: kill, start again, kill, …; the last start is left alone
-CHAINS = range(5)  # times 2 numbers of ranks: 50 instants for each job
+# One test is a chain: kill, start again, kill, …; the last start is left alone. 5 kills in a chain, 5 chains on each of
+# 2 numbers of ranks: 50 instants for each job.
+CHAINS = range(5)
 JOBS = pytest.mark.parametrize("job", [HEAT, CG, NBODY], ids=lambda job: job.name)
 
 
-def runs(directory: Path) -> set[int]:
-    """Give the runs that have left a record in the directory."""
-    return {int(run) for records in read_records(directory) for run in records["run"]}
+# Kinds of instants: a random time after the start, after the first cut of this start, or after its first whole epoch;
+# and the longest time.
+START, CUT, WHOLE = ("start", 1.0), ("cut", 0.1), ("whole", 0.25)
+KINDS = [START, CUT, WHOLE, WHOLE, WHOLE]
 
 
-def wait_for_first_cut(job: MpiJob, directory: Path) -> None:
-    """Wait until this start of the job has begun its first checkpoint, or the job ended."""
-    before = runs(directory)
-    limit = time.monotonic() + 30
-    while job.running() and runs(directory) <= before:
-        assert time.monotonic() < limit, f"no checkpoint in 30 s\n{job.output()}"
+def runs(directory: Path, *, whole: bool) -> set[int]:
+    """Give the runs that have left a record in the directory, or a whole epoch."""
+    found = [records for records in read_records(directory) if is_whole(records) or not whole]
+    return {int(run) for records in found for run in records["run"]}
+
+
+def wait_for_first(kind: str, job: MpiJob, directory: Path) -> None:
+    """Wait until this start of the job has got as far as `kind` says, or the job ended."""
+    if kind == "start":
+        return
+    before = runs(directory, whole=False)
+    limit = time.monotonic() + 60
+    while job.running() and runs(directory, whole=kind == "whole") <= before:
+        assert time.monotonic() < limit, f"no checkpoint in 60 s\n{job.output()}"
         time.sleep(0.01)
 
 
@@ -74,22 +84,20 @@ def test_restart_after_sigkill_ends_with_the_twins_bits(
     directory, out, log = folder / "ckpt", folder / "out.npy", folder / "log"
     expected = twin(job, ranks)
     newest: Seen | None = None
-    killed = resumed = 0
-    while killed < KILLS:
-        early = dice.random() < 0.2
-        with mpi_job(ranks, job.checkpointed(directory, out), log) as run:
-            if not early:
-                wait_for_first_cut(run, directory)
-            time.sleep(dice.uniform(0, 1.0 if early else 0.25))
-            was_killed = run.kill_rank(dice.randrange(ranks))
-            if was_killed:
-                run.wait(30)
-        if not was_killed:  # the job was quicker than the dice: that is no instant; begin anew
-            check_result(run, out, expected)
+    resumed = 0
+    for kind, longest in dice.sample(KINDS, len(KINDS)):
+        while True:
+            with mpi_job(ranks, job.checkpointed(directory, out), log) as run:
+                wait_for_first(kind, run, directory)
+                time.sleep(dice.uniform(0, longest))
+                killed = run.kill_rank(dice.randrange(ranks))
+                if killed:
+                    run.wait(30)
+            if killed:
+                break
+            check_result(run, out, expected)  # the job was quicker than the dice: that was no instant; begin anew
             shutil.rmtree(directory)
             newest = None
-            continue
-        killed += 1
         resumed += newest is not None
         newest = check_slots(job, directory, expected, newest)
 
@@ -99,8 +107,8 @@ def test_restart_after_sigkill_ends_with_the_twins_bits(
         resumed += 1
         assert newest.announcement in run.output()
     check_slots(job, directory, expected, newest)
-    print(f"{killed} kills, {resumed} starts resumed from an epoch")
-    assert resumed > KILLS // 2, "most starts began from nothing, so that this run proves little"
+    print(f"{len(KINDS)} kills, {resumed} starts resumed from an epoch")
+    assert resumed > len(KINDS) // 2, "most starts began from nothing, so that this run proves little"
 
 
 @pytest.mark.timeout(120)
