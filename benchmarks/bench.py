@@ -18,9 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 import machine
 import report
-from rich.console import Console
 from worker import LIVE_POOLS, OTHERS
 from workload import PATTERNS
 

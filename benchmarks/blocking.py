@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
+
 from direct import DirectFile
 
 if TYPE_CHECKING:

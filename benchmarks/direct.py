@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
 CALL_BYTES = 4 * 1024 * 1024  # what one pwrite or pread moves, as in the drain
@@ -44,8 +45,8 @@ class DirectFile:
 
     def write(self, content: NDArray[np.float64], *, through: NDArray[np.float64] | None = None) -> None:
         """Write all of it, straight from the memory or through a buffer of one call, until it is on the disk."""
-        view = memoryview(content).cast("B")
-        buffer = None if through is None else memoryview(through).cast("B")
+        view = content.view(np.uint8).data
+        buffer = None if through is None else through.view(np.uint8).data
         for begin in range(0, len(view), CALL_BYTES):
             piece = view[begin : begin + CALL_BYTES]
             if buffer is not None:
@@ -57,7 +58,7 @@ class DirectFile:
 
     def read(self, into: NDArray[np.float64]) -> None:
         """Read all of it straight into page-aligned memory."""
-        view = memoryview(into).cast("B")
+        view = into.view(np.uint8).data
         for begin in range(0, len(view), CALL_BYTES):
             piece = view[begin : begin + CALL_BYTES]
             if os.preadv(self.descriptor, [piece], begin) != len(piece):

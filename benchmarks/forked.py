@@ -50,6 +50,6 @@ class ForkWrite(DirectWrite):
 
 
 def _own_bytes() -> int:
-    """The child's memory that is shared with nobody: what the parent has written to, and so copied."""
+    """Return how much of the child's memory is shared with nobody: what the parent has written to, and so copied."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:")))

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 import mpickpt
+
 import workload
 from blocking import Contender
 
@@ -42,7 +43,7 @@ class Live(Contender):
         Bytes for blocks that the program writes to before they are saved.
     """
 
-    def __init__(self, folder: Path, state: NDArray[np.float64], comm: MPI.Comm, *, huge: bool, pool: int) -> None:
+    def __init__(self, folder: Path, state: NDArray[np.float64], comm: MPI.Intracomm, *, huge: bool, pool: int) -> None:
         super().__init__(folder, state)
         self.comm = comm
         self.huge = huge
@@ -94,7 +95,7 @@ class Live(Contender):
         self.session.close()
 
 
-def restart(folder: Path, state: NDArray[np.float64], comm: MPI.Comm, *, huge: bool) -> float:
+def restart(folder: Path, state: NDArray[np.float64], comm: MPI.Intracomm, *, huge: bool) -> float:
     """Return the seconds until the state is back in memory, checked block by block."""
     if not huge:
         workload.touch(state)

@@ -39,7 +39,7 @@ def describe(folder: Path) -> dict[str, str | int]:
 
 
 def _file_system(folder: Path) -> str:
-    """The type of the mount with the longest path that the folder lies under."""
+    """Return the type of the mount with the longest path that the folder lies under."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     under = [mount for mount in mounts if folder.resolve().is_relative_to(mount[1])]
     return max(under, key=lambda mount: len(mount[1]))[2] if under else "unknown"

@@ -13,19 +13,16 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from mpi4py import MPI
+
+import live
 import workload
 from blocking import Contender, DirectWrite, H5pyInPlace, H5pyNew, NumpySave
 from direct import DirectFile
 from forked import ForkWrite
-from mpi4py import MPI
-
-import live
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 GIB = 1024**3
 NONE = "none"
@@ -90,15 +87,19 @@ class Rank:
         self.contenders: dict[str, Contender] = {NONE: Contender(self.folder, self.state)}
         for name in configuration.contenders:
             if name in LIVE_POOLS:
-                pool = int(configuration.nbytes * LIVE_POOLS[name])
-                self.contenders[name] = live.Live(self.shared, self.state, self.comm, huge=configuration.huge, pool=pool)
+                self.contenders[name] = self.live(LIVE_POOLS[name])
             else:
                 self.contenders[name] = OTHERS[name](self.folder, self.state)
+
+    def live(self, pool_share: float) -> live.Live:
+        """Make mpickpt the contender, with a pool of a share of the state."""
+        pool = int(self.configuration.nbytes * pool_share)
+        return live.Live(self.shared, self.state, self.comm, huge=self.configuration.huge, pool=pool)
 
     def run(self, contender: Contender, pattern: str, steps: int, *, checkpoint: bool) -> Run:
         """Do the work once, with a checkpoint in its midst or without.
 
-        The work goes on beyond `steps` until the checkpoint is on the disk, so that all that it costs falls into the run.
+        The work goes on beyond `steps` until the checkpoint is on the disk, so that all its cost falls into the run.
         """
         resident = _memory("VmRSS")
         state = contender.open(steps)
@@ -138,7 +139,7 @@ class Rank:
             workload.step(self.state, pattern)
             count += 1
         steps = round(count * self.configuration.work_seconds / elapsed)
-        return max(MINIMUM_STEPS, self.comm.allreduce(steps, MPI.MIN))
+        return max(MINIMUM_STEPS, int(self.comm.allreduce(steps, MPI.MIN)))
 
     def measure_pattern(self, pattern: str) -> dict[str, list[dict[str, float]]]:
         """Run all contenders in turn, as often as asked for, forwards and backwards, between two plain runs."""
@@ -170,9 +171,8 @@ class Rank:
 
     def measure_bandwidth(self) -> dict[str, list[float]]:
         """Take the seconds of a drain and a restart of idle ranks, and those of raw writing and reading."""
-        nbytes, huge = self.configuration.nbytes, self.configuration.huge
         raw = DirectFile(self.folder / "raw", self.state)
-        live_contender = live.Live(self.shared, self.state, self.comm, huge=huge, pool=nbytes)
+        live_contender = self.live(1.0)
         seconds: dict[str, list[float]] = {"raw write": [], "drain": [], "raw read": [], "restart": []}
         state = live_contender.open(live.NEVER)
         for repetition in range(self.configuration.repetitions):
@@ -190,7 +190,7 @@ class Rank:
         for repetition in range(self.configuration.repetitions):
             for name in ("raw read", "restart") if repetition % 2 == 0 else ("restart", "raw read"):
                 if name == "restart":
-                    took = live.restart(self.shared, self.state, self.comm, huge=huge)
+                    took = live.restart(self.shared, self.state, self.comm, huge=self.configuration.huge)
                 else:
                     took = self._raw_read(raw)
                 seconds[name].append(self._slowest(took))

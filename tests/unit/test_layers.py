@@ -38,7 +38,7 @@ def _module(path: Path) -> str:
 
 
 def _imports(path: Path) -> set[str]:
-    """The absolute names that a file imports, anywhere in it: ``from .layout import Part`` is mpickpt.layout.Part."""
+    """Return the absolute names of all imports: ``from .layout import Part`` is mpickpt.layout.Part."""
     parts = ["mpickpt", *path.relative_to(PACKAGE).with_suffix("").parts]
     found = set()
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
@@ -52,7 +52,7 @@ def _imports(path: Path) -> set[str]:
 
 
 def _own(path: Path) -> set[str]:
-    """The mpickpt modules that a file imports, without its own and without the extension module."""
+    """Return the mpickpt modules that a file imports, without its own and without the extension module."""
     names = [name.split(".") for name in _imports(path)]
     own = {name[1] if len(name) > 1 else "__init__" for name in names if name[0] == "mpickpt"} - {"_native"}
     return {name if name in ROW_OF else "__init__" for name in own} - {_module(path)}
