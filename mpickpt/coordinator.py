@@ -74,6 +74,9 @@ class _Pending:
         return self.done
 
 
+_abandoned: list[_Pending] = []  # never freed: MPI may still write to their buffers
+
+
 class Coordinator:
     """One rank's end of the talk between the ranks of a session.
 
@@ -106,7 +109,6 @@ class Coordinator:
         self.size: int = comm.size
         self._commit: _Pending | None = None
         self._maximum: _Pending | None = None
-        self._abandoned: list[_Pending] = []
 
     # -- meetings ------------------------------------------------------------------------------------------------
 
@@ -216,7 +218,7 @@ class Coordinator:
         pending = _Pending(self._commits.Iallreduce(own, result, op=self._mpi.MIN), result, own)
         pending.test()
         if leaving:
-            self._abandoned.append(pending)
+            _abandoned.append(pending)
         else:
             self._commit = pending
 
@@ -257,7 +259,7 @@ class Coordinator:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
         except BaseException:
-            self._abandoned.append(pending)  # MPI may still write to its buffers
+            _abandoned.append(pending)
             raise
         return pending.result
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +154,8 @@ def test_waiting_has_a_limit(mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ckpt.step()
     if COMM.rank == LAST:
         COMM.barrier()  # comes late
-        ckpt.close()
+        with suppress(mpickpt.WaitTimeout):  # the others do not help any more
+            ckpt.close()
     else:
         with pytest.raises(
             mpickpt.WaitTimeout, match=rf"Rank {COMM.rank} waited 0.3 s for all ranks to finish epoch 1 \(cut at"

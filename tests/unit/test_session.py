@@ -48,7 +48,7 @@ def flip(path: Path, offset: int) -> None:
         file.write(bytes([byte[0] ^ 1]))
 
 
-def run(directory: Path, stop: int = 25, **options: Any) -> dict[str, Any]:
+def run(directory: Path, stop: int = 25, **options: object) -> dict[str, Any]:
     """Run a small program to step `stop`; give its state."""
     options.setdefault("every", 10)
     with mpickpt.open(directory, **options) as ckpt:
@@ -294,9 +294,7 @@ def test_overlapping_arrays(tmp_path: Path) -> None:
 def test_changed_program(tmp_path: Path) -> None:
     run(tmp_path, stop=15)
     with mpickpt.open(tmp_path) as ckpt:
-        with pytest.raises(
-            mpickpt.LayoutError, match=r"'u' is now float64 \(300, 999\), but epoch 1 of .* float64 \(300, 1"
-        ):
+        with pytest.raises(mpickpt.LayoutError, match=r"'u' is now float64 \(300, 999\), but epoch 1 of "):
             ckpt.array("u", (300, 999))
         with pytest.raises(mpickpt.LayoutError, match="is now int8"):
             ckpt.protect("v", np.zeros(33000, np.uint8).view(np.int8)[:-1].copy())
@@ -542,7 +540,7 @@ def test_no_room_at_the_start(tmp_path: Path) -> None:
         ckpt.array("u", 8 * BLOCK // 8)
         with (
             largest_file(BLOCK),
-            pytest.raises(mpickpt.StoreError, match="slot-0.h5 of .* bytes cannot be created: File too"),
+            pytest.raises(mpickpt.StoreError, match="slot-0.h5 .* cannot be created: File too large"),
         ):
             ckpt.step()
     assert not list(tmp_path.glob("slot-*"))
