@@ -151,7 +151,8 @@ class RankImage:
         payload, damage, owner = self._read_objects()
         if owner != os.geteuid():
             raise StoreError(
-                f"{self.path} belongs to another user ({owner}): its objects are not unpickled, as they might run any code.",
+                f"{self.path} belongs to another user ({owner}): its objects are not unpickled, "
+                "as they might run any code.",
                 path=self.path,
             )
         _raise_first(damage)

@@ -42,8 +42,8 @@ class Run(NamedTuple):
 
 
 def run(
-    ranks: int, folder: Path, directory: Path, stop: int, *options: str | int, restart: str = "auto", plain: bool = False,
-    unprivileged: bool = False,
+    ranks: int, folder: Path, directory: Path, stop: int, *options: str | int,
+    restart: str = "auto", plain: bool = False, unprivileged: bool = False,
 ) -> Run:  # fmt: skip
     """Run the job under mpickpt run, or plainly, and give its exit code and all that it printed."""
     command: list[str | Path] = [HERE / "unprivileged.py"] if unprivileged else []

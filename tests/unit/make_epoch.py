@@ -16,7 +16,7 @@ from mpickpt.snapshot import crc32c
 from mpickpt.store import Store, slot_path, spill_path
 
 
-def record(**fields: Any) -> bytes:
+def record(**fields: object) -> bytes:
     """Make the bytes of one record, with the right checksum."""
     made = np.zeros(1, RECORD)
     made["magic"] = RECORD_MAGIC

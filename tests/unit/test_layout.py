@@ -6,12 +6,12 @@ import contextlib
 import pickle
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import DTypeLike
 
 from mpickpt import errors
 from mpickpt.errors import LayoutError
@@ -31,7 +31,7 @@ from mpickpt.layout import (
     dtype_to_text,
     objects_room_for,
 )
-from mpickpt.parts import Box, Part
+from mpickpt.parts import Box, Index, Part
 
 F8 = np.dtype("f8")
 
@@ -152,7 +152,7 @@ def test_boxes_are_sets_of_cells(pair: tuple[Box, Box]) -> None:
         (np.s_[4:2], Box((4, 0), (4, 7))),
     ],
 )
-def test_local_index_follows_numpy(local: Any, box: Box) -> None:
+def test_local_index_follows_numpy(local: Index, box: Box) -> None:
     assert Part((10, 10), (0, 0), local).local_box((5, 7)) == box
     assert np.empty((5, 7))[local].shape == box.extent
 
@@ -173,7 +173,7 @@ def test_local_index_follows_numpy(local: Any, box: Box) -> None:
         ((10,), (0,), ..., (5, 5), "1 axes"),
     ],
 )
-def test_parts_that_cannot_be(shape: Any, start: Any, local: Any, local_shape: Any, message: str) -> None:
+def test_parts_that_cannot_be(shape: object, start: object, local: object, local_shape: object, message: str) -> None:
     with pytest.raises(LayoutError, match=message):
         Part(shape, start, local).box(local_shape)
 
@@ -189,7 +189,7 @@ def test_good_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".objects", "-x", "a/b", "a b", "ü", "u\n", 7, None])
-def test_bad_names(name: Any) -> None:
+def test_bad_names(name: object) -> None:
     with pytest.raises(LayoutError, match="will not do"):
         check_name(name)
 
@@ -204,13 +204,13 @@ DTYPES = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_dtypes_survive_as_text(dtype: Any) -> None:
+def test_dtypes_survive_as_text(dtype: DTypeLike) -> None:
     dtype = np.dtype(dtype)
     assert dtype_from_text(dtype_to_text(dtype)) == dtype
 
 
 @pytest.mark.parametrize("dtype", ["O", "S0", np.dtype([("a", "O")]), np.dtype([])], ids=str)
-def test_dtypes_that_are_not_plain_bytes(dtype: Any) -> None:
+def test_dtypes_that_are_not_plain_bytes(dtype: DTypeLike) -> None:
     with pytest.raises(LayoutError, match="Array 'u'"):
         ArraySpec("u", (1,), np.dtype(dtype))
 
@@ -253,7 +253,7 @@ def test_digest_ignores_how_a_part_is_written_and_the_room() -> None:
 
 
 def test_ranks_must_agree_on_a_global_array() -> None:
-    def both(**other: Any) -> None:
+    def both(**other: object) -> None:
         kept = {"dtype": F8, "part": Part((8, 2), (4, 0)), "order": "C"} | other
         first = ArraySpec("u", (4, 2), F8, Part((8, 2), (0, 0)))
         Layout((RankLayout((first,)), RankLayout((ArraySpec("u", (4, 2), **kept),))))

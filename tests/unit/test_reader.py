@@ -17,7 +17,7 @@ from make_epoch import record, write_epoch
 from mpickpt import image as image_module
 from mpickpt.errors import DamageError, EpochError, LayoutError, StoreError, UsageError
 from mpickpt.image import gather, images_of
-from mpickpt.layout import PAGE_BYTES, ArraySpec, Layout, RankLayout, RecordState
+from mpickpt.layout import PAGE_BYTES, ArraySpec, Layout, Order, RankLayout, RecordState
 from mpickpt.parts import Part
 from mpickpt.reader import Checkpoint
 from mpickpt.snapshot import crc32c
@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path, crc32c)
 
 
-def example(store: Store, index: int = 0, epoch: int = 3, ranks: int = 3, order: Any = "C") -> dict[str, Any]:
+def example(store: Store, index: int = 0, epoch: int = 3, ranks: int = 3, order: Order = "C") -> dict[str, Any]:
     """Write an epoch of a global array in rows with halo, an array of its own for each rank, and objects."""
     world = np.random.default_rng(epoch).random((2 * ranks, COLS))
     padded = np.pad(world, ((1, 1), (0, 0)), constant_values=-1)
@@ -56,7 +56,7 @@ def flip(path: Path, at: int) -> None:
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_a_checkpoint_reads_as_it_was_written(store: Store, order: Any) -> None:
+def test_a_checkpoint_reads_as_it_was_written(store: Store, order: Order) -> None:
     made = example(store, order=order)
     for path in (store.directory, str(store.directory), made["path"]):
         ck = Checkpoint(path)
@@ -230,7 +230,7 @@ def cuts(draw: st.DrawFn, n: int) -> list[int]:
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[np.ndarray[Any, Any], list[tuple[ArraySpec, Any]], list[tuple[ArraySpec, Any]]]:
-    """A global array, in one grid of ranks with halo and in another; what each rank shows of it."""
+    """Draw a global array, and what each rank shows of it in one grid of ranks with halo and in another."""
     shape = tuple(draw(st.lists(st.integers(1, 7), min_size=1, max_size=3)))
     dtype = draw(st.sampled_from([np.dtype("f8"), np.dtype("u1"), np.dtype([("a", "u1"), ("b", "f8")])]))
     world = np.zeros(shape, dtype)
@@ -260,7 +260,10 @@ def decompose(draw: st.DrawFn, world: np.ndarray[Any, Any]) -> list[tuple[ArrayS
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(case=worlds())
-def test_any_ranks_arrays_come_from_any_other_ranks(tmp_path_factory: pytest.TempPathFactory, case: Any) -> None:
+def test_any_ranks_arrays_come_from_any_other_ranks(
+    tmp_path_factory: pytest.TempPathFactory,
+    case: tuple[np.ndarray[Any, Any], list[tuple[ArraySpec, Any]], list[tuple[ArraySpec, Any]]],
+) -> None:
     world, old, new = case
     store = Store(tmp_path_factory.mktemp("gather"), crc32c)
     layout = Layout(tuple(RankLayout((spec,)) for spec, _ in old))
@@ -281,7 +284,7 @@ def test_any_ranks_arrays_come_from_any_other_ranks(tmp_path_factory: pytest.Tem
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("piece_bytes", [32 << 20, PAGE_BYTES])
-def test_large_arrays_in_pieces(store: Store, order: Any, piece_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_arrays_in_pieces(store: Store, order: Order, piece_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of 3 bytes a cell that straddle blocks, cut in columns of columns of columns."""
     monkeypatch.setattr(image_module, "PIECE_BYTES", piece_bytes)
     dtype = np.dtype("V3")

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import h5py
 import numpy as np
 import pytest
 from make_epoch import record, write_epoch
+from numpy.typing import DTypeLike, NDArray
 
 from mpickpt.errors import InUseError, StoreError
-from mpickpt.layout import PAGE_BYTES, ArraySpec, Layout, RankLayout, RecordState, blocks_in, objects_room_for
+from mpickpt.layout import PAGE_BYTES, ArraySpec, Layout, Order, RankLayout, RecordState, blocks_in, objects_room_for
 from mpickpt.parts import Part
 from mpickpt.snapshot import crc32c
 from mpickpt.store import SlotInfo, Store, read_slot, read_structure, slot_path, spill_path
@@ -33,7 +35,7 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path, crc32c)
 
 
-def rows(ranks: int, cols: int = 3, halo: int = 1, order: Any = "C", dtype: Any = "f8") -> Layout:
+def rows(ranks: int, cols: int = 3, halo: int = 1, order: Order = "C", dtype: DTypeLike = "f8") -> Layout:
     """Rank r has r rows of a global array, with halo rows; rank 0 has none."""
     world = (sum(range(ranks)), cols)
     return Layout.of(
@@ -60,7 +62,7 @@ def odd_layout() -> Layout:
     return Layout((RankLayout((*odd, big)), RankLayout((), objects_room_for(100_000)), RankLayout((big, *odd[::-1]))))
 
 
-def assert_same(read: Any, made: Any) -> None:
+def assert_same(read: NDArray[Any], made: NDArray[Any]) -> None:
     """Compare field by field: what lies between the fields is nobody's."""
     assert read.dtype == made.dtype
     for field in made.dtype.names or ():
@@ -96,7 +98,7 @@ def test_every_dataset_starts_on_a_page_of_its_own(store: Store, layout: Layout)
     assert path.stat().st_size >= last_start + last_bytes
     assert path.stat().st_blocks * 512 >= path.stat().st_size  # the space is reserved
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert os.listdir(store.directory) == ["slot-0.h5"]
+    assert list(store.directory.iterdir()) == [path]
 
 
 def test_hdf5_keeps_nothing_of_its_own_in_the_pages_of_raw_data(store: Store) -> None:
@@ -148,7 +150,7 @@ def test_arrays_of_all_dtypes_read_as_themselves_in_plain_h5py(store: Store) -> 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", ["f8", "?", "c16", STRUCT])
-def test_global_array_is_put_together_from_ranks_in_any_order(store: Store, order: Any, dtype: Any) -> None:
+def test_global_array_is_put_together_from_ranks_in_any_order(store: Store, order: Order, dtype: DTypeLike) -> None:
     dtype = np.dtype(dtype)
     raw = np.random.default_rng(2).integers(0, 2, 10 * 6 * dtype.itemsize, dtype=np.uint8)
     world = raw.view(dtype).reshape(10, 6)
@@ -178,7 +180,9 @@ def test_global_array_is_put_together_from_ranks_in_any_order(store: Store, orde
         ((1,), [((1,), Part((1,), (0,))), ((0,), Part((1,), (1,)))]),
     ],
 )
-def test_global_arrays_of_one_cell_or_none(store: Store, shape: Any, parts: Any) -> None:
+def test_global_arrays_of_one_cell_or_none(
+    store: Store, shape: tuple[int, ...], parts: list[tuple[tuple[int, ...], Part]]
+) -> None:
     layout = Layout(tuple(RankLayout((ArraySpec("u", s, np.dtype("i8"), p),)) for s, p in parts))
     path = write_epoch(store, 0, layout, [{"u": np.full(s, 41)} for s, _ in parts])
     with h5py.File(path) as file:
@@ -234,7 +238,7 @@ def test_replacing_a_slot_leaves_no_debris_and_no_old_spill(store: Store) -> Non
     other = spill_path(slot_path(store.directory, 10), 1)
     other.write_bytes(b"of another slot")
     store.create(0, rows(3))
-    assert sorted(os.listdir(store.directory)) == ["slot-0.h5", other.name]
+    assert sorted(path.name for path in store.directory.iterdir()) == ["slot-0.h5", other.name]
     assert store.slots()[0].world_size == 3
 
 
@@ -354,7 +358,7 @@ def other_world_size(path: Path, _: bytes) -> None:
         (lambda path, _: (path.unlink(), path.symlink_to("nowhere")), "No such file"),
     ],
 )  # fmt: skip
-def test_files_that_are_no_slots_say_why(store: Store, spoil: Any, why: str) -> None:
+def test_files_that_are_no_slots_say_why(store: Store, spoil: Callable[[Path, bytes], object], why: str) -> None:
     _, path = whole(store, 1)
     whole(store, 0)
     spoil(path, path.read_bytes())
@@ -444,4 +448,4 @@ def test_more_bytes_than_the_disk_has(store: Store) -> None:
         store.create(0, huge)
     assert caught.value.errno == 28
     assert caught.value.path == slot_path(store.directory, 0)
-    assert os.listdir(store.directory) == []
+    assert list(store.directory.iterdir()) == []
