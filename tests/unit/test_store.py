@@ -449,3 +449,33 @@ def test_more_bytes_than_the_disk_has(store: Store) -> None:
     assert caught.value.errno == 28
     assert caught.value.path == slot_path(store.directory, 0)
     assert list(store.directory.iterdir()) == []
+
+
+def test_a_disk_that_ends_anywhere_in_the_file_leaves_no_debris(store: Store) -> None:
+    """Whether HDF5's own bytes have no room or the reserved space has none: a limit of the file size acts like both."""
+    code = """
+import os, resource, signal, sys
+from pathlib import Path
+import numpy as np
+from mpickpt.errors import StoreError
+from mpickpt.layout import ArraySpec, Layout, RankLayout
+from mpickpt.snapshot import crc32c
+from mpickpt.store import Store
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+store = Store(Path(sys.argv[1]), crc32c)
+layout = Layout(tuple(RankLayout((ArraySpec("u", (1, 8), np.dtype("f8")),)) for _ in range(50)))
+open_files = len(os.listdir("/proc/self/fd"))
+for limit in (0, 1000, 100_000, 1 << 20, 4 << 20, resource.RLIM_INFINITY):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        store.create(0, layout)
+        outcome = "made"
+    except StoreError as error:
+        outcome = os.strerror(error.errno)
+    print(outcome, os.listdir(sys.argv[1]), len(os.listdir("/proc/self/fd")) - open_files, flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(store.directory)], stdout=subprocess.PIPE, text=True, timeout=60, check=True
+    )
+    assert done.stdout.splitlines() == ["File too large [] 0"] * 5 + ["made ['slot-0.h5'] 0"]
+    assert store.slots()[0].world_size == 50
