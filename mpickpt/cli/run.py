@@ -71,9 +71,8 @@ def execute(args: argparse.Namespace) -> int:
             if rank == 0:
                 _say(f"mpickpt: {error}")
             return error.exit_code
-        _say(
-            f"{_report(error)}mpickpt: rank {rank} of {size} ended by an uncaught {type(error).__name__}, and so all ranks end"
-        )
+        name = type(error).__name__
+        _say(f"{_report(error)}mpickpt: rank {rank} of {size} ended by an uncaught {name}, and so all ranks end")
         return _end_all(1)
     return 0
 

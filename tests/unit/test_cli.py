@@ -1,0 +1,218 @@
+"""The command line: programs run as Python runs them, tables, and errors of one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
+
+import mpickpt
+from mpickpt.cli.main import main, parser
+from mpickpt.cli.tables import human_bytes, human_seconds
+
+MPI.COMM_WORLD.Dup().Free()
+
+REPORT = """
+import json, sys
+print(json.dumps({"argv": sys.argv, "path": sys.path[0], "name": __name__, "file": __file__}))
+"""
+STEPS = """
+import sys
+import mpickpt
+with mpickpt.open("code", every=4, keep=2) as ckpt:
+    u = ckpt.array("u", (100, 200), fill=1.0)
+    for step in ckpt.range(int(sys.argv[1])):
+        u += 1
+print(ckpt.stats().cuts, ckpt.options.directory.name, ckpt.options.keep, ckpt.restored and ckpt.restored.step)
+"""
+
+
+def mpickpt_command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m mpickpt`` in a process of its own."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MPICKPT_", "PYTHON"))}
+    return subprocess.run(
+        [sys.executable, "-m", "mpickpt", *arguments],
+        cwd=cwd,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+# -- run ---------------------------------------------------------------------------------------------------------------
+
+
+def test_program_finds_what_python_would_give_it(tmp_path: Path) -> None:
+    (tmp_path / "apps").mkdir()
+    (tmp_path / "apps" / "report.py").write_text("import helper\n" + REPORT)
+    (tmp_path / "apps" / "helper.py").write_text("")
+    found = mpickpt_command("run", "apps/report.py", "--every", "3", "-x", "--", "y", cwd=tmp_path)
+    assert found.stderr == ""
+    assert json.loads(found.stdout) == {
+        "argv": ["apps/report.py", "--every", "3", "-x", "--", "y"],
+        "path": str(tmp_path / "apps"),
+        "name": "__main__",
+        "file": "apps/report.py",
+    }
+
+
+def test_module(tmp_path: Path) -> None:
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("")
+    (tmp_path / "pack" / "report.py").write_text(REPORT)
+    found = mpickpt_command("run", "--keep", "3", "-m", "pack.report", "a", "--keep", cwd=tmp_path)
+    told = json.loads(found.stdout)
+    assert told["argv"] == [str(tmp_path / "pack" / "report.py"), "a", "--keep"]
+    assert (told["name"], told["path"]) == ("__main__", str(tmp_path))
+
+
+def test_command_line_over_environment_over_code(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(STEPS)
+    assert mpickpt_command("run", "app.py", "10", cwd=tmp_path).stdout == "2 code 2 None\n"
+    found = mpickpt_command("run", "app.py", "10", cwd=tmp_path, MPICKPT_DIR="env", MPICKPT_KEEP="3")
+    assert found.stdout == "2 env 3 None\n"
+    options = ("--dir", "typed", "--every", "3", "--restart", "auto", "--pool", "1MiB")
+    found = mpickpt_command("run", *options, "app.py", "10", cwd=tmp_path, MPICKPT_DIR="env", MPICKPT_KEEP="3")
+    assert found.stdout == "3 typed 3 None\n"
+    found = mpickpt_command("run", "--dir", "typed", "--restart", "2", "app.py", "10", cwd=tmp_path)
+    assert found.stdout == "1 typed 2 6\n"
+    assert found.stderr == f"mpickpt: restored epoch 2 (step 6) of {tmp_path / 'typed'} on 1 rank\n"
+
+
+def test_uncaught_exception(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("def f():\n    return 1 / 0\n\nf()\n")
+    found = mpickpt_command("run", "app.py", cwd=tmp_path)
+    assert found.returncode == 1
+    lines = found.stderr.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert 'File "app.py", line 4, in <module>' in lines[1]  # no frames of runpy before it
+    assert lines[-2:] == [
+        "ZeroDivisionError: division by zero",
+        "mpickpt: rank 0 of 1 ended by an uncaught ZeroDivisionError, and so all ranks end",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("statement", "code", "told"),
+    [("sys.exit()", 0, ""), ("sys.exit(0)", 0, ""), ("sys.exit(7)", 7, ""), ("sys.exit('no input')", 1, "no input\n")],
+)
+def test_exit_code_is_kept(tmp_path: Path, statement: str, code: int, told: str) -> None:
+    (tmp_path / "app.py").write_text(f"import sys\n{statement}\n")
+    found = mpickpt_command("run", "app.py", cwd=tmp_path)
+    assert (found.returncode, found.stderr) == (code, told)
+
+
+def test_interrupted_program(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("raise KeyboardInterrupt\n")
+    found = mpickpt_command("run", "app.py", cwd=tmp_path)
+    assert (found.returncode, found.stderr) == (130, "mpickpt: rank 0 of 1 was interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("run", "nothing.py"), 2, "mpickpt: There is no program nothing.py.\n"),
+        (("run", "-m", "no.thing"), 2, "mpickpt: There is no module no.thing: No module named 'no'.\n"),
+        (("run", "-m", "nothing"), 2, "mpickpt: There is no module nothing.\n"),
+        (
+            ("run", "--every", "x", "app.py", "1"),
+            2,
+            "mpickpt: Option --every: 'x' is not a whole number of at least 1.\n",
+        ),
+        (("run", "--restart", "3", "app.py", "1"), 6, None),
+        (("run", "--dir", "app.py", "app.py", "1"), 3, None),
+        (("ls", "nothing"), 3, "mpickpt: nothing is not a directory.\n"),
+        (("show", "nothing"), 3, "mpickpt: There is no file nothing.\n"),
+        (("show", "app.py"), 3, None),
+        (("show", "."), 7, "mpickpt: . holds no whole epoch. See: mpickpt ls .\n"),
+    ],
+)
+def test_errors_are_sentences(tmp_path: Path, arguments: tuple[str, ...], code: int, told: str | None) -> None:
+    (tmp_path / "app.py").write_text(STEPS)
+    found = mpickpt_command(*arguments, cwd=tmp_path)
+    assert found.returncode == code
+    assert found.stderr.startswith("mpickpt: ")
+    assert "Traceback" not in found.stderr
+    if told is not None:
+        assert found.stderr == told
+
+
+def test_complaint_about_a_call_shows_the_call(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("import mpickpt\nckpt = mpickpt.open('c')\nckpt.array('a/b', 3)\n")
+    found = mpickpt_command("run", "app.py", cwd=tmp_path)
+    assert found.returncode == 1
+    assert 'File "app.py", line 3' in found.stderr
+    assert str(Path(mpickpt.__file__).parent) not in found.stderr
+    assert "The name 'a/b' will not do" in found.stderr
+
+
+# -- ls and show -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Two epochs of a small program."""
+    with mpickpt.open(tmp_path / "c", every=10) as ckpt:
+        u = ckpt.array("u", (100, 200), fill=1.0, part=mpickpt.Part((100, 200), (0, 0)))
+        ckpt.object("log", ["x"])
+        for _ in ckpt.range(25):
+            u += 1
+    return tmp_path / "c"
+
+
+def cells(table: str) -> list[list[str]]:
+    """Split a printed table into its cells."""
+    rows = [line for line in table.splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
+
+
+def test_ls(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (directory / "slot-2.h5").write_bytes(b"nonsense")
+    assert main(["ls", str(directory)]) == 0
+    rows = cells(capsys.readouterr().out)
+    assert [row[:4] for row in rows[:2]] == [["slot-0.h5", "1", "10", "yes"], ["slot-1.h5", "2", "20", "yes"]]
+    assert all(row[5].endswith("ago") and row[6] == "1" for row in rows[:2])
+    assert rows[2][:3] == ["slot-2.h5", "-", "-"]
+    assert "cannot be read as a slot" in " ".join(row[3] for row in rows[2:])
+
+
+def test_ls_of_an_empty_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"There are no slots in {tmp_path}.\n"
+
+
+def test_show(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (directory, directory / "slot-1.h5"):
+        assert main(["show", str(path)]) == 0
+        text = capsys.readouterr().out
+        assert "slot-1.h5: epoch 2, step 20" in text
+        array, rank = cells(text)
+        assert array == ["u", "float64", "(100, 200)", "(100, 200)", "from (0, 0)", "1", "156.2 KiB"]
+        assert rank[:4] == ["0", "complete", "2", "20"]
+    assert main(["show", str(directory / "slot-0.h5")]) == 0
+    assert "slot-0.h5: epoch 1, step 10" in capsys.readouterr().out
+
+
+def test_help_is_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, sentence in (
+        ("run", "Run a Python program"),
+        ("ls", "List the slots"),
+        ("show", "Show what is in a slot"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            parser().parse_args([verb, "--help"])
+        assert caught.value.code == 0
+        assert sentence in capsys.readouterr().out
+
+
+def test_human_figures() -> None:
+    assert [human_bytes(n) for n in (0, 1023, 1536, 5 << 20, 3 << 30, 2 << 40)] == [
+        *("0 B", "1023 B", "1.5 KiB", "5.0 MiB", "3.0 GiB", "2.0 TiB"),
+    ]
+    assert [human_seconds(s) for s in (0.0015, 2, 90, 5400, 172800)] == ["1.5 ms", "2.0 s", "1.5 min", "1.5 h", "2.0 d"]
