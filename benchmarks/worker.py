@@ -87,11 +87,11 @@ class Rank:
         self.contenders: dict[str, Contender] = {NONE: Contender(self.folder, self.state)}
         for name in configuration.contenders:
             if name in LIVE_POOLS:
-                self.contenders[name] = self.live(LIVE_POOLS[name])
+                self.contenders[name] = self.live_with(LIVE_POOLS[name])
             else:
                 self.contenders[name] = OTHERS[name](self.folder, self.state)
 
-    def live(self, pool_share: float) -> live.Live:
+    def live_with(self, pool_share: float) -> live.Live:
         """Make mpickpt the contender, with a pool of a share of the state."""
         pool = int(self.configuration.nbytes * pool_share)
         return live.Live(self.shared, self.state, self.comm, huge=self.configuration.huge, pool=pool)
@@ -172,7 +172,7 @@ class Rank:
     def measure_bandwidth(self) -> dict[str, list[float]]:
         """Take the seconds of a drain and a restart of idle ranks, and those of raw writing and reading."""
         raw = DirectFile(self.folder / "raw", self.state)
-        live_contender = self.live(1.0)
+        live_contender = self.live_with(1.0)
         seconds: dict[str, list[float]] = {"raw write": [], "drain": [], "raw read": [], "restart": []}
         state = live_contender.open(live.NEVER)
         for repetition in range(self.configuration.repetitions):

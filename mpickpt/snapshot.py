@@ -69,7 +69,7 @@ def _as_bytes(data: NDArray[Any] | bytes | bytearray | memoryview) -> NDArray[np
 
 def crc32c(data: NDArray[Any] | bytes | bytearray | memoryview, value: int = 0) -> int:
     """CRC-32C (Castagnoli, RFC 3720) of contiguous `data`, going on from `value`, the CRC of what came before."""
-    if memoryview(data).nbytes == 0:
+    if (data.size if isinstance(data, np.ndarray) else len(data)) == 0:
         return value
     return int(_native.crc32c(_as_bytes(data), value))
 
