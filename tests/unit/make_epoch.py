@@ -1,4 +1,4 @@
-"""Write epochs into slots with plain pwrite, as the format says, without the snapshotter."""
+"""Layouts to test with, and epochs written into slots with plain pwrite, without the snapshotter."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from mpickpt.layout import RECORD, RECORD_MAGIC, Layout, RecordState
+from mpickpt.layout import RECORD, RECORD_MAGIC, ArraySpec, Layout, Order, RankLayout, RecordState
+from mpickpt.parts import Part
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store, slot_path, spill_path
 
@@ -61,3 +63,37 @@ def write_epoch(
         os.pwrite(fd, made, place.record)
     os.close(fd)
     return path
+
+
+def rows(ranks: int, cols: int = 3, halo: int = 1, order: Order = "C", dtype: DTypeLike = "f8") -> Layout:
+    """Rank r has r rows of a global array, with halo rows; rank 0 has none."""
+    world = (sum(range(ranks)), cols)
+    return Layout.of(
+        RankLayout(
+            (
+                ArraySpec(
+                    "u",
+                    (r + 2 * halo, cols),
+                    np.dtype(dtype),
+                    Part(world, (sum(range(r)), 0), np.s_[halo : halo + r]),
+                    order,
+                ),
+                ArraySpec("scalar", (), np.dtype("i4")),
+                ArraySpec("empty", (0, 5), np.dtype("c16")),
+            )
+        )
+        for r in range(ranks)
+    )
+
+
+def spans(path: Path) -> list[tuple[int, int, str]]:
+    """Where each dataset's raw data lie, read with plain h5py."""
+    found = []
+
+    def take(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset) and not item.is_virtual and item.size:
+            found.append((item.id.get_offset(), item.id.get_storage_size(), name))
+
+    with h5py.File(path) as file:
+        file.visititems(take)
+    return sorted(found)
