@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mpickpt.coordinator import Coordinator
+from mpickpt.errors import MpickptError
 from mpickpt.options import Options, command_line, resolve
 from mpickpt.session import Session
 
@@ -76,8 +77,13 @@ def open(
     code: dict[str, Any] = {"dir": directory, "every": every, "interval": interval, "keep": keep}
     code |= {"restart": restart, "pool": pool, "direct": direct}
     coordinator = Coordinator(comm)
-    options = coordinator.on_root(lambda: _options(code), "rank 0 to read the options")
-    return Session(coordinator, options)
+    try:
+        options = coordinator.on_root(lambda: _options(code), "rank 0 to read the options")
+        return Session(coordinator, options)
+    except MpickptError as error:
+        if error.everywhere:  # then all ranks come here, and giving the communicators back does not wait
+            coordinator.close()
+        raise
 
 
 def _options(code: dict[str, Any]) -> Options:

@@ -300,7 +300,7 @@ class Checkpointer:
 
     def _post(self, *, complete: bool) -> None:
         assert self._epoch is not None
-        self._coordinator.post_commit(complete, self._epoch.step)
+        self._coordinator.post_commit(complete, (self._epoch.number, self._epoch.step, self._epoch.slot))
         self._epoch.posted = True
 
     def _settle(self, step: int) -> None:
@@ -322,10 +322,10 @@ class Checkpointer:
                 f"Rank {self._coordinator.rank}: epoch {epoch.number} failed, because rank {commit.left} left the "
                 f"session by an exception. See what that rank says."
             )
-        if not commit.same_step:
+        if not commit.same_cut:
             raise UsageError(
-                f"Epoch {epoch.number} failed: rank {self._coordinator.rank} was cut at step {epoch.step}, and another "
-                f"rank at another step. All ranks must take the same steps."
+                f"Epoch {epoch.number} failed: rank {self._coordinator.rank} was cut for it at step {epoch.step}, and "
+                f"another rank for another epoch or at another step. All ranks must take the same steps."
             )
 
     def _warn(self, number: int, step: int, path: Path, reason: str) -> None:
@@ -371,4 +371,4 @@ class Checkpointer:
             self.store.unlock()
             if tell_others:
                 with suppress(MpickptError):
-                    self._coordinator.post_commit(False, 0, leaving=True)
+                    self._coordinator.post_commit(False, (0, 0, 0), leaving=True)

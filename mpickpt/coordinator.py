@@ -48,14 +48,14 @@ class Commit:
     ----------
     whole : bool
         Whether it is complete on every rank.
-    same_step : bool
-        Whether all ranks were cut at the same step.
+    same_cut : bool
+        Whether it is the same cut on all ranks: the same epoch, step and slot.
     left : int or None
         A rank that left the session by an exception.
     """
 
     whole: bool
-    same_step: bool
+    same_cut: bool
     left: int | None
 
 
@@ -208,12 +208,12 @@ class Coordinator:
 
     # -- commits -------------------------------------------------------------------------------------------------
 
-    def post_commit(self, complete: bool, step: int, *, leaving: bool = False) -> None:
-        """Start the agreement on an epoch: whether it is complete here, and at which step it was cut.
+    def post_commit(self, complete: bool, cut: tuple[int, int, int], *, leaving: bool = False) -> None:
+        """Start the agreement on an epoch: whether it is complete here, and its number, step and slot.
 
         `leaving` tells the others that no more commits will come from this rank; the result is not waited for.
         """
-        own = np.array([complete, step, -step, self.rank if leaving else _NOBODY], np.int64)
+        own = np.array([complete, self.rank if leaving else _NOBODY, *cut, *(-n for n in cut)], np.int64)
         result = np.empty_like(own)
         pending = _Pending(self._commits.Iallreduce(own, result, op=self._mpi.MIN), result, own)
         pending.test()
@@ -234,9 +234,10 @@ class Coordinator:
     def commit(self, what: str) -> Commit:
         """Wait for the result of the last `post_commit`."""
         assert self._commit is not None
-        complete, step, minus_step, left = self._wait(self._commit, what).tolist()
+        complete, left, *cut = self._wait(self._commit, what).tolist()
         self._commit = None
-        return Commit(bool(complete), step == -minus_step, None if left == _NOBODY else left)
+        least, greatest = cut[: len(cut) // 2], [-n for n in cut[len(cut) // 2 :]]
+        return Commit(bool(complete) and least == greatest, least == greatest, None if left == _NOBODY else left)
 
     # -- the end -------------------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ def test_one_rank_ends_all(tmp_path: Path, statement: str, code: int, told: str)
         assert job.wait(60) == code
         assert told in job.output()
         if "raise" in statement:
-            assert f'File "{program}", line 13' in job.output()
+            assert f'File "{program}", line 12' in job.output()
     with mpi_job(2, ["-m", "mpickpt", "run", "--restart", "auto", program], tmp_path / "log2") as job:
         assert job.wait(60) == code  # it resumes, and fails in the same place
         assert "mpickpt: restored epoch" in job.output()

@@ -78,21 +78,23 @@ def test_maximum(ranks: Coordinator) -> None:
 
 def test_commit(ranks: Coordinator) -> None:
     last = COMM.size - 1
-    ranks.post_commit(True, 10)
+    ranks.post_commit(True, (1, 10, 0))
     assert ranks.commit("all") == Commit(True, True, None)
-    ranks.post_commit(COMM.rank != last, 20)
+    ranks.post_commit(COMM.rank != last, (2, 20, 1))
     assert ranks.commit("all") == Commit(False, True, None)
-    ranks.post_commit(True, COMM.rank)
-    assert ranks.commit("all") == Commit(True, COMM.size == 1, None)
+    alone = COMM.size == 1
+    for cut in ((COMM.rank, 10, 0), (1, COMM.rank, 0), (1, 10, COMM.rank)):
+        ranks.post_commit(True, cut)
+        assert ranks.commit("all") == Commit(alone, alone, None)
 
 
 def test_commits_and_meetings_do_not_wait_for_each_other(ranks: Coordinator) -> None:
     if COMM.rank % 2:
-        ranks.post_commit(True, 10)
+        ranks.post_commit(True, (1, 10, 0))
         ranks.post_maximum((1.0,))
     else:
         ranks.post_maximum((1.0,))
-        ranks.post_commit(True, 10)
+        ranks.post_commit(True, (1, 10, 0))
     assert ranks.maximum("all") == (1.0,)
     assert ranks.commit("all").whole
 
