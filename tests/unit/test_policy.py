@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpickpt.errors import UsageError
@@ -212,9 +212,10 @@ class Simulation:
         self.agreed = Pace(max(p.elapsed for p in proposals), max(p.per_step for p in proposals))
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     ranks=st.integers(1, 20),
-    interval=st.floats(0.01, 100),
+    interval=st.floats(0.01, 15),
     seed=st.integers(0, 2**32),
     noise=st.floats(0, 0.9),
     stride=st.integers(1, 5),
@@ -273,6 +274,7 @@ def test_choice_of_slot() -> None:
         choose_slot(1, {0: 1}, 0)
 
 
+@settings(deadline=None)
 @given(
     keep=st.integers(2, 5),
     outcomes=st.lists(st.sampled_from(["whole", "failed", "crash", "crash, then damage"]), max_size=40),
@@ -304,6 +306,7 @@ def test_the_only_whole_epoch_is_never_overwritten(keep: int, outcomes: list[str
             protected = whole[0][1] if whole else None
 
 
+@settings(deadline=None)
 @given(saved=st.floats(0, 1), elapsed=st.floats(0, 1e6), left=st.floats(0, 1e6))
 def test_hurry(saved: float, elapsed: float, left: float) -> None:
     hurry = should_hurry(saved, elapsed, left)
