@@ -23,7 +23,8 @@ from mpickpt.layout import RecordState
 
 RANKS, VICTIM = 2, 1
 EVERY = 10
-SIZE = ["--rows", "4001", "--cols", "4000", "--steps", "60"]  # 61 MiB a rank
+ROWS, COLS, STEPS = 3001, 3000, 60  # 34 MiB a rank
+SIZE = ["--rows", str(ROWS), "--cols", str(COLS), "--steps", str(STEPS)]
 KILL_AFTER_EPOCH = 2  # so that a whole epoch is there when the next one is torn
 TRIES = 5  # a drain is short: the kill may come too late
 HEAT = Path(__file__).resolve().parent / "heat"
@@ -127,7 +128,7 @@ def demonstrate(folder: Path) -> None:
     say.print(Rule("1  The uninterrupted twin, without mpickpt"))
     say.print(f"[bold]$ mpirun -n {RANKS} python heat/plain.py")
     seconds = finish(start(log, HEAT / "plain.py", *SIZE, "--out", twin), log)
-    say.print(f"A plate of 4001 x 4000 cells, 60 steps on {RANKS} ranks: {seconds:.1f} s")
+    say.print(f"A plate of {ROWS} x {COLS} cells, {STEPS} steps on {RANKS} ranks: {seconds:.1f} s")
 
     say.print(Rule(f"2  The same job with checkpoints; rank {VICTIM} dies while one is being written"))
     say.print(f"[bold]$ {line}")
@@ -145,7 +146,7 @@ def demonstrate(folder: Path) -> None:
         sys.exit(f"demo: {TRIES} times the drain was over before the signal arrived")
     slot, epoch = hit
     say.print(
-        f"[red]SIGKILL[/] hit rank {VICTIM} while it saved epoch {epoch}: its record in {slot.name} stays at WRITING."
+        f"[red]SIGKILL[/] hit rank {VICTIM} while it saved epoch {epoch}; its record in {slot.name} says WRITING."
     )
     say.print(f"mpirun ended with code {job.returncode}. What is on disk:")
     say.print(f"[bold]$ mpickpt ls {directory.name}")
