@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.001
 NAME = "state"
-STRIDE = 1000  # a step of the work counts as so many, which leaves room for safe points between steps
+STRIDE = 1_000_000  # a step of the work counts as so many: a rank that waits for another never runs into the next cut
 NEVER = 1_000_000  # steps between cuts, where only the cuts that are asked for are wanted
 
 
