@@ -8,6 +8,7 @@ together from its parts when the program asks for it. All is read as raw bytes a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,7 +20,8 @@ from mpickpt.image import RankImage, gather
 from mpickpt.layout import ArraySpec, Layout, blocks_in
 from mpickpt.snapshot import Snapshotter
 
-SHARE_BYTES = 32 << 20  # how much of a foreign rank's array is read at once to check it
+PIECE_BYTES = 32 << 20  # read and checked in one go
+READERS = 2  # threads: one computes checksums while the other waits for the storage
 
 Remap = Callable[[Sequence[Any], int, int], Any]
 
@@ -200,17 +202,24 @@ def read_own(image: RankImage, snapshotter: Snapshotter, direct: bool) -> tuple[
     damage : list of str
         What is wrong, in words; empty if all is sound.
     """
-    arrays: list[NDArray[np.uint8]] = []
-    damage: list[str] = []
     try:
-        for index, spec in enumerate(image.arrays):
-            memory = snapshotter.allocate(spec.nbytes)
-            damage += map(str, image.read_array(index, memory, 0, direct))
-            arrays.append(memory)
-        damage += map(str, image.read_objects()[1])
+        arrays = [snapshotter.allocate(spec.nbytes) for spec in image.arrays]
     except OSError as error:
-        damage.append(f"rank {image.rank}: {error}")
-    return arrays, damage
+        return [], [f"rank {image.rank}: {error}"]
+
+    def read(piece: tuple[RankImage, int | None, int, int]) -> list[str]:
+        _, index, first, nbytes = piece
+        try:
+            if index is None:
+                return [str(damage) for damage in image.read_objects()[1]]
+            start = first * image.block_bytes
+            found = image.read_array(index, arrays[index][start : start + nbytes], first, direct)
+            return [str(damage) for damage in found]
+        except OSError as error:
+            return [f"rank {image.rank}: {error}"]
+
+    with ThreadPoolExecutor(READERS) as readers:
+        return arrays, [sentence for found in readers.map(read, _pieces([image])) for sentence in found]
 
 
 def check_share(images: list[RankImage], rank: int, size: int, direct: bool) -> list[str]:
@@ -241,7 +250,7 @@ def _pieces(images: list[RankImage]) -> Iterator[tuple[RankImage, int | None, in
     """Cut an epoch into pieces to check: image, array or None for the objects, first block, bytes."""
     for image in images:
         yield image, None, 0, image.objects_bytes
-        step = max(1, SHARE_BYTES // image.block_bytes)
+        step = max(1, PIECE_BYTES // image.block_bytes)
         for index, spec in enumerate(image.arrays):
             for first in range(0, blocks_in(spec.nbytes, image.block_bytes), step):
                 start = first * image.block_bytes

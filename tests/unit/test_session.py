@@ -634,8 +634,8 @@ def test_interrupt_while_waiting(tmp_path: Path) -> None:
     try:
         with mpickpt.open(tmp_path, every=1) as ckpt:
             u = ckpt.array("u", 512 * BLOCK // 8)
-            for _ in range(12):
-                signal.setitimer(signal.ITIMER_REAL, 0.02)
+            for turn in range(12):
+                signal.setitimer(signal.ITIMER_REAL, 0.02 if turn % 2 else 0)
                 try:
                     in_step = True
                     ckpt.step()
@@ -651,7 +651,7 @@ def test_interrupt_while_waiting(tmp_path: Path) -> None:
     stats = ckpt.stats()
     assert caught > 0
     assert stats.failed == 0
-    assert stats.whole > 0
+    assert stats.whole >= 5
     assert stats.whole + caught >= 11  # each step but the first was cut or interrupted
 
 
