@@ -20,6 +20,7 @@ import pytest
 from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
 
 import mpickpt
+from mpickpt import progress
 from mpickpt.layout import RECORD
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store, slot_path, spill_path
@@ -699,3 +700,27 @@ def test_two_sessions_at_once_in_one_process(tmp_path: Path) -> None:
         one.step()
         with pytest.raises(mpickpt.UsageError, match="another session open in this process"):
             other.step()
+
+
+def test_display_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "PATIENCE", -1.0)
+    for visible in (True, False):
+        with progress.DrainDisplay(7, visible) as display:
+            display.update(1, 4)
+            display.update(2, 4)
+        told = capsys.readouterr().err
+        assert told == ("mpickpt: saving epoch 7 before the end: 25% done\n" if visible else "")
+
+
+def test_display_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = os.openpty()
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        with progress.DrainDisplay(7, True) as display:
+            display.update(3, 4)
+        terminal.flush()
+        shown = os.read(master, 100_000).decode()
+    os.close(master)
+    assert "mpickpt: saving epoch 7" in shown
+    assert "75%" in shown
