@@ -490,19 +490,19 @@ def test_environment_wins_over_code(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_safe_point_with_nothing_to_do_is_cheap(tmp_path: Path) -> None:
     def seconds_of(steps: Iterator[int] | range) -> float:
-        began = time.perf_counter()
+        began = time.process_time()
         for _ in steps:
             pass
-        return time.perf_counter() - began
+        return time.process_time() - began
 
     count = 200_000
     with mpickpt.open(tmp_path, every=10**9) as ckpt:
         ckpt.array("u", 1000)
         per_step = min(seconds_of(ckpt.range(k * count, (k + 1) * count)) for k in range(5)) / count
-        began = time.perf_counter()
+        began = time.process_time()
         for _ in range(count):
             ckpt.step()
-        per_call = (time.perf_counter() - began) / count
+        per_call = (time.process_time() - began) / count
     assert per_step < 1e-6
     assert per_call < 2e-6
 
