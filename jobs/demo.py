@@ -96,6 +96,14 @@ def pid_of_rank(job: subprocess.Popen[bytes], rank: int) -> int | None:
     return None
 
 
+def shared_memory(pid: int) -> set[Path]:
+    """Give the shared memory that a rank uses; MPI does not remove that of a rank that was killed."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {
+        Path(line.split(maxsplit=5)[5]) for line in lines if " /dev/shm/" in line and not line.endswith("(deleted)")
+    }
+
+
 def record(slot: Path, rank: int) -> tuple[int, int]:
     """Give state and epoch of a rank's record in a slot."""
     with h5py.File(slot, "r", locking=False) as file:
@@ -111,8 +119,11 @@ def kill_in_mid_drain(job: subprocess.Popen[bytes], log: Path, directory: Path) 
         for slot in directory.glob("slot-*.h5"):
             state, epoch = record(slot, VICTIM)
             if victim and state == RecordState.WRITING and epoch > KILL_AFTER_EPOCH:
+                left = shared_memory(victim)
                 os.kill(victim, signal.SIGKILL)
                 job.wait(timeout=60)
+                for path in left:
+                    path.unlink(missing_ok=True)
                 return (slot, epoch) if record(slot, VICTIM) == (state, epoch) else None
         time.sleep(0.001)
     sys.exit(f"demo: the job ended before it could be killed:\n{log.read_text(errors='replace')}")

@@ -17,6 +17,9 @@ from uuid import uuid4
 
 TOKEN = "FAULT_TEST_TOKEN"
 RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
+SHARED_MEMORY = Path("/dev/shm")
+# What the libraries leave there when a rank has no time to tidy up: MPICH, Open MPI, UCX (which both may use).
+SEGMENTS = ("mpich_shm_", "sm_segment.", "vader_segment.", "ucx_shm_posix_")
 # More ranks than cores, as root in a container: without these Open MPI refuses, and the threads of BLAS make the
 # ranks wait for each other. Libraries ignore what is not theirs.
 SURROUNDINGS = {
@@ -38,6 +41,26 @@ def mpiexec() -> str:
     return found
 
 
+def segments() -> set[Path]:
+    """Give the MPI libraries' shared memory that belongs to this user."""
+    found = set()
+    for path in SHARED_MEMORY.iterdir():
+        with suppress(FileNotFoundError):
+            if path.name.startswith(SEGMENTS) and path.stat().st_uid == os.geteuid():
+                found.add(path)
+    return found
+
+
+def mapped() -> set[Path]:
+    """Give the shared memory that some living process uses."""
+    found = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):  # it ended while we looked
+            lines = maps.read_text().splitlines()
+            found |= {Path(line.split(maxsplit=5)[5]) for line in lines if f" {SHARED_MEMORY}/" in line}
+    return found
+
+
 class MpiJob:
     """One mpiexec and its ranks.
 
@@ -55,6 +78,7 @@ class MpiJob:
         self.ranks = ranks
         self.log = log
         self.token = uuid4().hex
+        self.older_segments = segments()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MPICKPT_")}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
@@ -116,7 +140,7 @@ class MpiJob:
         return self.log.read_text(errors="replace")
 
     def clear(self, patience: float = 10.0) -> None:
-        """Wait until no process of the job is left; kill those that stay, and say so."""
+        """Wait until no process of the job is left; kill those that stay, and say so; remove their shared memory."""
         limit = time.monotonic() + patience
         while self.pids() and time.monotonic() < limit:
             self.process.poll()  # reaps mpiexec
@@ -126,7 +150,10 @@ class MpiJob:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if self.process.poll() is None:
-            self.process.wait(patience)
+            self.process.wait(max(patience, 1))
+        # A killed rank cannot remove its shared memory, and the others do not do it for it.
+        for path in segments() - self.older_segments - mapped():
+            path.unlink(missing_ok=True)
         assert not left, f"processes {sorted(left)} of the job outlived mpiexec\n{self.output()}"
 
 
