@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-WRITING, COMPLETE = 1, 2  # states of a record, as docs/design.md has them
+WRITING, COMPLETE = 1, 2  # states of a record, as docs/format.md has them
 
 
 @dataclass
