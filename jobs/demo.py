@@ -47,12 +47,17 @@ def mpiexec() -> str:
 
 
 def start(log: Path, *command: str | Path) -> subprocess.Popen[bytes]:
-    """Start a program on all ranks, with a log for what they print."""
+    """Start a program on all ranks, with a log for what they print, away from the folder mpickpt/ of the sources."""
     words = [mpiexec(), "-n", str(RANKS), sys.executable, *map(str, command)]
     own = {name: value for name, value in os.environ.items() if not name.startswith("MPICKPT_")}
     with log.open("wb") as out:
         return subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env={**SURROUNDINGS, **own}
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=log.parent,
+            env={**SURROUNDINGS, **own},
         )
 
 
@@ -161,7 +166,7 @@ def demonstrate(folder: Path) -> None:
     )
     say.print(f"mpirun ended with code {job.returncode}. What is on disk:")
     say.print(f"[bold]$ mpickpt ls {directory.name}")
-    subprocess.run([sys.executable, "-m", "mpickpt", "ls", directory], check=True)
+    subprocess.run([sys.executable, "-m", "mpickpt", "ls", directory], check=True, cwd=directory)
 
     say.print(Rule("3  The same line again"))
     say.print(f"[bold]$ {line}")

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpickpt import _native
+try:
+    from mpickpt import _native
+except ImportError as error:
+    raise ImportError(
+        f"The native core of mpickpt is not beside {__file__}: either it was not built (pip install .), or Python was "
+        f"started in the folder of the sources, which hides the installed package; start it elsewhere."
+    ) from error
 from mpickpt.layout import SlotOffsets
 
 
