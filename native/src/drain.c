@@ -67,12 +67,13 @@ static bool claim_run(mpk_session *s, bool copied_only, run *out) {
     return false;
 }
 
-static void set_checksum(mpk_session *s, uint32_t b, const uint8_t *image, const mpk__place *place) {
-    /* In the file a block begins `head` bytes earlier than in memory, so that this one lies in two of the file's. */
-    size_t before = s->block_bytes - place->region->head;
-    if (before > place->bytes) before = place->bytes;
-    s->crc[2 * (size_t)b] = mpk_crc32c(0, image, before);
-    s->crc[2 * (size_t)b + 1] = mpk_crc32c(0, image + before, place->bytes - before);
+/* Computing is the last resort: it reads all of the block, in time that the program may want. */
+static void set_checksum(mpk_session *s, uint32_t b, const mpk__place *place, uint64_t word) {
+    if (s->crc_is_known[b]) return;
+    if (mpk__state_of(word) == MPK__LANDING)
+        memcpy(s->crc[b], s->pool.crc[mpk__slot_of(word)], sizeof s->crc[b]);
+    else
+        mpk__checksum_in_handler(s, place, place->memory, s->crc[b]);
 }
 
 static void saved(mpk_session *s, uint32_t n) {
@@ -103,7 +104,7 @@ static void put(mpk_session *s, mpk__drain_thread *self, uint32_t first, uint32_
         mpk__place place = mpk__block_place(s, first + i);
         bool in_pool = mpk__state_of(words[i]) == MPK__LANDING;
         uint8_t *image = in_pool ? mpk__pool_slot(&s->pool, mpk__slot_of(words[i])) : place.memory;
-        set_checksum(s, first + i, image, &place);
+        set_checksum(s, first + i, &place, words[i]);
         pieces[i] = (struct iovec){image, place.bytes};
     }
     mpk__chaos();

@@ -13,9 +13,10 @@ int mpk__pool_create(mpk__pool *pool, size_t slot_bytes, size_t n_slots) {
     if (n_slots == 0 || n_slots >= MPK__NO_SLOT || n_slots > SIZE_MAX / slot_bytes) return -EINVAL;
     pool->memory = mpk__prim_map(slot_bytes * n_slots, true, true);
     pool->next = calloc(n_slots, sizeof *pool->next);
+    pool->crc = calloc(n_slots, sizeof *pool->crc);
     pool->slot_bytes = slot_bytes;
     pool->n_slots = (uint32_t)n_slots;
-    if (!pool->memory || !pool->next) {
+    if (!pool->memory || !pool->next || !pool->crc) {
         mpk__pool_destroy(pool);
         return -ENOMEM;
     }
@@ -30,6 +31,7 @@ int mpk__pool_create(mpk__pool *pool, size_t slot_bytes, size_t n_slots) {
 void mpk__pool_destroy(mpk__pool *pool) {
     mpk__prim_unmap(pool->memory, pool->slot_bytes * pool->n_slots);
     free((void *)pool->next);
+    free(pool->crc);
     *pool = (mpk__pool){0};
 }
 

@@ -94,6 +94,13 @@ mpk__place mpk__block_place(const mpk_session *s, uint32_t b) {
     return (mpk__place){.region = r, .memory = r->pages + from, .bytes = bytes, .span = span, .offset = r->head + from};
 }
 
+void mpk__checksum_in_handler(const mpk_session *s, const mpk__place *place, const uint8_t *image, uint32_t crc[2]) {
+    size_t before = s->block_bytes - place->region->head;
+    if (before > place->bytes) before = place->bytes;
+    crc[0] = mpk_crc32c(0, image, before);
+    crc[1] = mpk_crc32c(0, image + before, place->bytes - before);
+}
+
 int mpk__session_is_valid(const mpk_session *s) {
     if (atomic_load(&s->drain_state) == MPK_DRAIN_ACTIVE) return 1; /* in motion: nothing can be said */
     if (atomic_load(&s->pool.used) != 0 || atomic_load(&s->pending) != 0) return 0;
@@ -121,9 +128,10 @@ static int number_blocks(mpk_session *s) {
     size_t room = n ? n : 1;
     s->blocks = calloc(room, sizeof *s->blocks);
     s->block_region = calloc(room, sizeof *s->block_region);
-    s->crc = calloc(2 * room, sizeof *s->crc);
+    s->crc = calloc(room, sizeof *s->crc);
+    s->crc_is_known = calloc(room, sizeof *s->crc_is_known);
     s->by_address = calloc(s->n_regions + 1, sizeof *s->by_address);
-    if (!s->blocks || !s->block_region || !s->crc || !s->by_address) return -ENOMEM;
+    if (!s->blocks || !s->block_region || !s->crc || !s->crc_is_known || !s->by_address) return -ENOMEM;
     for (uint32_t i = 0; i < s->n_regions; i++) {
         for (uint32_t b = 0; b < s->regions[i].n_blocks; b++) s->block_region[s->regions[i].first_block + b] = i;
         uint32_t at = i; /* insertion: sealing happens once, and there are few regions */
@@ -139,9 +147,12 @@ static void release_blocks(mpk_session *s) {
     free((void *)s->blocks);
     free(s->block_region);
     free(s->crc);
+    free(s->crc_is_known);
     free(s->by_address);
     s->blocks = NULL;
-    s->block_region = s->crc = s->by_address = NULL;
+    s->block_region = s->by_address = NULL;
+    s->crc = NULL;
+    s->crc_is_known = NULL;
     s->n_blocks = 0;
 }
 
@@ -150,6 +161,7 @@ int mpk_session_seal(mpk_session *s, size_t block_bytes, size_t pool_bytes) {
     if (s->sealed) return -EBUSY;
     if (block_bytes < page || block_bytes < MPK__IO_ALIGN || (block_bytes & (block_bytes - 1))) return -EINVAL;
     s->block_bytes = block_bytes;
+    mpk_crc32c(0, "", 0); /* makes its tables, which the handler must not */
     int error = number_blocks(s);
     if (!error) error = mpk__pool_create(&s->pool, block_bytes, (pool_bytes + block_bytes - 1) / block_bytes);
     if (!error) error = mpk__fault_watch(s);
@@ -236,6 +248,13 @@ static void copy_edges(mpk_session *s) {
     }
 }
 
+/* A block that is still as it was saved has the checksum that was computed then; a failed epoch computed none. */
+static void note_known_checksums(mpk_session *s) {
+    bool complete = atomic_load(&s->drain_state) == MPK_DRAIN_COMPLETE;
+    for (uint32_t b = 0; b < s->n_blocks; b++)
+        s->crc_is_known[b] = complete && mpk__state_of(atomic_load(&s->blocks[b])) == MPK__SAVED;
+}
+
 int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     if (!s->sealed || mpk__is_forked_child()) return -EINVAL;
     if (atomic_load(&s->drain_state) == MPK_DRAIN_ACTIVE) return -EBUSY;
@@ -244,6 +263,7 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     if (!error) error = mpk__fault_install();
     if (error) return error;
     copy_edges(s);
+    note_known_checksums(s);
     s->cut++;
     s->epoch.started_ns = start;
     atomic_store(&s->epoch_number, plan->epoch);

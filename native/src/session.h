@@ -66,6 +66,7 @@ typedef struct mpk__pool {
     uint8_t *memory;
     size_t slot_bytes;
     uint32_t n_slots;
+    uint32_t (*crc)[2];         /* per slot: checksums of its image, as in mpk_session.crc */
     _Atomic uint64_t free_list; /* top slot + 1, with a count of changes above it against ABA */
     _Atomic uint32_t *next;     /* per slot: the one below it + 1 */
     _Atomic uint32_t used;
@@ -102,7 +103,8 @@ struct mpk_session {
     uint32_t n_blocks;
     _Atomic uint64_t *blocks;
     uint32_t *block_region; /* per block: its region */
-    uint32_t *crc;          /* two a block: before and behind the border of the region's blocks in the file */
+    uint32_t (*crc)[2];     /* per block: before and behind the border of the region's blocks in the file */
+    bool *crc_is_known;     /* per block: not written since crc was computed; set at the cut, read by all until the next */
     mpk__pool pool;
     mpk__drain_thread drains[MPK__DRAIN_THREADS];
     uint32_t drains_running;
@@ -130,6 +132,9 @@ typedef struct mpk__place {
 } mpk__place;
 
 mpk__place mpk__block_place(const mpk_session *s, uint32_t b);
+/* CRC-32C of a block's image. In the file a region's blocks begin `head` bytes earlier than in memory, so that an image
+ * lies in two of the file's blocks, and has a checksum for its part in each. */
+void mpk__checksum_in_handler(const mpk_session *s, const mpk__place *place, const uint8_t *image, uint32_t crc[2]);
 /* The block that owns address, or -1. */
 int64_t mpk__block_at_in_handler(const mpk_session *s, uintptr_t address);
 /* True when the states add up: called by the tests after each epoch. */

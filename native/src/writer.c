@@ -123,8 +123,8 @@ static int put_checksums(mpk_session *s, const mpk__region *r) {
         mpk__place place = mpk__block_place(s, (uint32_t)b);
         size_t before = s->block_bytes - r->head;
         if (before > place.bytes) before = place.bytes;
-        table_add(&t, s->crc[2 * b], before);
-        table_add(&t, s->crc[2 * b + 1], place.bytes - before);
+        table_add(&t, s->crc[b][0], before);
+        table_add(&t, s->crc[b][1], place.bytes - before);
     }
     if (r->tail) table_add_bytes(&t, r->edges + r->head, r->tail);
     int error = put_bytes(s->epoch.buffered_fd, t.crc, n * sizeof *t.crc, r->checksum_offset);

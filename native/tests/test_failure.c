@@ -7,11 +7,12 @@
 enum { BLOCK = 65536, BYTES = 32 * BLOCK };
 static const uint64_t data_at = 4096, checksums_at = 4096 + BYTES;
 
+/* memory: written to while it drains, or NULL. */
 static mpk_progress cut_and_wait(mpk_session *s, const char *path, uint8_t *memory, uint64_t epoch) {
     mpk_plan plan = {.path = path, .data_offsets = &data_at, .checksum_offsets = &checksums_at, .epoch = epoch};
     CHECK(mpk_cut(s, &plan) == 0);
     CHECK(mpk_cut(s, &plan) == -EBUSY || mpk_session_wait(s, 0));
-    memset(memory, (int)epoch, BYTES); /* needs the pool, also while the epoch fails: nothing may hang */
+    if (memory) memset(memory, (int)epoch, BYTES); /* needs the pool, also while the epoch fails: nothing may hang */
     CHECK(mpk_session_wait(s, -1) == 1);
     CHECK(mpk__session_is_valid(s));
     mpk_progress p;
@@ -48,6 +49,16 @@ int main(void) {
     uint8_t image[BLOCK];
     read_slot(path, image, BLOCK, data_at + BYTES - BLOCK);
     for (size_t i = 0; i < BLOCK; i++) CHECK(image[i] == 2); /* what it was at the cut of epoch 3 */
+
+    p = cut_and_wait(s, "no-such-folder/slot", NULL, 4); /* no checksum is computed for what is not written */
+    CHECK(p.state == MPK_DRAIN_FAILED);
+    for (uint64_t epoch = 5; epoch < 7; epoch++) { /* nor is there one of the epoch before; and then one that is kept */
+        p = cut_and_wait(s, path, NULL, epoch);
+        CHECK(p.state == MPK_DRAIN_COMPLETE);
+        uint32_t checksums[BYTES / BLOCK];
+        read_slot(path, checksums, sizeof checksums, checksums_at);
+        for (size_t b = 0; b < BYTES / BLOCK; b++) CHECK(checksums[b] == mpk_crc32c(0, memory + b * BLOCK, BLOCK));
+    }
     mpk_session_destroy(s);
     unlink(path);
     free(path);
