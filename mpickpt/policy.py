@@ -148,7 +148,7 @@ def choose_slot(keep: int, epochs: Mapping[int, int | None], protected: int | No
 
 
 def should_hurry(saved: float, elapsed: float, left: float) -> bool:
-    """Whether the urgent thread must help, so that the drain ends before the next cut.
+    """Whether the urgent threads must take over, so that the drain ends before the next cut.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 /* mpickpt: save a process's memory while it computes.
  *
  * The public face of the native core. A session holds regions of memory; a cut fixes the image of all of them at
- * one instant and returns at once; two drain threads write the image into a slot file while the program goes on.
+ * one instant and returns at once; drain threads write the image into a slot file while the program goes on.
  * There is no Python, no MPI and no HDF5 here: a slot is a file and a list of byte offsets.
  *
  * Every function that can fail returns 0 or a negative errno. None prints, none exits. Unless said otherwise a
@@ -105,7 +105,7 @@ MPK_API void mpk_session_unseal(mpk_session *session);
  * call. What goes wrong later, while draining, is told by mpk_session_progress. -EBUSY while a drain is active. */
 MPK_API int mpk_cut(mpk_session *session, const mpk_plan *plan);
 
-/* While on, the urgent thread drains too, whatever the pool looks like. Any thread may call it. */
+/* While on, the urgent threads drain, whatever the pool looks like. Any thread may call it. */
 MPK_API void mpk_session_hurry(mpk_session *session, int on);
 
 /* Sleeps until no drain is active, at most timeout_ns (negative: no limit). 1 when it ended, 0 when time ran out. */

@@ -1,9 +1,13 @@
 /* The drain: threads that save what is due while the program computes. The idle threads do the work in time that
- * nobody wants; the urgent thread, of normal priority, sleeps until the pool is over half full or somebody is
- * in a hurry. All claim runs of adjacent blocks by the same swaps, so that none waits for another: a thread that
+ * nobody wants; the urgent threads, of normal priority, take over when the pool is over half full or somebody is in
+ * a hurry. All claim runs of adjacent blocks by the same swaps, so that none waits for another: a thread that
  * is starved of the processor holds up the blocks it has in hand, and the program not even on those.
  *
- * A block is pending from the cut until its bytes are in the slot. Whoever saves the last one commits the epoch. */
+ * An idle thread beside a busy program gets the processor about once a second, and waits that long after each of its
+ * calls to the storage. So it takes no more blocks once the urgent ones are at work, and the few calls that open a slot
+ * and commit, which cost hardly any processor time, are always made by an urgent thread.
+ *
+ * A block is pending from the cut until its bytes are in the slot. When none is, the epoch is committed. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +30,8 @@ void mpk__drain_ring_in_handler(mpk_session *s) {
 static bool is_wanted(const mpk__drain_thread *self) {
     const mpk_session *s = self->session;
     if (atomic_load(&s->drain_state) != MPK_DRAIN_ACTIVE) return false;
-    return !self->urgent || atomic_load(&s->hurry) || mpk__pool_is_pressed(&s->pool);
+    bool urgently = atomic_load(&s->hurry) || mpk__pool_is_pressed(&s->pool);
+    return self->urgent == urgently;
 }
 
 /* Claims block b: ARMED becomes FLYING, COPIED becomes LANDING. False when it is not due or somebody else's. */
@@ -77,14 +82,16 @@ static void set_checksum(mpk_session *s, uint32_t b, const mpk__place *place, ui
 }
 
 static void saved(mpk_session *s, uint32_t n) {
-    if (atomic_fetch_sub(&s->pending, n) == n) mpk__writer_commit(s);
+    if (atomic_fetch_sub(&s->pending, n) != n) return;
+    atomic_store(&s->commit_due, 1);
+    mpk__drain_ring_in_handler(s);
 }
 
 /* The slot is opened, and its record says WRITING, before the first block is overwritten. A thread that was late in
  * the last epoch may find blocks of this one before it has heard of it: hence asked for each run. */
-static void begin(mpk_session *s) {
+static void begin(mpk_session *s, bool urgent) {
     uint32_t not_yet = 0;
-    if (atomic_compare_exchange_strong(&s->begun, &not_yet, 1)) {
+    if (urgent && atomic_compare_exchange_strong(&s->begun, &not_yet, 1)) {
         int error = mpk__writer_open(s);
         int none = 0;
         if (error) atomic_compare_exchange_strong(&s->error, &none, -error);
@@ -92,7 +99,8 @@ static void begin(mpk_session *s) {
         mpk__prim_wake_in_handler(&s->begun);
         saved(s, 1);
     }
-    while (atomic_load(&s->begun) == 1) mpk__prim_wait_in_handler(&s->begun, 1, -1);
+    uint32_t now;
+    while ((now = atomic_load(&s->begun)) != 2) mpk__prim_wait_in_handler(&s->begun, now, -1);
 }
 
 /* Writes the pieces of a run and their checksums. After a failure nothing more is written, but all else goes on. */
@@ -114,7 +122,7 @@ static void put(mpk_session *s, mpk__drain_thread *self, uint32_t first, uint32_
 }
 
 static void save_run(mpk_session *s, mpk__drain_thread *self, run *r) {
-    begin(s);
+    begin(s, self->urgent);
     put(s, self, r->first, r->count, r->words);
     mpk__chaos();
     for (uint32_t i = 0; i < r->count; i++) {
@@ -136,12 +144,12 @@ static void save_run(mpk_session *s, mpk__drain_thread *self, run *r) {
 static void drain(mpk__drain_thread *self) {
     mpk_session *s = self->session;
     run r;
-    begin(s);
     while (is_wanted(self)) {
         bool pressed = mpk__pool_is_pressed(&s->pool);
         if (!(pressed && claim_run(s, true, &r)) && !claim_run(s, false, &r)) return;
         save_run(s, self, &r);
     }
+    mpk__drain_ring_in_handler(s); /* the other class is wanted now, and may be asleep */
 }
 
 static void *run_thread(void *argument) {
@@ -151,7 +159,9 @@ static void *run_thread(void *argument) {
     if (!self->urgent) mpk__prim_become_idle();
     while (!atomic_load(&s->stop)) {
         uint32_t bell = atomic_load(&s->bell);
+        if (self->urgent && atomic_load(&s->drain_state) == MPK_DRAIN_ACTIVE) begin(s, true);
         if (is_wanted(self)) drain(self);
+        if (self->urgent && atomic_exchange(&s->commit_due, 0)) mpk__writer_commit(s);
         if (!atomic_load(&s->stop)) mpk__prim_wait_in_handler(&s->bell, bell, -1);
     }
     return NULL;

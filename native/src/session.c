@@ -288,7 +288,7 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
 
 void mpk_session_hurry(mpk_session *s, int on) {
     atomic_store(&s->hurry, on != 0);
-    if (on) mpk__drain_ring_in_handler(s);
+    mpk__drain_ring_in_handler(s);
 }
 
 int mpk_session_wait(mpk_session *s, int64_t timeout_ns) {

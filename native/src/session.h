@@ -74,8 +74,8 @@ typedef struct mpk__pool {
     _Atomic uint32_t waiters;
 } mpk__pool;
 
-/* Two idle threads: while one waits for the storage the other computes checksums. */
-enum { MPK__IDLE_THREADS = 2, MPK__DRAIN_THREADS = MPK__IDLE_THREADS + 1 };
+/* Two threads of each class: while one waits for the storage the other computes checksums. */
+enum { MPK__IDLE_THREADS = 2, MPK__URGENT_THREADS = 2, MPK__DRAIN_THREADS = MPK__IDLE_THREADS + MPK__URGENT_THREADS };
 
 typedef struct mpk__drain_thread {
     struct mpk_session *session;
@@ -115,6 +115,7 @@ struct mpk_session {
     _Atomic uint32_t bell;        /* changed whenever a drain thread may have something to do; waited on */
     _Atomic uint32_t stop, hurry;
     _Atomic uint32_t begun;       /* 0, 1 one thread is opening the slot, 2 open; waited on */
+    _Atomic uint32_t commit_due;  /* all is saved, and an urgent thread is to commit */
     _Atomic uint32_t pending;     /* blocks not yet saved, and one for the opening of the slot */
     _Atomic uint32_t cursor;      /* where to look for the next block to drain */
     _Atomic int error;            /* errno of the first failure: what is still due is dropped */

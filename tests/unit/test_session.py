@@ -633,10 +633,10 @@ def test_interrupt_while_waiting(tmp_path: Path) -> None:
     handler = signal.signal(signal.SIGALRM, interrupt)
     caught = 0
     try:
-        with mpickpt.open(tmp_path, every=1) as ckpt:
+        with mpickpt.open(tmp_path, every=1, pool="100%") as ckpt:
             u = ckpt.array("u", 512 * BLOCK // 8)
             for turn in range(12):
-                signal.setitimer(signal.ITIMER_REAL, 0.02 if turn % 2 else 0)
+                signal.setitimer(signal.ITIMER_REAL, 0.005 if turn % 2 else 0)
                 try:
                     in_step = True
                     ckpt.step()
