@@ -103,7 +103,7 @@ class Rank:
         """
         resident = _memory("VmRSS")
         state = contender.open(steps)
-        workload.touch(state)
+        workload.step(state, pattern)  # since the last checkpoint, as in a run that makes one after another
         own_state = 0 if np.may_share_memory(state, self.state) else state.nbytes
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark of the memory starts anew
         cut_step = int(steps * CUT_AT) if checkpoint else steps
@@ -142,21 +142,19 @@ class Rank:
         return max(MINIMUM_STEPS, int(self.comm.allreduce(steps, MPI.MIN)))
 
     def measure_pattern(self, pattern: str) -> dict[str, list[dict[str, float]]]:
-        """Run all contenders in turn, as often as asked for, forwards and backwards, between two plain runs."""
+        """Run all contenders in turn, as often as asked for, forwards and backwards, each between two plain runs."""
         steps = self.steps_for(pattern)
         plain = self.contenders[NONE]
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in self.contenders}
         for repetition in range(self.configuration.repetitions):
             names = [name for name in self.contenders if name != NONE]
             before = self.run(plain, pattern, steps, checkpoint=False)
-            measured = [
-                (name, self.run(self.contenders[name], pattern, steps, checkpoint=True))
-                for name in (names if repetition % 2 == 0 else reversed(names))
-            ]
-            after = self.run(plain, pattern, steps, checkpoint=False)
-            runs[NONE] += [asdict(before), asdict(after)]
-            for name, run in measured:
+            for name in names if repetition % 2 == 0 else reversed(names):
+                run = self.run(self.contenders[name], pattern, steps, checkpoint=True)
+                after = self.run(plain, pattern, steps, checkpoint=False)
+                runs[NONE].append(asdict(after))
                 runs[name].append(self._beside(run, before, after))
+                before = after
         return runs
 
     def _beside(self, run: Run, before: Run, after: Run) -> dict[str, float]:
