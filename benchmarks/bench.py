@@ -40,13 +40,13 @@ def _options() -> argparse.Namespace:
     add("--patterns", nargs="+", choices=list(PATTERNS), default=list(PATTERNS), help="the share that is rewritten")
     add("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     add("--repetitions", type=int, default=5)
-    add("--work", type=float, default=3.0, help="seconds of work per GiB of a rank's state")
+    add("--work", type=float, default=1.5, help="seconds of work per GiB of a rank's state")
     add("--dir", type=Path, help="folder for the files that are written; the default is benchmarks/results")
     add("--json", type=Path, help="the result; the default is a new file in benchmarks/results")
     add("--quick", action="store_true", help="a smoke run: 16 MiB, one repetition, 4 KiB pages")
     options = parser.parse_args()
     if options.quick:
-        options.mib, options.pages, options.repetitions, options.work = [16], ["4k"], 1, 3.0
+        options.mib, options.pages, options.repetitions, options.work = [16], ["4k"], 1, 1.5
     return options
 
 
@@ -87,17 +87,16 @@ def main() -> None:
     options = _options()
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     begun = datetime.now(UTC)
-    results = []
+    path = options.json or HERE / "results" / f"{begun:%Y-%m-%d-%H%M%S}.json"
+    settings = {"repetitions": options.repetitions, "work_seconds_per_gib": options.work}
+    results: list[dict[str, Any]] = []
+    document = {"begun": begun.isoformat(), "machine": machine.describe(options.dir or HERE), "settings": settings}
     for ranks in options.ranks:
         for mib in options.mib:
             for pages in options.pages:
                 console.print(f"{datetime.now(UTC):%H:%M:%S} {ranks} x {mib} MiB, {pages} pages", style="dim")
                 results.append(_measure(options, ranks, mib, pages))
-    path = options.json or HERE / "results" / f"{begun:%Y-%m-%d-%H%M%S}.json"
-    settings = {"repetitions": options.repetitions, "work_seconds_per_gib": options.work}
-    described = machine.describe(options.dir or HERE)
-    document = {"begun": begun.isoformat(), "machine": described, "settings": settings, "results": results}
-    path.write_text(json.dumps(document, indent=1) + "\n")
+                path.write_text(json.dumps(document | {"results": results}, indent=1) + "\n")
 
     console.print(report.table(results))
     for aim, measured, met in report.aims(results):
