@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import resource
 import signal
 import subprocess
@@ -475,9 +476,11 @@ def test_step_goes_on_too(tmp_path: Path) -> None:
 def test_interval(tmp_path: Path) -> None:
     with mpickpt.open(tmp_path, interval=0.2) as ckpt:
         ckpt.array("u", 1000)
+        begun = time.monotonic()
         for _ in ckpt.range(100):
             time.sleep(0.01)
-        assert 2 <= ckpt.stats().cuts <= 5
+        intervals = (time.monotonic() - begun) / 0.2
+        assert intervals / 3 <= ckpt.stats().cuts <= intervals
 
 
 def test_environment_wins_over_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -720,7 +723,9 @@ def test_display_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         with progress.DrainDisplay(7, True) as display:
             display.update(3, 4)
         terminal.flush()
-        shown = os.read(master, 100_000).decode()
+        shown = ""
+        while select.select([master], [], [], 0.2)[0]:  # a terminal gives its output in pieces
+            shown += os.read(master, 100_000).decode()
     os.close(master)
     assert "mpickpt: saving epoch 7" in shown
     assert "75%" in shown
