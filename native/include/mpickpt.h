@@ -27,6 +27,9 @@ extern "C" {
 /* Flags of mpk_session_create. */
 #define MPK_SESSION_BUFFERED 1u /* never use O_DIRECT */
 
+/* Flags of mpk_guard_open. */
+#define MPK_GUARD_KEEPS_CORES 1u /* the drain does not make use of the time that the program waits in calls */
+
 enum mpk_record_state { MPK_EMPTY = 0, MPK_WRITING = 1, MPK_COMPLETE = 2, MPK_FAILED = 3 };
 
 enum mpk_drain_state { MPK_DRAIN_IDLE = 0, MPK_DRAIN_ACTIVE = 1, MPK_DRAIN_COMPLETE = 2, MPK_DRAIN_FAILED = 3 };
@@ -53,7 +56,9 @@ typedef struct mpk_record {
     uint64_t blocks_copied; /* by the program itself, because it wrote to them before they were saved */
     uint64_t stall_ns;      /* time that writes waited for room in the pool */
     int32_t error;          /* errno of a FAILED record */
-    uint8_t reserved[MPK_RECORD_BYTES - 140 - 4];
+    uint32_t reserved_word;
+    uint64_t bytes_waiting; /* of bytes_written, those drained while the program waited in a call */
+    uint8_t reserved[MPK_RECORD_BYTES - 152 - 4];
     uint32_t crc; /* CRC-32C of all bytes before it */
 } mpk_record;
 
@@ -79,6 +84,7 @@ typedef struct mpk_progress {
     enum mpk_drain_state state;
     int error; /* errno, when FAILED */
     uint64_t blocks, blocks_saved, blocks_copied, bytes_written;
+    uint64_t bytes_waiting; /* of bytes_written, those drained while the program waited in a call */
     uint64_t blocked_ns, drain_ns, stall_ns;
     int direct; /* 1: the last drain wrote with O_DIRECT */
 } mpk_progress;
@@ -113,6 +119,19 @@ MPK_API int mpk_session_wait(mpk_session *session, int64_t timeout_ns);
 
 /* Any thread may call it at any time. */
 MPK_API void mpk_session_progress(const mpk_session *session, mpk_progress *out);
+
+/* The memory guard. While it is open, calls of MPI and of the C library that write to regions from outside of the
+ * program (see docs/limits.md) first release the memory that they write to. One guard a process, opened and closed by the
+ * thread that owns the session; -EBUSY when it is open. */
+MPK_API int mpk_guard_open(unsigned flags);
+/* Objects that were loaded since are guarded too. Cheap when there are none. */
+MPK_API int mpk_guard_refresh(void);
+MPK_API void mpk_guard_close(void);
+
+/* Until mpk_unhold of the same range its memory is never protected, only copied at each cut: for writers that the guard
+ * cannot see. Any thread may call them while the guard is open. */
+MPK_API int mpk_hold(const void *memory, size_t bytes);
+MPK_API void mpk_unhold(const void *memory, size_t bytes);
 
 /* CRC-32C (Castagnoli) of data, going on from `crc`, which is 0 at the start. */
 MPK_API uint32_t mpk_crc32c(uint32_t crc, const void *data, size_t bytes);

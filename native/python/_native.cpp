@@ -68,6 +68,11 @@ static std::vector<size_t> read_blocks(const std::string &path, uint64_t offset,
     return damaged;
 }
 
+static void guard_open(bool lend_cores) { check(mpk_guard_open(lend_cores ? 0 : MPK_GUARD_KEEPS_CORES)); }
+static void guard_refresh() { check(mpk_guard_refresh()); }
+static void hold(const_bytes_array data) { check(mpk_hold(data.data(), data.size())); }
+static void unhold(const_bytes_array data) { mpk_unhold(data.data(), data.size()); }
+
 class Session {
   public:
     explicit Session(bool direct) { check(mpk_session_create(&session_, direct ? 0 : MPK_SESSION_BUFFERED)); }
@@ -136,6 +141,7 @@ class Session {
         d["blocks_saved"] = p.blocks_saved;
         d["blocks_copied"] = p.blocks_copied;
         d["bytes_written"] = p.bytes_written;
+        d["bytes_waiting"] = p.bytes_waiting;
         d["blocked_ns"] = p.blocked_ns;
         d["drain_ns"] = p.drain_ns;
         d["stall_ns"] = p.stall_ns;
@@ -154,13 +160,18 @@ NB_MODULE(_native, m) {
     m.def("crc32c", &crc32c, "data"_a.noconvert(), "value"_a = 0);
     m.def("read_blocks", &read_blocks, "path"_a, "offset"_a, "out"_a.noconvert(), "block_bytes"_a,
           "checksums"_a.noconvert(), "direct"_a);
+    m.def("guard_open", &guard_open, "lend_cores"_a);
+    m.def("guard_refresh", &guard_refresh);
+    m.def("guard_close", &mpk_guard_close);
+    m.def("hold", &hold, "data"_a.noconvert());
+    m.def("unhold", &unhold, "data"_a.noconvert());
     m.attr("RECORD_BYTES") = sizeof(mpk_record);
     nb::dict offsets;
 #define FIELD(name) offsets[#name] = offsetof(mpk_record, name)
     FIELD(magic), FIELD(state), FIELD(rank), FIELD(epoch), FIELD(step), FIELD(run), FIELD(digest);
     FIELD(objects_bytes), FIELD(objects_crc), FIELD(objects_spilled), FIELD(cut_time_ns), FIELD(blocked_ns);
     offsets["errno"] = offsetof(mpk_record, error); // errno is a macro in C
-    FIELD(drain_ns), FIELD(bytes_written), FIELD(blocks_copied), FIELD(stall_ns), FIELD(crc);
+    FIELD(drain_ns), FIELD(bytes_written), FIELD(blocks_copied), FIELD(stall_ns), FIELD(bytes_waiting), FIELD(crc);
 #undef FIELD
     m.attr("RECORD_OFFSETS") = offsets;
     nb::class_<Session>(m, "Session")

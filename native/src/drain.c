@@ -30,7 +30,7 @@ void mpk__drain_ring_in_handler(mpk_session *s) {
 static bool is_wanted(const mpk__drain_thread *self) {
     const mpk_session *s = self->session;
     if (atomic_load(&s->drain_state) != MPK_DRAIN_ACTIVE) return false;
-    bool urgently = atomic_load(&s->hurry) || mpk__pool_is_pressed(&s->pool);
+    bool urgently = atomic_load(&s->hurry) || mpk__program_waits() || mpk__pool_is_pressed(&s->pool);
     return self->urgent == urgently;
 }
 

@@ -26,11 +26,12 @@ static void die_in_handler(const char *text) {
     raise(SIGABRT);
 }
 
-static void open_pages_in_handler(const mpk_session *s, uint32_t b) {
+static void open_pages_in_handler(mpk_session *s, uint32_t b) {
     mpk__place place = mpk__block_place(s, b);
     if (mpk__prim_protect_in_handler(place.memory, place.span, true) != 0)
         die_in_handler("mpickpt: cannot make a page writable again: the process has too many memory mappings; "
                        "raise vm.max_map_count\n");
+    if (!atomic_exchange(&s->opened[b], 1)) atomic_fetch_sub(&s->n_closed, 1);
 }
 
 /* Waits for room in the pool: the one place where the program waits for the drain. */
@@ -73,7 +74,7 @@ static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
     return false;
 }
 
-static void write_to_block_in_handler(mpk_session *s, uint32_t b) {
+void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b) {
     if (atomic_load(&forked)) { /* no drain threads here: the image is the parent's affair, in the parent's memory */
         open_pages_in_handler(s, b);
         return;
@@ -100,6 +101,19 @@ static void write_to_block_in_handler(mpk_session *s, uint32_t b) {
     }
 }
 
+void mpk__copy_held_block(mpk_session *s, uint32_t b) {
+    uint64_t word = atomic_load(&s->blocks[b]);
+    uint32_t slot;
+    while ((slot = mpk__pool_take_in_handler(&s->pool)) == MPK__NO_SLOT) wait_for_room_in_handler(s, b, word);
+    mpk__place place = mpk__block_place(s, b);
+    memcpy(mpk__pool_slot(&s->pool, slot), place.memory, place.bytes);
+    mpk__checksum_in_handler(s, &place, mpk__pool_slot(&s->pool, slot), s->pool.crc[slot]); /* memory may be changing */
+    atomic_store(&s->blocks[b], mpk__word(mpk__cut_of(word), slot, MPK__COPIED));
+    if (mpk__pool_is_pressed(&s->pool)) mpk__drain_ring_in_handler(s);
+}
+
+mpk_session *mpk__watched_session(void) { return atomic_load_explicit(&watched, memory_order_acquire); }
+
 static void pass_on_in_handler(int signal, siginfo_t *info, void *context) {
     bool raised = info->si_code <= 0; /* by raise() or kill(): no instruction would fault again */
     bool has_handler = (previous.sa_flags & SA_SIGINFO) ||
@@ -125,7 +139,7 @@ static void on_fault(int signal, siginfo_t *info, void *context) {
     int64_t b = -1;
     if (s && info->si_code > 0) b = mpk__block_at_in_handler(s, (uintptr_t)info->si_addr);
     if (b >= 0)
-        write_to_block_in_handler(s, (uint32_t)b);
+        mpk__write_to_block_in_handler(s, (uint32_t)b);
     else
         pass_on_in_handler(signal, info, context);
     errno = saved_errno;

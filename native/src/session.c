@@ -131,7 +131,11 @@ static int number_blocks(mpk_session *s) {
     s->crc = calloc(room, sizeof *s->crc);
     s->crc_is_known = calloc(room, sizeof *s->crc_is_known);
     s->by_address = calloc(s->n_regions + 1, sizeof *s->by_address);
-    if (!s->blocks || !s->block_region || !s->crc || !s->crc_is_known || !s->by_address) return -ENOMEM;
+    s->opened = calloc(room, sizeof *s->opened);
+    s->holds = calloc(room, sizeof *s->holds);
+    if (!s->blocks || !s->block_region || !s->crc || !s->crc_is_known || !s->by_address || !s->opened || !s->holds)
+        return -ENOMEM;
+    memset((void *)s->opened, 1, room);
     for (uint32_t i = 0; i < s->n_regions; i++) {
         for (uint32_t b = 0; b < s->regions[i].n_blocks; b++) s->block_region[s->regions[i].first_block + b] = i;
         uint32_t at = i; /* insertion: sealing happens once, and there are few regions */
@@ -145,11 +149,15 @@ static int number_blocks(mpk_session *s) {
 static void release_blocks(mpk_session *s) {
     mpk__pool_destroy(&s->pool);
     free((void *)s->blocks);
+    free((void *)s->opened);
+    free((void *)s->holds);
     free(s->block_region);
     free(s->crc);
     free(s->crc_is_known);
     free(s->by_address);
     s->blocks = NULL;
+    s->opened = NULL;
+    s->holds = NULL;
     s->block_region = s->by_address = NULL;
     s->crc = NULL;
     s->crc_is_known = NULL;
@@ -176,15 +184,51 @@ int mpk_session_seal(mpk_session *s, size_t block_bytes, size_t pool_bytes) {
         return error;
     }
     s->sealed = true;
+    mpk__guard_mark_held(s);
     return 0;
 }
 
-static void protect_all(mpk_session *s, bool writable, int *error) {
+static void open_all(mpk_session *s) {
     for (uint32_t i = 0; i < s->n_regions; i++) {
-        const mpk__region *r = &s->regions[i];
-        int failed = r->span ? mpk__prim_protect_in_handler(r->pages, r->span, writable) : 0;
-        if (failed && !*error) *error = failed;
+        const mpk__region *r = &s->regions[i]; /* one mapping: this only joins what was split, and needs no room */
+        if (r->span) mpk__prim_protect_in_handler(r->pages, r->span, true);
     }
+}
+
+/* Protects a region but for the blocks that are held, in as few calls as can be. */
+static int protect_region(mpk_session *s, const mpk__region *r) {
+    int error = 0;
+    for (uint32_t from = 0, to; from < r->n_blocks; from = to) {
+        to = from + 1;
+        bool held = atomic_load(&s->holds[r->first_block + from]) != 0;
+        while (to < r->n_blocks && (atomic_load(&s->holds[r->first_block + to]) != 0) == held) to++;
+        size_t start = from * s->block_bytes, end = to < r->n_blocks ? to * s->block_bytes : r->span;
+        int failed = held ? 0 : mpk__prim_protect_in_handler(r->pages + start, end - start, false);
+        if (failed && !error) error = failed;
+    }
+    return error;
+}
+
+/* The cut itself. A word is ARMED before its page is protected: a write in between, of a thread that should stand still, is
+ * then one before the cut and not a torn image. Held blocks are copied, which may wait for room in the pool. */
+static int arm(mpk_session *s) {
+    int error = 0;
+    uint32_t n_held = 0;
+    for (uint32_t b = 0; b < s->n_blocks; b++) n_held += atomic_load(&s->holds[b]) != 0;
+    atomic_store(&s->n_closed, s->n_blocks - n_held);
+    for (uint32_t b = 0; b < s->n_blocks; b++) {
+        bool held = n_held && atomic_load(&s->holds[b]);
+        if (!held) atomic_store(&s->opened[b], 0);
+        atomic_store(&s->blocks[b], mpk__word(s->cut, 0, held ? MPK__WRITABLE : MPK__ARMED));
+    }
+    for (uint32_t i = 0; i < s->n_regions; i++) {
+        int failed = protect_region(s, &s->regions[i]);
+        if (failed && !error) error = failed;
+    }
+    if (n_held) mpk__drain_ring_in_handler(s); /* it makes the room */
+    for (uint32_t b = 0; n_held && b < s->n_blocks; b++)
+        if (atomic_load(&s->holds[b])) mpk__copy_held_block(s, b);
+    return error;
 }
 
 static void release_plan(mpk__epoch *e) {
@@ -201,8 +245,7 @@ void mpk_session_unseal(mpk_session *s) {
         mpk_session_wait(s, -1);
         mpk_session_hurry(s, 0);
         mpk__drain_stop_threads(s);
-        int error = 0;
-        protect_all(s, true, &error); /* one mapping a region: this only joins what was split, and needs no room */
+        open_all(s);
         mpk__fault_unwatch();
         release_blocks(s);
         release_plan(&s->epoch);
@@ -268,6 +311,7 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     s->epoch.started_ns = start;
     atomic_store(&s->epoch_number, plan->epoch);
     atomic_store(&s->bytes_written, 0);
+    atomic_store(&s->bytes_waiting, 0);
     atomic_store(&s->blocks_copied, 0);
     atomic_store(&s->stall_ns, 0);
     atomic_store(&s->error, 0);
@@ -277,8 +321,7 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     /* A drain thread that is still awake from the last epoch may begin on the first blocks at once: all that it needs
      * is in place, and the program stands still. */
     atomic_store(&s->drain_state, MPK_DRAIN_ACTIVE);
-    for (uint32_t b = 0; b < s->n_blocks; b++) atomic_store(&s->blocks[b], mpk__word(s->cut, 0, MPK__ARMED));
-    protect_all(s, false, &error);
+    error = arm(s);
     int none = 0;
     if (error) atomic_compare_exchange_strong(&s->error, &none, -error); /* not all are armed: the epoch fails */
     atomic_store(&s->blocked_ns, mpk__prim_now_ns() - start);
@@ -314,6 +357,7 @@ void mpk_session_progress(const mpk_session *s, mpk_progress *out) {
         .blocks_saved = pending < s->n_blocks ? s->n_blocks - pending : 0,
         .blocks_copied = atomic_load(&s->blocks_copied),
         .bytes_written = atomic_load(&s->bytes_written),
+        .bytes_waiting = atomic_load(&s->bytes_waiting),
         .blocked_ns = atomic_load(&s->blocked_ns),
         .drain_ns = active ? mpk__prim_now_ns() - s->epoch.started_ns : atomic_load(&s->drain_ns),
         .stall_ns = atomic_load(&s->stall_ns),

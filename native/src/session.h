@@ -103,6 +103,9 @@ struct mpk_session {
     uint32_t n_blocks;
     _Atomic uint64_t *blocks;
     uint32_t *block_region; /* per block: its region */
+    _Atomic uint8_t *opened; /* per block: its pages are writable since the last cut */
+    _Atomic uint16_t *holds; /* per block: ranges that others may write to at any time; never protected while there are any */
+    _Atomic uint32_t n_closed; /* blocks that are not opened */
     uint32_t (*crc)[2];     /* per block: before and behind the border of the region's blocks in the file */
     bool *crc_is_known;     /* per block: not written since crc was computed; set at the cut, read by all until the next */
     mpk__pool pool;
@@ -120,7 +123,7 @@ struct mpk_session {
     _Atomic uint32_t cursor;      /* where to look for the next block to drain */
     _Atomic int error;            /* errno of the first failure: what is still due is dropped */
     _Atomic int use_direct;
-    _Atomic uint64_t epoch_number, bytes_written, blocks_copied, blocked_ns, drain_ns, stall_ns;
+    _Atomic uint64_t epoch_number, bytes_written, bytes_waiting, blocks_copied, blocked_ns, drain_ns, stall_ns;
 };
 
 /* Where block `b` lies. */
@@ -161,6 +164,11 @@ static inline bool mpk__pool_is_pressed(const mpk__pool *pool) {
 int mpk__fault_watch(mpk_session *s); /* -EBUSY when another session is watched */
 int mpk__fault_install(void);         /* the signal handler, if it is not the one in place */
 void mpk__fault_unwatch(void);        /* and the handler that was there before is back */
+mpk_session *mpk__watched_session(void);
+/* What a write to block b does; the caller may be the handler, or somebody who announces a write. */
+void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b);
+/* Copies a block that is not protected into the pool: for blocks that are held, at the cut. Waits for room. */
+void mpk__copy_held_block(mpk_session *s, uint32_t b);
 bool mpk__is_forked_child(void);      /* no drain threads here; nothing is waited for, joined or written */
 
 /* drain.c */
@@ -172,6 +180,10 @@ void mpk__drain_ring_in_handler(mpk_session *s);
 int mpk__writer_open(mpk_session *s);
 int mpk__writer_put(mpk_session *s, mpk__drain_thread *self, const struct iovec *pieces, int n, uint64_t offset);
 void mpk__writer_commit(mpk_session *s);
+
+/* guard.c */
+bool mpk__program_waits(void); /* some thread of the program waits in a call: its core is free */
+void mpk__guard_mark_held(mpk_session *s); /* at sealing: the ranges that are held become blocks that are */
 
 /* crc32c.c */
 uint32_t mpk__crc32c_combine(uint32_t first, uint32_t second, size_t second_bytes);

@@ -83,6 +83,7 @@ static int put_shifted(mpk_session *s, uint8_t *bounce, const struct iovec *piec
 
 int mpk__writer_put(mpk_session *s, mpk__drain_thread *self, const struct iovec *pieces, int n, uint64_t offset) {
     int error = -EINVAL;
+    bool waiting = mpk__program_waits(); /* at the start: the program waited, so this cost it nothing */
     if (atomic_load(&s->use_direct)) {
         bool aligned = offset % MPK__IO_ALIGN == 0;
         error = aligned ? put_aligned(s, pieces, n, offset) : put_shifted(s, self->bounce, pieces, n, offset);
@@ -90,6 +91,7 @@ int mpk__writer_put(mpk_session *s, mpk__drain_thread *self, const struct iovec 
     }
     if (error == -EINVAL) error = put_buffered(s, pieces, n, offset);
     if (!error) atomic_fetch_add(&s->bytes_written, total(pieces, n));
+    if (!error && waiting) atomic_fetch_add(&s->bytes_waiting, total(pieces, n));
     return error;
 }
 
@@ -172,6 +174,7 @@ void mpk__writer_commit(mpk_session *s) {
     record->blocked_ns = atomic_load(&s->blocked_ns);
     record->drain_ns = drain_ns;
     record->bytes_written = atomic_load(&s->bytes_written);
+    record->bytes_waiting = atomic_load(&s->bytes_waiting);
     record->blocks_copied = atomic_load(&s->blocks_copied);
     record->stall_ns = atomic_load(&s->stall_ns);
     if (!error) error = put_record(s, MPK_COMPLETE);

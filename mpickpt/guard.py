@@ -1,0 +1,60 @@
+"""The memory guard as Python sees it: writes to protected memory that raise no fault.
+
+While the guard is open, calls of MPI and of the C library that have the kernel, a peer or a network card write to a
+region release that memory first. How, is told in ``native/src/guard.h``; what it cannot see, in ``docs/limits.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpickpt import _native
+from mpickpt.errors import UsageError
+
+
+def open_guard(*, lend_cores: bool = True) -> None:
+    """Guard the calls of all loaded libraries; from before the first receive that may reach a region.
+
+    Parameters
+    ----------
+    lend_cores : bool
+        While a thread waits in a call of MPI, let the drain have its core.
+
+    Raises
+    ------
+    UsageError
+        If the guard is open already: another session is.
+    """
+    try:
+        _native.guard_open(lend_cores)
+    except OSError as error:
+        raise UsageError(
+            f"The memory guard cannot be opened: {error.strerror}. Is another session open in this process?"
+        ) from error
+
+
+def refresh_guard() -> None:
+    """Guard libraries that were loaded since, too; a fraction of a microsecond when there are none."""
+    _native.guard_refresh()
+
+
+def close_guard() -> None:
+    """Put every call back as it was."""
+    _native.guard_close()
+
+
+@contextmanager
+def held(array: NDArray[Any]) -> Iterator[None]:
+    """Keep the memory of a contiguous `array` writable inside the block; it is copied at cuts instead."""
+    flat = np.asarray(array if array.flags.c_contiguous else array.T)
+    data = flat.reshape(-1).view(np.uint8)
+    _native.hold(data)
+    try:
+        yield
+    finally:
+        _native.unhold(data)

@@ -1,0 +1,196 @@
+/* Releasing and holding, and the life of the guard: open from before a program's first receive until its session is
+ * closed, so that what is posted early is known when the regions are sealed.
+ *
+ * Held ranges are kept in a list under a lock, and as a count in each block of a sealed session; a block with a count is
+ * never protected. Nothing here runs in the fault handler, but releasing does what the handler would. */
+#include "guard.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct range {
+    uintptr_t from;
+    size_t bytes;
+    uint32_t users; /* of mpk_hold; a call's buffer counts once, for ever */
+} range;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of the list of ranges */
+static range *ranges; /* ascending; no two alike */
+static size_t n_ranges, room_for_ranges;
+
+static _Atomic uint32_t waiting; /* threads of the program that wait in a call */
+
+static bool is_open, lends;
+static mpk__hook **sorted;
+static size_t n_hooks;
+
+bool mpk__guard_is_armed(void) {
+    mpk_session *s = mpk__watched_session();
+    return s && atomic_load_explicit(&s->n_closed, memory_order_relaxed) != 0;
+}
+
+/* -- blocks ----------------------------------------------------------------------------------------------------------- */
+
+typedef void block_action(mpk_session *s, uint32_t b);
+
+static void for_each_block(mpk_session *s, uintptr_t from, size_t bytes, block_action *act) {
+    for (uint32_t i = 0; i < s->n_regions; i++) {
+        const mpk__region *r = &s->regions[i];
+        uintptr_t pages = (uintptr_t)r->pages;
+        if (r->n_blocks == 0 || from >= pages + r->span || pages >= from + bytes) continue;
+        uintptr_t first = from > pages ? (from - pages) / s->block_bytes : 0;
+        uintptr_t last = (from + bytes < pages + r->span ? from + bytes - pages : r->span) - 1;
+        for (uintptr_t k = first; k <= last / s->block_bytes; k++) act(s, r->first_block + (uint32_t)k);
+    }
+}
+
+static void open_block(mpk_session *s, uint32_t b) {
+    if (!atomic_load(&s->opened[b])) mpk__write_to_block_in_handler(s, b);
+}
+
+static void hold_block(mpk_session *s, uint32_t b) {
+    atomic_fetch_add(&s->holds[b], 1); /* first: from here on no cut protects it again */
+    open_block(s, b);
+}
+
+static void unhold_block(mpk_session *s, uint32_t b) { atomic_fetch_sub(&s->holds[b], 1); }
+
+void mpk__release(const void *memory, size_t bytes) {
+    mpk_session *s = mpk__watched_session();
+    if (s && bytes && mpk__guard_is_armed()) for_each_block(s, (uintptr_t)memory, bytes, open_block);
+}
+
+/* -- held ranges ------------------------------------------------------------------------------------------------------ */
+
+static size_t position(uintptr_t from, size_t bytes) {
+    size_t low = 0, high = n_ranges;
+    while (low < high) {
+        size_t mid = (low + high) / 2;
+        if (ranges[mid].from < from || (ranges[mid].from == from && ranges[mid].bytes < bytes))
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low;
+}
+
+static bool is_at(size_t i, uintptr_t from, size_t bytes) {
+    return i < n_ranges && ranges[i].from == from && ranges[i].bytes == bytes;
+}
+
+/* Adds a user of a range; with `once`, only if there is none. */
+static int add_user(uintptr_t from, size_t bytes, bool once) {
+    int error = 0;
+    pthread_mutex_lock(&lock);
+    size_t at = position(from, bytes);
+    if (!is_at(at, from, bytes)) {
+        if (n_ranges == room_for_ranges) {
+            size_t room = room_for_ranges ? 2 * room_for_ranges : 64;
+            range *grown = realloc(ranges, sizeof *grown * room);
+            if (grown) {
+                ranges = grown;
+                room_for_ranges = room;
+            } else {
+                error = -ENOMEM;
+            }
+        }
+        if (!error) {
+            memmove(&ranges[at + 1], &ranges[at], sizeof *ranges * (n_ranges - at));
+            ranges[at] = (range){from, bytes, 1};
+            n_ranges++;
+            mpk_session *s = mpk__watched_session();
+            if (s) for_each_block(s, from, bytes, hold_block);
+        }
+    } else if (!once) {
+        ranges[at].users++;
+    }
+    pthread_mutex_unlock(&lock);
+    return error;
+}
+
+void mpk__release_and_hold(const void *memory, size_t bytes) {
+    if (bytes == 0) return;
+    if (add_user((uintptr_t)memory, bytes, true) != 0)
+        mpk__prim_say_in_handler("mpickpt: no memory to note a buffer that is in use: its image may be wrong\n");
+}
+
+int mpk_hold(const void *memory, size_t bytes) {
+    return bytes ? add_user((uintptr_t)memory, bytes, false) : 0;
+}
+
+void mpk_unhold(const void *memory, size_t bytes) {
+    uintptr_t from = (uintptr_t)memory;
+    pthread_mutex_lock(&lock);
+    size_t at = position(from, bytes);
+    if (bytes && is_at(at, from, bytes) && --ranges[at].users == 0) {
+        n_ranges--;
+        memmove(&ranges[at], &ranges[at + 1], sizeof *ranges * (n_ranges - at));
+        mpk_session *s = mpk__watched_session();
+        if (s) for_each_block(s, from, bytes, unhold_block);
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+void mpk__guard_mark_held(mpk_session *s) {
+    pthread_mutex_lock(&lock);
+    for (size_t i = 0; i < n_ranges; i++) for_each_block(s, ranges[i].from, ranges[i].bytes, hold_block);
+    pthread_mutex_unlock(&lock);
+}
+
+/* -- waiting ---------------------------------------------------------------------------------------------------------- */
+
+bool mpk__waiting_begin(void) {
+    mpk_session *s = mpk__watched_session();
+    if (!lends || !s || atomic_load_explicit(&s->drain_state, memory_order_relaxed) != MPK_DRAIN_ACTIVE) return false;
+    if (atomic_fetch_add(&waiting, 1) == 0) mpk__drain_ring_in_handler(s);
+    return true;
+}
+
+void mpk__waiting_end(void) { atomic_fetch_sub(&waiting, 1); }
+
+bool mpk__program_waits(void) { return atomic_load(&waiting) != 0; }
+
+/* -- life ------------------------------------------------------------------------------------------------------------- */
+
+static int by_name(const void *a, const void *b) {
+    return strcmp((*(mpk__hook *const *)a)->name, (*(mpk__hook *const *)b)->name);
+}
+
+static int sort_hooks(void) {
+    mpk__hook *calls[2];
+    size_t n[2] = {mpk__mpi_hooks(&calls[0]), mpk__libc_hooks(&calls[1])};
+    sorted = malloc(sizeof *sorted * (n[0] + n[1]));
+    if (!sorted) return -ENOMEM;
+    for (int part = 0; part < 2; part++)
+        for (size_t i = 0; i < n[part]; i++) sorted[n_hooks++] = &calls[part][i];
+    qsort((void *)sorted, n_hooks, sizeof *sorted, by_name);
+    return 0;
+}
+
+static int apply(void) {
+    int error = mpk__interpose_apply(sorted, n_hooks);
+    mpk__mpi_resolve();
+    return error;
+}
+
+int mpk_guard_open(unsigned flags) {
+    if (is_open) return -EBUSY;
+    lends = !(flags & MPK_GUARD_KEEPS_CORES);
+    int error = sorted ? 0 : sort_hooks();
+    if (!error) error = apply();
+    is_open = true;
+    if (error) mpk_guard_close();
+    return error;
+}
+
+int mpk_guard_refresh(void) { return is_open && mpk__interpose_is_stale() ? apply() : 0; }
+
+void mpk_guard_close(void) {
+    if (!is_open) return;
+    mpk__interpose_undo();
+    free(ranges);
+    ranges = NULL;
+    n_ranges = room_for_ranges = 0;
+    is_open = false;
+}

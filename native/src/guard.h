@@ -1,0 +1,26 @@
+/* The memory guard: what others write to the program's memory. A kernel that copies a message, a peer, a network card do
+ * not raise a signal on a read-only page: their writes fail, or go through unseen. So before a call that lets them write,
+ * the buffer is *released* (its blocks are saved if they are due, and made writable); if it stays in use when the call
+ * has returned, it is *held*: its blocks are copied at each cut and never protected.
+ *
+ * guard.c owns releasing and holding, and the life of the guard; mpi_guard.c and libc_guard.c own the calls. */
+#ifndef MPK_GUARD_H
+#define MPK_GUARD_H
+
+#include "interpose.h"
+#include "session.h"
+
+/* False while no block of a region can be read-only: all that a call costs then. */
+bool mpk__guard_is_armed(void);
+void mpk__release(const void *memory, size_t bytes);
+void mpk__release_and_hold(const void *memory, size_t bytes);
+
+/* Marks the time in which a thread of the program waits in a call. begin: false if no drain would use it. */
+bool mpk__waiting_begin(void);
+void mpk__waiting_end(void);
+
+size_t mpk__mpi_hooks(mpk__hook **out);
+void mpk__mpi_resolve(void); /* after each patching: what is asked of the MPI library */
+size_t mpk__libc_hooks(mpk__hook **out);
+
+#endif

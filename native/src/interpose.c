@@ -1,0 +1,235 @@
+/* Interposition by relocation entries. A dynamically linked object calls a foreign function through a slot in its
+ * global offset table; the object's relocation entries say which slot belongs to which name. So no order of loading and
+ * no environment variable is needed, and all can be put back: each slot that was changed is remembered with its value.
+ *
+ * An object that was patched is pinned (its reference count goes up) until its slots are put back. Our own object is
+ * left alone, so that the hooks and the drain threads call the real functions. Calls inside one object that do not go
+ * through a slot, as those of the C library among its own functions, are out of reach. */
+#define _GNU_SOURCE
+#include "interpose.h"
+
+#include <dlfcn.h>
+#include <elf.h>
+#include <errno.h>
+#include <link.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "prim.h"
+
+#if defined(__x86_64__)
+#define RELOC_CALL R_X86_64_JUMP_SLOT
+#define RELOC_DATA R_X86_64_GLOB_DAT
+#define RELOC_POINTER R_X86_64_64
+#elif defined(__aarch64__)
+#define RELOC_CALL R_AARCH64_JUMP_SLOT
+#define RELOC_DATA R_AARCH64_GLOB_DAT
+#define RELOC_POINTER R_AARCH64_ABS64
+#else
+#error "mpickpt knows the relocations of x86-64 and aarch64"
+#endif
+
+typedef struct object {
+    char *path; /* empty: the main program */
+    ElfW(Addr) base;
+    const ElfW(Phdr) *headers;
+    int n_headers;
+    void *pin; /* a handle of dlopen */
+    bool patched;
+} object;
+
+typedef struct entry {
+    void **slot;
+    void *before, *after;
+    size_t object;
+} entry;
+
+static object *objects;
+static size_t n_objects;
+static entry *entries;
+static size_t n_entries, room_for_entries;
+static unsigned long long loads_seen; /* the loader's own count of objects ever loaded */
+
+static int count_loads(struct dl_phdr_info *info, size_t size, void *out) {
+    (void)size;
+    *(unsigned long long *)out = info->dlpi_adds;
+    return 1; /* one object is enough: the count is the same for all */
+}
+
+bool mpk__interpose_is_stale(void) {
+    unsigned long long loads = 0;
+    dl_iterate_phdr(count_loads, &loads);
+    return loads != loads_seen;
+}
+
+static bool is_known(const char *path, ElfW(Addr) base) {
+    for (size_t i = 0; i < n_objects; i++)
+        if (objects[i].base == base && strcmp(objects[i].path, path) == 0) return true;
+    return false;
+}
+
+static bool holds(const struct dl_phdr_info *info, uintptr_t address) {
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *p = &info->dlpi_phdr[i];
+        uintptr_t from = info->dlpi_addr + p->p_vaddr;
+        if (p->p_type == PT_LOAD && address >= from && address < from + p->p_memsz) return true;
+    }
+    return false;
+}
+
+/* Notes an object that was not seen before. The loader's lock is held: nothing else is done here. */
+static int note_object(struct dl_phdr_info *info, size_t size, void *out) {
+    (void)size;
+    if (holds(info, (uintptr_t)&note_object)) return 0; /* ourselves */
+    const char *path = info->dlpi_name ? info->dlpi_name : "";
+    if (is_known(path, info->dlpi_addr)) return 0;
+    object *grown = realloc(objects, sizeof *grown * (n_objects + 1));
+    char *copy = strdup(path);
+    if (grown) objects = grown;
+    if (!grown || !copy) {
+        free(copy);
+        *(int *)out = -ENOMEM;
+        return 1;
+    }
+    objects[n_objects++] = (object){copy, info->dlpi_addr, info->dlpi_phdr, info->dlpi_phnum, NULL, false};
+    return 0;
+}
+
+typedef struct dynamic {
+    const ElfW(Sym) *symbols;
+    const char *names;
+    const ElfW(Rela) *calls, *others;
+    size_t n_calls, n_others;
+} dynamic;
+
+static dynamic read_dynamic(const object *o) {
+    dynamic d = {0};
+    const ElfW(Dyn) *at = NULL;
+    for (int i = 0; i < o->n_headers; i++)
+        if (o->headers[i].p_type == PT_DYNAMIC) at = (const ElfW(Dyn) *)(o->base + o->headers[i].p_vaddr);
+    bool calls_are_rela = true;
+    for (; at && at->d_tag != DT_NULL; at++) {
+        /* glibc has turned these into addresses, but for those of objects that it did not relocate (the vdso). */
+        uintptr_t value = at->d_un.d_ptr, address = value < o->base ? o->base + value : value;
+        switch (at->d_tag) {
+        case DT_SYMTAB: d.symbols = (const ElfW(Sym) *)address; break;
+        case DT_STRTAB: d.names = (const char *)address; break;
+        case DT_JMPREL: d.calls = (const ElfW(Rela) *)address; break;
+        case DT_PLTRELSZ: d.n_calls = at->d_un.d_val / sizeof(ElfW(Rela)); break;
+        case DT_PLTREL: calls_are_rela = at->d_un.d_val == DT_RELA; break;
+        case DT_RELA: d.others = (const ElfW(Rela) *)address; break;
+        case DT_RELASZ: d.n_others = at->d_un.d_val / sizeof(ElfW(Rela)); break;
+        default: break;
+        }
+    }
+    if (!d.symbols || !d.names) d = (dynamic){0};
+    if (!d.calls || !calls_are_rela) d.n_calls = 0;
+    if (!d.others) d.n_others = 0;
+    return d;
+}
+
+/* The pages that the loader made read-only when it was done with them. */
+static void open_read_only(const object *o, bool open) {
+    size_t page = mpk__prim_page_size();
+    for (int i = 0; i < o->n_headers; i++) {
+        const ElfW(Phdr) *p = &o->headers[i];
+        if (p->p_type != PT_GNU_RELRO) continue;
+        uintptr_t from = (o->base + p->p_vaddr) / page * page;
+        uintptr_t to = (o->base + p->p_vaddr + p->p_memsz) / page * page; /* as the loader rounds */
+        if (to > from) mpk__prim_protect_in_handler((void *)from, to - from, open);
+    }
+}
+
+static int remember(void **slot, void *before, void *after, size_t object_index) {
+    if (n_entries == room_for_entries) {
+        size_t room = room_for_entries ? 2 * room_for_entries : 256;
+        entry *grown = realloc(entries, sizeof *grown * room);
+        if (!grown) return -ENOMEM;
+        entries = grown;
+        room_for_entries = room;
+    }
+    entries[n_entries++] = (entry){slot, before, after, object_index};
+    return 0;
+}
+
+static mpk__hook *find_hook(mpk__hook **hooks, size_t n, const char *name) {
+    size_t low = 0, high = n;
+    while (low < high) {
+        size_t mid = (low + high) / 2;
+        int order = strcmp(hooks[mid]->name, name);
+        if (order == 0) return hooks[mid];
+        if (order < 0)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return NULL;
+}
+
+static int patch(const dynamic *d, const ElfW(Rela) *relocs, size_t n, size_t index, mpk__hook **hooks, size_t n_hooks) {
+    object *o = &objects[index];
+    for (size_t i = 0; i < n; i++) {
+        unsigned long type = ELF64_R_TYPE(relocs[i].r_info);
+        if (type != RELOC_CALL && type != RELOC_DATA && type != RELOC_POINTER) continue;
+        const ElfW(Sym) *symbol = &d->symbols[ELF64_R_SYM(relocs[i].r_info)];
+        mpk__hook *hook = find_hook(hooks, n_hooks, d->names + symbol->st_name);
+        if (!hook || (type != RELOC_CALL && relocs[i].r_addend != 0)) continue;
+        void **slot = (void **)(o->base + relocs[i].r_offset);
+        void *now = __atomic_load_n(slot, __ATOMIC_ACQUIRE);
+        if (!now || now == hook->replacement) continue; /* a weak function that is not there; or done */
+        if (!o->pin) o->pin = dlopen(*o->path ? o->path : NULL, RTLD_LAZY | RTLD_NOLOAD);
+        if (!o->pin) return 0; /* on its way out */
+        void *real = dlsym(o->pin, hook->name); /* a slot may still lead to the loader, which would look it up */
+        if (!real || (hook->real && hook->real != real)) continue; /* another library's function of that name */
+        if (type == RELOC_POINTER && now != real) continue; /* data that the program has changed */
+        int error = remember(slot, now, hook->replacement, index);
+        if (error) return error;
+        hook->real = real;
+        if (!o->patched) open_read_only(o, true);
+        o->patched = true;
+        __atomic_store_n(slot, hook->replacement, __ATOMIC_RELEASE);
+    }
+    return 0;
+}
+
+int mpk__interpose_apply(mpk__hook **hooks, size_t n) {
+    size_t first_new = n_objects;
+    int error = 0;
+    dl_iterate_phdr(count_loads, &loads_seen);
+    dl_iterate_phdr(note_object, &error);
+    for (size_t i = first_new; i < n_objects && !error; i++) {
+        dynamic d = read_dynamic(&objects[i]);
+        error = patch(&d, d.calls, d.n_calls, i, hooks, n);
+        if (!error) error = patch(&d, d.others, d.n_others, i, hooks, n);
+        if (objects[i].patched) open_read_only(&objects[i], false);
+    }
+    return error;
+}
+
+void mpk__interpose_undo(void) {
+    for (size_t i = 0; i < n_objects; i++)
+        if (objects[i].patched) open_read_only(&objects[i], true);
+    for (size_t i = 0; i < n_entries; i++)
+        if (__atomic_load_n(entries[i].slot, __ATOMIC_ACQUIRE) == entries[i].after)
+            __atomic_store_n(entries[i].slot, entries[i].before, __ATOMIC_RELEASE);
+    for (size_t i = 0; i < n_objects; i++) {
+        if (objects[i].patched) open_read_only(&objects[i], false);
+        if (objects[i].pin) dlclose(objects[i].pin);
+        free(objects[i].path);
+    }
+    free(objects);
+    free(entries);
+    objects = NULL;
+    entries = NULL;
+    n_objects = n_entries = room_for_entries = 0;
+    loads_seen = 0;
+}
+
+void *mpk__interpose_find(const char *name) {
+    for (size_t i = 0; i < n_objects; i++) {
+        void *found = objects[i].patched ? dlsym(objects[i].pin, name) : NULL;
+        if (found) return found;
+    }
+    return NULL;
+}

@@ -1,0 +1,80 @@
+/* Calls of the C library that have the kernel write to the program's memory, also in the forms that the compiler puts in
+ * their place (_FORTIFY_SOURCE). fread is among them because it reads large amounts straight into the buffer, by a call
+ * inside the C library that cannot be replaced. */
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include "guard.h"
+
+#define LIBC_CALLS(X)                                                                                               \
+    X(ssize_t, read, (int fd, void *b, size_t n), (fd, b, n), release(b, n))                                        \
+    X(ssize_t, __read_chk, (int fd, void *b, size_t n, size_t m), (fd, b, n, m), release(b, n))                     \
+    X(ssize_t, pread, (int fd, void *b, size_t n, off_t o), (fd, b, n, o), release(b, n))                           \
+    X(ssize_t, pread64, (int fd, void *b, size_t n, off_t o), (fd, b, n, o), release(b, n))                         \
+    X(ssize_t, __pread_chk, (int fd, void *b, size_t n, off_t o, size_t m), (fd, b, n, o, m), release(b, n))        \
+    X(ssize_t, __pread64_chk, (int fd, void *b, size_t n, off_t o, size_t m), (fd, b, n, o, m), release(b, n))      \
+    X(ssize_t, readv, (int fd, const struct iovec *v, int n), (fd, v, n), release_all(v, n))                        \
+    X(ssize_t, preadv, (int fd, const struct iovec *v, int n, off_t o), (fd, v, n, o), release_all(v, n))           \
+    X(ssize_t, preadv64, (int fd, const struct iovec *v, int n, off_t o), (fd, v, n, o), release_all(v, n))         \
+    X(ssize_t, preadv2, (int fd, const struct iovec *v, int n, off_t o, int f), (fd, v, n, o, f),                   \
+      release_all(v, n))                                                                                            \
+    X(ssize_t, preadv64v2, (int fd, const struct iovec *v, int n, off_t o, int f), (fd, v, n, o, f),                \
+      release_all(v, n))                                                                                            \
+    X(ssize_t, recv, (int fd, void *b, size_t n, int f), (fd, b, n, f), release(b, n))                              \
+    X(ssize_t, __recv_chk, (int fd, void *b, size_t n, size_t m, int f), (fd, b, n, m, f), release(b, n))           \
+    X(ssize_t, recvfrom, (int fd, void *b, size_t n, int f, struct sockaddr *a, socklen_t *l), (fd, b, n, f, a, l), \
+      release(b, n))                                                                                                \
+    X(ssize_t, __recvfrom_chk,                                                                                      \
+      (int fd, void *b, size_t n, size_t m, int f, struct sockaddr *a, socklen_t *l), (fd, b, n, m, f, a, l),       \
+      release(b, n))                                                                                                \
+    X(ssize_t, recvmsg, (int fd, struct msghdr *h, int f), (fd, h, f), release_message(h))                          \
+    X(int, recvmmsg, (int fd, struct mmsghdr *h, unsigned n, int f, struct timespec *t), (fd, h, n, f, t),          \
+      release_messages(h, n))                                                                                       \
+    X(size_t, fread, (void *b, size_t s, size_t n, FILE *file), (b, s, n, file), release(b, s * n))                 \
+    X(size_t, __fread_chk, (void *b, size_t m, size_t s, size_t n, FILE *file), (b, m, s, n, file),                 \
+      release(b, s * n))                                                                                            \
+    X(size_t, fread_unlocked, (void *b, size_t s, size_t n, FILE *file), (b, s, n, file), release(b, s * n))        \
+    X(size_t, __fread_unlocked_chk, (void *b, size_t m, size_t s, size_t n, FILE *file), (b, m, s, n, file),        \
+      release(b, s * n))                                                                                            \
+    X(ssize_t, process_vm_readv,                                                                                    \
+      (pid_t pid, const struct iovec *v, unsigned long n, const struct iovec *r, unsigned long m, unsigned long f), \
+      (pid, v, n, r, m, f), release_all(v, (int)n))                                                                 \
+    X(ssize_t, getrandom, (void *b, size_t n, unsigned f), (b, n, f), release(b, n))
+
+#define IDENTITY(type, name, parameters, arguments, action) CALL_##name,
+enum { LIBC_CALLS(IDENTITY) N_CALLS };
+
+static mpk__hook hooks[N_CALLS];
+
+static void release(const void *memory, size_t bytes) { mpk__release(memory, bytes); }
+
+static void release_all(const struct iovec *parts, int n) {
+    for (int i = 0; i < n; i++) mpk__release(parts[i].iov_base, parts[i].iov_len);
+}
+
+static void release_message(const struct msghdr *message) {
+    release_all(message->msg_iov, (int)message->msg_iovlen);
+    if (message->msg_control) mpk__release(message->msg_control, message->msg_controllen);
+}
+
+static void release_messages(const struct mmsghdr *messages, unsigned n) {
+    for (unsigned i = 0; i < n; i++) release_message(&messages[i].msg_hdr);
+}
+
+#define HOOK(type, name, parameters, arguments, action) \
+    static type guarded_##name parameters {             \
+        if (mpk__guard_is_armed()) action;              \
+        return ((type(*) parameters)hooks[CALL_##name].real)arguments; \
+    }
+LIBC_CALLS(HOOK)
+
+#define TABLE(type, name, parameters, arguments, action) {#name, (void *)guarded_##name, NULL},
+static mpk__hook hooks[N_CALLS] = {LIBC_CALLS(TABLE)};
+
+size_t mpk__libc_hooks(mpk__hook **out) {
+    *out = hooks;
+    return N_CALLS;
+}
