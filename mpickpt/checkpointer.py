@@ -353,6 +353,7 @@ class Checkpointer:
         stats.stall_seconds += progress.stall_seconds
         stats.blocks_copied += progress.blocks_copied
         stats.bytes_written += progress.bytes_written
+        stats.bytes_waiting += progress.bytes_waiting
 
     def close(self) -> None:
         """Let go of everything; collective, after `finish`."""

@@ -38,9 +38,8 @@ def open_guard(*, lend_cores: bool = True) -> None:
         ) from error
 
 
-def refresh_guard() -> None:
-    """Guard libraries that were loaded since, too; a fraction of a microsecond when there are none."""
-    _native.guard_refresh()
+#: Guard libraries that were loaded since, too. Called at each safe point, and therefore not even wrapped.
+refresh_guard = _native.guard_refresh
 
 
 def close_guard() -> None:

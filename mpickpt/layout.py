@@ -60,6 +60,7 @@ RECORD_FIELDS: tuple[tuple[str, str, int], ...] = (
     ("blocks_copied", "<u8", 120),
     ("stall_ns", "<u8", 128),
     ("errno", "<i4", 136),
+    ("bytes_waiting", "<u8", 144),
     ("crc", "<u4", 4092),
 )
 #: One rank's record. The CRC-32C in the last four bytes covers all bytes before it, reserved ones too.

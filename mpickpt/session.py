@@ -13,6 +13,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -23,6 +24,7 @@ from mpickpt import restore
 from mpickpt.checkpointer import Checkpointer
 from mpickpt.coordinator import Coordinator
 from mpickpt.errors import LayoutError, UsageError
+from mpickpt.guard import close_guard, held, open_guard, refresh_guard
 from mpickpt.layout import ArraySpec
 from mpickpt.options import Options
 from mpickpt.parts import Part
@@ -49,8 +51,8 @@ class Session:
     half done. Between safe points any thread may write to them at any time. A child process made by fork may use the
     arrays, but its session does nothing.
 
-    Saved memory is write-protected for a while after each cut. The program's own writes are not disturbed by that, but
-    the kernel and a network card cannot write there: receive messages and read files into other arrays, and copy.
+    Saved memory is write-protected for a while after each cut. The program does not notice: its own writes, messages
+    that it receives and files that it reads go where they should. For writers that nobody announces see `writable`.
 
     Attributes
     ----------
@@ -66,12 +68,13 @@ class Session:
         self._pid = os.getpid()
         self._closed = False
         self._checkpointer = Checkpointer(coordinator, options)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._checkpointer.leave, tell_others=False)
+            open_guard()
+            undo.callback(close_guard)
             start = restore.begin(coordinator, self._checkpointer.store, self._checkpointer.snapshotter, options)
             self._checkpointer.begin(start)
-        except BaseException:
-            self._checkpointer.leave(tell_others=False)
-            raise
+            undo.pop_all()
         self.restored: Restored | None = start.restored
         self._source = start.source
         self._claimed: set[str] = set()
@@ -258,6 +261,7 @@ class Session:
     def _walk(self, steps: builtins.range) -> Iterator[int]:
         for step in steps:
             self._step = step
+            refresh_guard()
             if step >= self._next:
                 self._act(step)
             yield step
@@ -265,6 +269,7 @@ class Session:
     def step(self) -> int:
         """Make a safe point here, for programs without a ``for`` loop; gives the number of the step that begins."""
         step = self._step = self._step + 1
+        refresh_guard()
         if step >= self._next:
             self._act(step)
         return step
@@ -307,6 +312,26 @@ class Session:
                 stacklevel=4,
             )
 
+    def writable(self, array: NDArray[Any]) -> AbstractContextManager[None]:
+        """Keep an array writable for others inside a ``with`` block, over cuts too; it is copied at them instead.
+
+        Needed only for writers that the memory guard cannot see, of which ``docs/limits.md`` has a list: for example
+        a library that makes system calls by itself, or another process that writes by ``process_vm_writev``.
+
+        Parameters
+        ----------
+        array : ndarray
+            A contiguous array or part of one.
+
+        Raises
+        ------
+        LayoutError
+            If it is not contiguous.
+        """
+        if not array.flags.forc:
+            raise LayoutError("Only contiguous memory can be kept writable; give the whole array.")
+        return held(array)
+
     # -- the rest ------------------------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
@@ -327,14 +352,20 @@ class Session:
             self._leave()
             raise
         self._end()
-        self._checkpointer.close()
+        try:
+            self._checkpointer.close()
+        finally:
+            close_guard()
 
     def _leave(self) -> None:
         """End the session on this rank alone: save what is being saved, wait for nobody."""
         if self._closed or os.getpid() != self._pid:
             return
         self._end()
-        self._checkpointer.leave(tell_others=self._started)
+        try:
+            self._checkpointer.leave(tell_others=self._started)
+        finally:
+            close_guard()
 
     def _end(self) -> None:
         self._closed = True

@@ -47,8 +47,8 @@ class Progress:
         Why it failed; 0 otherwise.
     blocks, blocks_saved, blocks_copied : int
         Blocks of all regions; those saved; those that the program copied because it wrote to them first.
-    bytes_written : int
-        Bytes handed to the storage.
+    bytes_written, bytes_waiting : int
+        Bytes handed to the storage, and those of them that were drained while the program waited in a call.
     blocked_seconds, drain_seconds, stall_seconds : float
         How long the program stood still at the cut, how long the drain took (or has taken), and for how long writes
         of the program waited for room in the pool, summed over its threads.
@@ -63,6 +63,7 @@ class Progress:
     blocks_saved: int
     blocks_copied: int
     bytes_written: int
+    bytes_waiting: int
     blocked_seconds: float
     drain_seconds: float
     stall_seconds: float
@@ -262,6 +263,7 @@ class Snapshotter:
             blocks_saved=now["blocks_saved"],
             blocks_copied=now["blocks_copied"],
             bytes_written=now["bytes_written"],
+            bytes_waiting=now["bytes_waiting"],
             blocked_seconds=now["blocked_ns"] / 1e9,
             drain_seconds=now["drain_ns"] / 1e9,
             stall_seconds=now["stall_ns"] / 1e9,

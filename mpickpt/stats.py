@@ -48,8 +48,8 @@ class Stats:
         Time that writes to arrays waited for room in the pool, summed over threads.
     blocks_copied : int
         Blocks that the program changed before they were saved.
-    bytes_written : int
-        Bytes handed to the storage.
+    bytes_written, bytes_waiting : int
+        Bytes handed to the storage, and those of them that were drained while the program waited in calls of MPI.
     """
 
     cuts: int = 0
@@ -62,3 +62,4 @@ class Stats:
     stall_seconds: float = 0.0
     blocks_copied: int = 0
     bytes_written: int = 0
+    bytes_waiting: int = 0

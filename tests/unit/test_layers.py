@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "mpickpt"
 ROWS = (
     ("__init__", "__main__", "cli"),
     ("api", "session", "checkpointer", "restore", "sources", "reader", "image"),
-    ("snapshot", "store", "coordinator", "progress"),
+    ("snapshot", "guard", "store", "coordinator", "progress"),
     ("policy", "options", "layout", "parts", "stats", "errors"),
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
@@ -24,6 +24,7 @@ SIBLINGS = {0, 1, 3}  # not the middle row: what owns a foreign dependency knows
 # The one foreign dependency that a module may have; the standard library and numpy are free for all.
 FOREIGN = {
     "snapshot": "mpickpt._native",
+    "guard": "mpickpt._native",
     "store": "h5py",
     "coordinator": "mpi4py",
     "progress": "rich",
