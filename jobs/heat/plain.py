@@ -26,18 +26,18 @@ def parse() -> argparse.Namespace:
 
 
 def warm_up(u: Field, first_row: int) -> None:
-    """Fill a block of rows with a pattern that depends on the place alone."""
+    """Fill a block of rows with a pattern that depends on the place alone, and its halo with the plate's edges."""
     row = np.arange(first_row, first_row + u.shape[0])[:, None]
     u[:] = row * np.arange(u.shape[1]) % 101
+    u[0] = u[-1] = EDGE
 
 
-def exchange(comm: MPI.Intracomm, u: Field, above: Field, below: Field) -> None:
-    """Bring the neighbours' edge rows into the halo rows ``u[0]`` and ``u[-1]``."""
+def exchange(comm: MPI.Intracomm, u: Field) -> None:
+    """Receive the neighbours' outer rows straight into the halo rows ``u[0]`` and ``u[-1]``."""
     up = comm.rank - 1 if comm.rank > 0 else MPI.PROC_NULL
     down = comm.rank + 1 if comm.rank < comm.size - 1 else MPI.PROC_NULL
-    comm.Sendrecv(u[1], dest=up, recvbuf=below, source=down)
-    comm.Sendrecv(u[-2], dest=down, recvbuf=above, source=up)
-    u[0], u[-1] = above, below
+    comm.Sendrecv(u[1], dest=up, recvbuf=u[-1], source=down)
+    comm.Sendrecv(u[-2], dest=down, recvbuf=u[0], source=up)
 
 
 def relax(u: Field) -> None:
@@ -59,12 +59,11 @@ def main() -> None:
     comm = MPI.COMM_WORLD
     low = args.rows * comm.rank // comm.size
     high = args.rows * (comm.rank + 1) // comm.size
-    above, below = np.full((2, args.cols), EDGE)
 
     u = np.empty((high - low + 2, args.cols))
     warm_up(u, low - 1)
     for _ in range(args.steps):
-        exchange(comm, u, above, below)
+        exchange(comm, u)
         relax(u)
 
     if args.out:

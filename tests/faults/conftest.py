@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 from kill_jobs import Job  # noqa: E402  (found by the line above under every import mode of pytest)
 from mpijob import mpi_job  # noqa: E402

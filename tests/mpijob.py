@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -72,9 +72,13 @@ class MpiJob:
         What follows the Python interpreter on each rank's command line.
     log
         File that takes stdout and stderr of all ranks.
+    settings
+        Environment variables beside the inherited ones.
     """
 
-    def __init__(self, ranks: int, command: Sequence[str | Path], log: Path) -> None:
+    def __init__(
+        self, ranks: int, command: Sequence[str | Path], log: Path, settings: Mapping[str, str] | None = None
+    ) -> None:
         self.ranks = ranks
         self.log = log
         self.token = uuid4().hex
@@ -86,7 +90,7 @@ class MpiJob:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**SURROUNDINGS, **inherited, TOKEN: self.token},
+                env={**SURROUNDINGS, **inherited, **(settings or {}), TOKEN: self.token},
                 cwd=log.parent,
             )
 
@@ -158,9 +162,11 @@ class MpiJob:
 
 
 @contextmanager
-def mpi_job(ranks: int, command: Sequence[str | Path], log: Path) -> Iterator[MpiJob]:
+def mpi_job(
+    ranks: int, command: Sequence[str | Path], log: Path, settings: Mapping[str, str] | None = None
+) -> Iterator[MpiJob]:
     """Run a job for the length of a with block; whatever happens, none of its processes stays."""
-    job = MpiJob(ranks, command, log)
+    job = MpiJob(ranks, command, log, settings)
     try:
         yield job
     except BaseException:

@@ -1,0 +1,6 @@
+"""The guard's tests start MPI programs as the crash tests do."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
