@@ -1,5 +1,6 @@
 /* The drain: threads that save what is due while the program computes. The idle threads do the work in time that
- * nobody wants; the urgent threads, of normal priority, take over when the pool is over half full or somebody is in
+ * nobody wants; the urgent threads, of normal priority, take over when the pool is over half full, when the program
+ * itself waits, or when somebody is in
  * a hurry. All claim runs of adjacent blocks by the same swaps, so that none waits for another: a thread that
  * is starved of the processor holds up the blocks it has in hand, and the program not even on those.
  *

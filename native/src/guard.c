@@ -147,7 +147,11 @@ bool mpk__waiting_begin(void) {
     return true;
 }
 
-void mpk__waiting_end(void) { atomic_fetch_sub(&waiting, 1); }
+void mpk__waiting_end(void) {
+    if (atomic_fetch_sub(&waiting, 1) != 1) return;
+    mpk_session *s = mpk__watched_session();
+    if (s) mpk__drain_ring_in_handler(s); /* the idle threads are wanted again, and may be asleep */
+}
 
 bool mpk__program_waits(void) { return atomic_load(&waiting) != 0; }
 
