@@ -40,7 +40,7 @@ PYTEST := $(BIN)/pytest --timeout=$(TEST_LIMIT) --timeout-method=thread
 # --kill-after: a pytest that does not end on SIGTERM has ranks of its own to take down first.
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
-.PHONY: help install demo test test-native test-sanitized test-unit test-mpi test-faults lint bench clean
+.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults lint bench clean
 
 help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
@@ -72,7 +72,7 @@ install: $(VENV)/stamp-install
 demo: install
 	$(BIN)/python jobs/demo.py
 
-test: test-native test-unit test-mpi test-faults
+test: test-native test-unit test-guard test-mpi test-faults
 
 # $(call ctest,FOLDER,CMAKE OPTIONS): the C library and its tests, without Python.
 define ctest
@@ -90,6 +90,9 @@ test-sanitized: $(VENV)/stamp-dev
 # From tests/: in the root, the folder mpickpt/ would shadow the installed package.
 test-unit: install
 	cd tests && $(LIMIT) $(PYTEST) unit
+
+test-guard: install
+	cd tests && $(LIMIT) $(PYTEST) guard
 
 test-mpi: install
 	cd tests && $(LIMIT) $(PYTEST) --with-mpi mpi

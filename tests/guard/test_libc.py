@@ -102,7 +102,8 @@ def test_call_into_protected_memory(
     calls = ctypes.CDLL(str(library))
     refresh_guard()
     into = armed.region[AT : AT + size]
-    assert getattr(calls, f"call_{name}")(bytes(messages), into.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(size)) == 0
+    pointer = into.ctypes.data_as(ctypes.c_void_p)
+    assert getattr(calls, f"call_{name}")(bytes(messages), pointer, ctypes.c_size_t(size)) == 0
     if name != "getrandom":
         assert into.tobytes() == messages.read_bytes()[:size]
     elif size > 100:

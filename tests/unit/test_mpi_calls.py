@@ -26,7 +26,7 @@ NAMES = {
     "buffer": {"buf", "buffer", "recvbuf", "result_addr", "origin_addr", "base"},
     "count": {"count", "recvcount", "recvcounts", "result_count", "origin_count"},
     "displs": {"displs", "rdispls"},
-    "type": {"datatype", "recvtype", "recvtypes", "result_datatype", "origin_datatype"},
+    "type": {"datatype", "type", "recvtype", "recvtypes", "result_datatype", "origin_datatype"},
     "comm": {"comm"},
     "root": {"root"},
     "partitions": {"partitions"},
