@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -85,6 +86,7 @@ def _measure(options: argparse.Namespace, ranks: int, mib: int, pages: str) -> d
 def main() -> None:
     """Measure everything that was asked for."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: terminated"))  # ends the ranks and removes the files, too
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     begun = datetime.now(UTC)
     path = options.json or HERE / "results" / f"{begun:%Y-%m-%d-%H%M%S}.json"
