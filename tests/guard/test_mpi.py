@@ -1,7 +1,7 @@
 """Every MPI call that writes to memory, into protected memory, over each transport.
 
-The cases are in mpi_cases.py, the program that runs them is receive.py. Both wheels have all of the calls; a library that
-lacks one fails here by name, so that a case cannot vanish unnoticed.
+The cases are in mpi_cases.py, the program that runs them is receive.py. Both wheels have all of the calls; a library
+that lacks one fails here by name, so that a case cannot vanish unnoticed.
 """
 
 import json
