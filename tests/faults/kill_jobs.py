@@ -100,4 +100,4 @@ HEAT = Job(
     heat_holds,
 )
 CG = Job("cg", ("--grid", str(CG_GRID), "--tolerance", "1e-14", "--steps", "2000"), 20, cg_holds)
-NBODY = Job("nbody", ("--bodies", "101", "--steps", "300"), 8, nbody_holds)
+NBODY = Job("nbody", ("--bodies", "101", "--steps", "900"), 8, nbody_holds)
