@@ -1,8 +1,8 @@
 /* The drain: threads that save what is due while the program computes. The idle threads do the work in time that
  * nobody wants; the urgent threads, of normal priority, take over when the pool is over half full, when the program
- * itself waits, or when somebody is in
- * a hurry. All claim runs of adjacent blocks by the same swaps, so that none waits for another: a thread that
- * is starved of the processor holds up the blocks it has in hand, and the program not even on those.
+ * itself waits in a call, or when somebody is in a hurry. All claim runs of adjacent blocks by the same swaps, so that
+ * none waits for another: a thread that is starved of the processor holds up the blocks it has in hand, and the program
+ * not even on those.
  *
  * An idle thread beside a busy program gets the processor about once a second, and waits that long after each of its
  * calls to the storage. So it takes no more blocks once the urgent ones are at work, and the few calls that open a slot

@@ -36,7 +36,6 @@ void mpk__prim_say_in_handler(const char *text);
 
 /* The lowest class of the processor and of the disk, for the calling thread. */
 void mpk__prim_become_idle(void);
-void mpk__prim_block_signals(void); /* for the calling thread: the program's handlers never run on it */
 void mpk__prim_name_thread(const char *name);
 
 /* Opening: -1 in *direct_fd when the file system has no O_DIRECT. */

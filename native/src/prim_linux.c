@@ -92,12 +92,6 @@ void mpk__prim_become_idle(void) {
     syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_IDLE_CLASS);
 }
 
-void mpk__prim_block_signals(void) {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, NULL);
-}
-
 void mpk__prim_name_thread(const char *name) { pthread_setname_np(pthread_self(), name); }
 
 int mpk__prim_open_slot(const char *path, bool want_direct, bool writing, int *direct_fd, int *buffered_fd) {

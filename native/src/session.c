@@ -95,8 +95,7 @@ mpk__place mpk__block_place(const mpk_session *s, uint32_t b) {
 }
 
 void mpk__checksum_in_handler(const mpk_session *s, const mpk__place *place, const uint8_t *image, uint32_t crc[2]) {
-    size_t before = s->block_bytes - place->region->head;
-    if (before > place->bytes) before = place->bytes;
+    size_t before = mpk__bytes_before_border(s, place);
     crc[0] = mpk_crc32c(0, image, before);
     crc[1] = mpk_crc32c(0, image + before, place->bytes - before);
 }

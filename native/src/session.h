@@ -138,6 +138,10 @@ typedef struct mpk__place {
 mpk__place mpk__block_place(const mpk_session *s, uint32_t b);
 /* CRC-32C of a block's image. In the file a region's blocks begin `head` bytes earlier than in memory, so that an image
  * lies in two of the file's blocks, and has a checksum for its part in each. */
+static inline size_t mpk__bytes_before_border(const mpk_session *s, const mpk__place *place) {
+    size_t before = s->block_bytes - place->region->head;
+    return before < place->bytes ? before : place->bytes;
+}
 void mpk__checksum_in_handler(const mpk_session *s, const mpk__place *place, const uint8_t *image, uint32_t crc[2]);
 /* The block that owns address, or -1. */
 int64_t mpk__block_at_in_handler(const mpk_session *s, uintptr_t address);

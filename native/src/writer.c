@@ -123,8 +123,7 @@ static int put_checksums(mpk_session *s, const mpk__region *r) {
     for (uint32_t i = 0; i < r->n_blocks; i++) {
         size_t b = r->first_block + i;
         mpk__place place = mpk__block_place(s, (uint32_t)b);
-        size_t before = s->block_bytes - r->head;
-        if (before > place.bytes) before = place.bytes;
+        size_t before = mpk__bytes_before_border(s, &place);
         table_add(&t, s->crc[b][0], before);
         table_add(&t, s->crc[b][1], place.bytes - before);
     }
