@@ -1,4 +1,4 @@
-"""What the ranks say to each other; the only module that imports mpi4py.
+"""Meetings and commits: what the ranks agree on together.
 
 All talk goes over two private duplicates of the program's communicator, so that no message of the program is ever
 taken for one of ours: *meetings*, which all ranks attend at the same step (fixing the layout, creating a slot, the

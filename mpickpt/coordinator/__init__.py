@@ -1,0 +1,29 @@
+"""What the ranks say to each other; the only package that imports mpi4py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mpickpt.coordinator.ranks import (
+    Commit,
+    Coordinator,
+    abort,
+    everywhere,
+    import_mpi,
+    wait_limit,
+    world_rank_and_size,
+)
+
+if TYPE_CHECKING:
+    from mpickpt.coordinator.ranks import Communicator
+
+__all__ = [
+    "Commit",
+    "Communicator",
+    "Coordinator",
+    "abort",
+    "everywhere",
+    "import_mpi",
+    "wait_limit",
+    "world_rank_and_size",
+]
