@@ -11,7 +11,7 @@
 
 #include "session.h"
 
-static _Atomic(mpk_session *) watched;
+_Atomic(mpk_session *) mpk__watched;
 static struct sigaction previous;
 static bool installed;
 static _Atomic bool forked; /* in a child of fork(), which has no drain threads */
@@ -54,7 +54,7 @@ static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
     mpk__place place = mpk__block_place(s, b);
     /* The checksum first: it brings the block into the cache, so that both together take hardly longer than the copy alone. */
     if (!s->crc_is_known[b]) mpk__checksum_in_handler(s, &place, place.memory, s->pool.crc[slot]);
-    memcpy(mpk__pool_slot(&s->pool, slot), place.memory, place.bytes);
+    mpk__pool_put_in_handler(&s->pool, slot, place.memory, place.bytes);
     mpk__chaos();
     /* While the word is ARMED or FLYING of this cut nobody has opened the page, so the copy is the image: also when
      * a drain thread took the block up, or let go of it, in the meantime. */
@@ -106,13 +106,11 @@ void mpk__copy_held_block(mpk_session *s, uint32_t b) {
     uint32_t slot;
     while ((slot = mpk__pool_take_in_handler(&s->pool)) == MPK__NO_SLOT) wait_for_room_in_handler(s, b, word);
     mpk__place place = mpk__block_place(s, b);
-    memcpy(mpk__pool_slot(&s->pool, slot), place.memory, place.bytes);
+    mpk__pool_put_in_handler(&s->pool, slot, place.memory, place.bytes);
     mpk__checksum_in_handler(s, &place, mpk__pool_slot(&s->pool, slot), s->pool.crc[slot]); /* memory may be changing */
     atomic_store(&s->blocks[b], mpk__word(mpk__cut_of(word), slot, MPK__COPIED));
     if (mpk__pool_is_pressed(&s->pool)) mpk__drain_ring_in_handler(s);
 }
-
-mpk_session *mpk__watched_session(void) { return atomic_load_explicit(&watched, memory_order_acquire); }
 
 static void pass_on_in_handler(int signal, siginfo_t *info, void *context) {
     bool raised = info->si_code <= 0; /* by raise() or kill(): no instruction would fault again */
@@ -135,7 +133,7 @@ static void pass_on_in_handler(int signal, siginfo_t *info, void *context) {
 
 static void on_fault(int signal, siginfo_t *info, void *context) {
     int saved_errno = errno;
-    mpk_session *s = atomic_load(&watched);
+    mpk_session *s = atomic_load(&mpk__watched);
     int64_t b = -1;
     if (s && info->si_code > 0) b = mpk__block_at_in_handler(s, (uintptr_t)info->si_addr);
     if (b >= 0)
@@ -153,7 +151,7 @@ bool mpk__is_forked_child(void) { return atomic_load(&forked); }
 int mpk__fault_watch(mpk_session *s) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     mpk_session *none = NULL;
-    if (!atomic_compare_exchange_strong(&watched, &none, s)) return -EBUSY;
+    if (!atomic_compare_exchange_strong(&mpk__watched, &none, s)) return -EBUSY;
     pthread_once(&once, register_fork);
     return 0;
 }
@@ -176,5 +174,5 @@ void mpk__fault_unwatch(void) {
         now.sa_sigaction == on_fault)
         sigaction(SIGSEGV, &previous, NULL);
     installed = false;
-    atomic_store(&watched, NULL);
+    atomic_store(&mpk__watched, NULL);
 }

@@ -25,11 +25,6 @@ static bool is_open, lends;
 static mpk__hook **sorted;
 static size_t n_hooks;
 
-bool mpk__guard_is_armed(void) {
-    mpk_session *s = mpk__watched_session();
-    return s && atomic_load_explicit(&s->n_closed, memory_order_relaxed) != 0;
-}
-
 /* -- blocks ----------------------------------------------------------------------------------------------------------- */
 
 typedef void block_action(mpk_session *s, uint32_t b);
@@ -141,9 +136,8 @@ void mpk__guard_mark_held(mpk_session *s) {
 /* -- waiting ---------------------------------------------------------------------------------------------------------- */
 
 bool mpk__waiting_begin(void) {
-    mpk_session *s = mpk__watched_session();
-    if (!lends || !s || atomic_load_explicit(&s->drain_state, memory_order_relaxed) != MPK_DRAIN_ACTIVE) return false;
-    if (atomic_fetch_add(&waiting, 1) == 0) mpk__drain_ring_in_handler(s);
+    if (!lends || !mpk__drain_is_active()) return false;
+    if (atomic_fetch_add(&waiting, 1) == 0) mpk__drain_ring_in_handler(mpk__watched_session());
     return true;
 }
 

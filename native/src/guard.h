@@ -10,8 +10,15 @@
 #include "interpose.h"
 #include "session.h"
 
-/* False while no block of a region can be read-only: all that a call costs then. */
-bool mpk__guard_is_armed(void);
+/* False while no block of a region can be read-only. Inline, like all that an unarmed call costs. */
+static inline bool mpk__guard_is_armed(void) {
+    mpk_session *s = mpk__watched_session();
+    return s && atomic_load_explicit(&s->n_closed, memory_order_relaxed) != 0;
+}
+static inline bool mpk__drain_is_active(void) {
+    mpk_session *s = mpk__watched_session();
+    return s && atomic_load_explicit(&s->drain_state, memory_order_relaxed) == MPK_DRAIN_ACTIVE;
+}
 void mpk__release(const void *memory, size_t bytes);
 void mpk__release_and_hold(const void *memory, size_t bytes);
 

@@ -219,8 +219,9 @@ static void reach_target(const target *t, const word *args) {
 #define TARGETS(name, n, waits, ...) __VA_ARGS__, __VA_ARGS__,
 static target targets[N_CALLS] = {MPK__MPI_CALLS(TARGET, TARGETS)};
 
-static inline bool concerns_us(const target *t) {
-    return t->shape != S_NOTHING && ((t->flags & LATER) || mpk__guard_is_armed());
+/* `t` is the call's entry of the table: known when this is compiled, so that little is left of it. */
+static inline bool concerns_us(const target t) {
+    return t.shape != S_NOTHING && ((t.flags & LATER) || mpk__guard_is_armed());
 }
 
 #define P4 word a0, word a1, word a2, word a3
@@ -252,7 +253,10 @@ static inline bool concerns_us(const target *t) {
 
 #define HOOK(name, n, waits, ...)                                                        \
     static word guarded_##name(P##n) {                                                   \
-        if (concerns_us(&targets[CALL_##name])) {                                        \
+        bool concerns = concerns_us((target)__VA_ARGS__);                                \
+        if (!concerns && !((waits) && mpk__drain_is_active()))                           \
+            return ((word(*)(P##n))hooks[CALL_##name].real)(A##n);                       \
+        if (concerns) {                                                                  \
             const word args[] = {A##n};                                                  \
             reach_target(&targets[CALL_##name], args);                                   \
         }                                                                                \
@@ -261,7 +265,7 @@ static inline bool concerns_us(const target *t) {
         if (lends_core) mpk__waiting_end();                                              \
         return result;                                                                   \
     }
-#define HOOKS(name, n, waits, ...) HOOK(name, n, waits) HOOK(name##_c, n, waits)
+#define HOOKS(name, n, waits, ...) HOOK(name, n, waits, __VA_ARGS__) HOOK(name##_c, n, waits, __VA_ARGS__)
 MPK__MPI_CALLS(HOOK, HOOKS)
 
 #define TABLE(name, n, waits, ...) {#name, (void *)guarded_##name, NULL},

@@ -3,6 +3,10 @@
  * drain threads, which are to make room, get no time while anybody spins. */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "session.h"
 
@@ -65,4 +69,22 @@ void mpk__pool_wait_in_handler(mpk__pool *pool, uint32_t given) {
 void mpk__pool_notify(mpk__pool *pool) {
     atomic_fetch_add(&pool->given, 1);
     if (atomic_load(&pool->waiters)) mpk__prim_wake_in_handler(&pool->given);
+}
+
+/* Nobody reads the copy before the storage does, so it is written past the caches: memory is not first read for it, and
+ * the program's own data stay in them. */
+void mpk__pool_put_in_handler(mpk__pool *pool, uint32_t slot, const uint8_t *image, size_t bytes) {
+    uint8_t *to = mpk__pool_slot(pool, slot);
+#if defined(__SSE2__)
+    for (; bytes >= 64; bytes -= 64, image += 64, to += 64) {
+        const __m128i *from = (const __m128i *)(const void *)image;
+        __m128i a = _mm_load_si128(from), b = _mm_load_si128(from + 1), c = _mm_load_si128(from + 2), d = _mm_load_si128(from + 3);
+        _mm_stream_si128((__m128i *)(void *)to, a);
+        _mm_stream_si128((__m128i *)(void *)to + 1, b);
+        _mm_stream_si128((__m128i *)(void *)to + 2, c);
+        _mm_stream_si128((__m128i *)(void *)to + 3, d);
+    }
+    _mm_sfence(); /* before the swap that tells of the copy: these stores keep no order with others */
+#endif
+    memcpy(to, image, bytes);
 }

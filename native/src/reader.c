@@ -1,58 +1,85 @@
 /* Reading a region back: O_DIRECT straight into the program's memory, each block compared with its checksum while
- * the processor still has it in its caches. Any thread may call it; no session is needed. */
+ * the processor still has it in its caches. Two threads take chunks in turn, so that one computes checksums while the
+ * other waits for the storage. Any thread may call it; no session is needed. */
 #include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "session.h"
 
 #define CHUNK_BYTES ((size_t)4 << 20)
 
-typedef struct source {
+typedef struct reading {
     int direct_fd, buffered_fd;
-    uint8_t *bounce; /* for memory or offsets that O_DIRECT cannot use, and for the ragged end */
-} source;
+    uint8_t *memory;
+    size_t bytes, block_bytes, chunk;
+    uint64_t offset;
+    const uint32_t *checksums;
+    bool *is_damaged; /* per block */
+    _Atomic size_t next; /* the first byte that no thread has taken up */
+    _Atomic int error;
+} reading;
 
-/* Bytes read, fewer at the end of the file, or -errno. */
-static int64_t read_chunk(const source *from, uint8_t *memory, size_t bytes, uint64_t offset) {
-    if (from->direct_fd < 0 || offset % MPK__IO_ALIGN) return mpk__prim_read(from->buffered_fd, memory, bytes, offset);
+/* Bytes read, fewer at the end of the file, or -errno. `bounce` is for memory that O_DIRECT cannot use. */
+static int64_t read_chunk(const reading *r, uint8_t *bounce, uint8_t *memory, size_t bytes, uint64_t offset) {
+    if (r->direct_fd < 0 || offset % MPK__IO_ALIGN) return mpk__prim_read(r->buffered_fd, memory, bytes, offset);
     bool straight = (uintptr_t)memory % MPK__IO_ALIGN == 0;
     size_t whole = bytes / MPK__IO_ALIGN * MPK__IO_ALIGN;
-    uint8_t *to = straight ? memory : from->bounce;
-    int64_t have = whole ? mpk__prim_read(from->direct_fd, to, whole, offset) : 0;
-    if (have == -EINVAL) return mpk__prim_read(from->buffered_fd, memory, bytes, offset);
-    if (have > 0 && !straight) memcpy(memory, from->bounce, (size_t)have);
+    uint8_t *to = straight ? memory : bounce;
+    int64_t have = whole ? mpk__prim_read(r->direct_fd, to, whole, offset) : 0;
+    if (have == -EINVAL) return mpk__prim_read(r->buffered_fd, memory, bytes, offset);
+    if (have > 0 && !straight) memcpy(memory, bounce, (size_t)have);
     if (have < (int64_t)whole || whole == bytes) return have;
-    int64_t rest = mpk__prim_read(from->buffered_fd, memory + whole, bytes - whole, offset + whole);
+    int64_t rest = mpk__prim_read(r->buffered_fd, memory + whole, bytes - whole, offset + whole);
     return rest < 0 ? rest : have + rest;
+}
+
+static int64_t read_and_check(reading *r, uint8_t *bounce, size_t at) {
+    size_t wanted = r->bytes - at < r->chunk ? r->bytes - at : r->chunk;
+    uint8_t *to = r->memory + at;
+    int64_t have = read_chunk(r, bounce, to, wanted, r->offset + at);
+    for (size_t in = 0; in < wanted && have >= 0; in += r->block_bytes) {
+        size_t b = (at + in) / r->block_bytes;
+        size_t length = wanted - in < r->block_bytes ? wanted - in : r->block_bytes;
+        r->is_damaged[b] = in + length > (size_t)have || mpk_crc32c(0, to + in, length) != r->checksums[b];
+    }
+    return have;
+}
+
+static void *read_chunks(void *argument) {
+    reading *r = argument;
+    uint8_t *bounce = mpk__prim_map(r->chunk, false, false);
+    int64_t have = bounce ? 0 : -ENOMEM;
+    size_t at;
+    while (have >= 0 && !atomic_load(&r->error) && (at = atomic_fetch_add(&r->next, r->chunk)) < r->bytes)
+        have = read_and_check(r, bounce, at);
+    if (have < 0) atomic_store(&r->error, (int)have);
+    mpk__prim_unmap(bounce, r->chunk);
+    return NULL;
 }
 
 int mpk_read_blocks(const char *path, uint64_t offset, void *memory, size_t bytes, size_t block_bytes,
                     const uint32_t *checksums, int direct, size_t *damaged, size_t *n_damaged) {
-    source from;
     *n_damaged = 0;
     if (block_bytes == 0 || block_bytes % MPK__IO_ALIGN) return -EINVAL;
-    size_t chunk = block_bytes > CHUNK_BYTES ? block_bytes : CHUNK_BYTES / block_bytes * block_bytes;
-    int error = mpk__prim_open_slot(path, direct, false, &from.direct_fd, &from.buffered_fd);
-    if (error) return error;
-    from.bounce = mpk__prim_map(chunk, false, false);
-    if (!from.bounce) error = -ENOMEM;
-    for (size_t at = 0; at < bytes && !error; at += chunk) {
-        size_t wanted = bytes - at < chunk ? bytes - at : chunk;
-        uint8_t *to = (uint8_t *)memory + at;
-        int64_t have = read_chunk(&from, to, wanted, offset + at);
-        if (have < 0) {
-            error = (int)have;
-            break;
-        }
-        for (size_t in = 0; in < wanted; in += block_bytes) {
-            size_t b = (at + in) / block_bytes;
-            size_t length = wanted - in < block_bytes ? wanted - in : block_bytes;
-            if (in + length > (size_t)have || mpk_crc32c(0, to + in, length) != checksums[b])
-                damaged[(*n_damaged)++] = b;
-        }
+    size_t n_blocks = (bytes + block_bytes - 1) / block_bytes;
+    reading r = {.memory = memory, .bytes = bytes, .block_bytes = block_bytes, .offset = offset, .checksums = checksums};
+    r.chunk = block_bytes > CHUNK_BYTES ? block_bytes : CHUNK_BYTES / block_bytes * block_bytes;
+    r.is_damaged = calloc(n_blocks ? n_blocks : 1, sizeof *r.is_damaged);
+    if (!r.is_damaged) return -ENOMEM;
+    int error = mpk__prim_open_slot(path, direct, false, &r.direct_fd, &r.buffered_fd);
+    if (!error) {
+        pthread_t other;
+        bool two = bytes > r.chunk && pthread_create(&other, NULL, read_chunks, &r) == 0;
+        read_chunks(&r);
+        if (two) pthread_join(other, NULL);
+        mpk__prim_close(r.direct_fd);
+        mpk__prim_close(r.buffered_fd);
+        error = atomic_load(&r.error);
     }
-    mpk__prim_unmap(from.bounce, chunk);
-    mpk__prim_close(from.direct_fd);
-    mpk__prim_close(from.buffered_fd);
+    for (size_t b = 0; b < n_blocks && !error; b++)
+        if (r.is_damaged[b]) damaged[(*n_damaged)++] = b;
+    free(r.is_damaged);
     return error;
 }

@@ -153,6 +153,8 @@ int mpk__pool_create(mpk__pool *pool, size_t slot_bytes, size_t n_slots);
 void mpk__pool_destroy(mpk__pool *pool);
 uint32_t mpk__pool_take_in_handler(mpk__pool *pool); /* MPK__NO_SLOT when it is full */
 void mpk__pool_give_in_handler(mpk__pool *pool, uint32_t slot);
+/* Copies an image, which begins on a page, into a slot. */
+void mpk__pool_put_in_handler(mpk__pool *pool, uint32_t slot, const uint8_t *image, size_t bytes);
 /* Sleeps until a slot was given back after `given` was read, or a block was saved; at most a short while. */
 void mpk__pool_wait_in_handler(mpk__pool *pool, uint32_t given);
 void mpk__pool_notify(mpk__pool *pool); /* a block was saved: whoever waited to copy it need not */
@@ -168,7 +170,10 @@ static inline bool mpk__pool_is_pressed(const mpk__pool *pool) {
 int mpk__fault_watch(mpk_session *s); /* -EBUSY when another session is watched */
 int mpk__fault_install(void);         /* the signal handler, if it is not the one in place */
 void mpk__fault_unwatch(void);        /* and the handler that was there before is back */
-mpk_session *mpk__watched_session(void);
+extern _Atomic(mpk_session *) mpk__watched;
+static inline mpk_session *mpk__watched_session(void) {
+    return atomic_load_explicit(&mpk__watched, memory_order_acquire);
+}
 /* What a write to block b does; the caller may be the handler, or somebody who announces a write. */
 void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b);
 /* Copies a block that is not protected into the pool: for blocks that are held, at the cut. Waits for room. */

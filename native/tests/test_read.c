@@ -1,7 +1,7 @@
 /* Reading back: any alignment of memory and file, flipped bits found and named, a file that ends too early. */
 #include "check.h"
 
-enum { BLOCK = 8192, MOST = 12 * BLOCK };
+enum { BLOCK = 8192, MOST = 12 * BLOCK, MANY = 2100 }; /* MANY blocks are five chunks */
 
 int main(void) {
     uint64_t seed = 7;
@@ -36,6 +36,29 @@ int main(void) {
         unlink(path);
         free(path);
     }
+    uint8_t *large = mpk_alloc((size_t)MANY * BLOCK, 0), *back = mpk_alloc((size_t)MANY * BLOCK, 0);
+    static uint32_t checksums[MANY];
+    static size_t found[MANY];
+    fill_random(large, (size_t)MANY * BLOCK, &seed);
+    for (size_t b = 0; b < MANY; b++) checksums[b] = mpk_crc32c(0, large + b * BLOCK, BLOCK);
+    for (int round = 0; round < 40; round++) {
+        size_t n, first = next_random(&seed) % MANY, second = next_random(&seed) % MANY;
+        char *path = make_slot(1);
+        int fd = open(path, O_WRONLY);
+        CHECK(pwrite(fd, large, (size_t)MANY * BLOCK, 0) == (ssize_t)MANY * BLOCK);
+        CHECK(pwrite(fd, "?!", 2, (off_t)(first * BLOCK)) == 2 && pwrite(fd, "?!", 2, (off_t)(second * BLOCK)) == 2);
+        close(fd);
+        memset(back, 0, (size_t)MANY * BLOCK);
+        CHECK(mpk_read_blocks(path, 0, back, (size_t)MANY * BLOCK, BLOCK, checksums, round % 2, found, &n) == 0);
+        CHECK(n == (first == second ? 1 : 2) && found[0] == (first < second ? first : second));
+        back[first * BLOCK] = large[first * BLOCK], back[first * BLOCK + 1] = large[first * BLOCK + 1];
+        back[second * BLOCK] = large[second * BLOCK], back[second * BLOCK + 1] = large[second * BLOCK + 1];
+        CHECK(memcmp(back, large, (size_t)MANY * BLOCK) == 0);
+        unlink(path);
+        free(path);
+    }
+    mpk_free(large, (size_t)MANY * BLOCK);
+    mpk_free(back, (size_t)MANY * BLOCK);
     size_t damaged[1], n;
     CHECK(mpk_read_blocks("no-such-file", 0, room, 1, BLOCK, (uint32_t[]){0}, 1, damaged, &n) == -ENOENT);
     CHECK(mpk_read_blocks("no-such-file", 0, room, 1, 100, (uint32_t[]){0}, 1, damaged, &n) == -EINVAL);
