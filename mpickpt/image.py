@@ -24,7 +24,7 @@ from mpickpt.errors import DamageError, LayoutError, StoreError
 from mpickpt.layout import ArraySpec, Layout, SlotOffsets, blocks_in
 from mpickpt.parts import Box
 from mpickpt.snapshot import crc32c, read_blocks
-from mpickpt.store import spill_path
+from mpickpt.store import PayloadKind, spill_path
 
 PIECE_BYTES = 32 << 20  # read at once when only some cells are wanted; the memory needed beside the array itself
 
@@ -40,11 +40,13 @@ class Damage:
     epoch, rank : int
         Whose data they are.
     array : str or None
-        Name of the array; None for the objects.
+        Name of the array; None for the objects and the channels.
     block : int or None
-        Number of the block in the array; None for the objects, and where a file ends too early.
+        Number of the block in the array; None for the objects and the channels, and where a file ends too early.
     what : str
         What is wrong.
+    payload : str or None
+        "objects" or "channels" (messages in flight); None for an array.
     """
 
     path: Path
@@ -53,12 +55,13 @@ class Damage:
     array: str | None
     block: int | None
     what: str
+    payload: PayloadKind | None = None
 
     def __str__(self) -> str:
         """Say where it is."""
-        array = f"array {self.array!r}" if self.array is not None else f"objects in {self.path.name}"
+        where = f"array {self.array!r}" if self.payload is None else f"{self.payload} in {self.path.name}"
         block = f", block {self.block}" if self.block is not None else ""
-        return f"rank {self.rank}, {array}{block}: {self.what}"
+        return f"rank {self.rank}, {where}{block}: {self.what}"
 
     def error(self) -> DamageError:
         """Return the exception that tells of it."""
@@ -84,7 +87,10 @@ class RankImage:
     offsets: SlotOffsets
     objects_bytes: int
     objects_crc: int
-    spilled: bool
+    objects_spilled: bool
+    channels_bytes: int = 0
+    channels_crc: int = 0
+    channels_spilled: bool = False
 
     def index(self, name: str) -> int | None:
         """Position of the array `name` among the rank's arrays."""
@@ -138,6 +144,16 @@ class RankImage:
         payload, damage, _ = self._read_objects()
         return payload, damage
 
+    def read_channels(self) -> tuple[bytes, list[Damage]]:
+        """Return the messages in flight at the cut as stored, and what is damaged; empty if there were none."""
+        place = self.offsets.channels, self.channels_bytes, self.channels_crc, self.channels_spilled
+        payload, damage, _ = self._read_payload("channels", *place)
+        return payload, damage
+
+    def check_payloads(self) -> list[Damage]:
+        """Read objects and channels, and return what is damaged."""
+        return self.read_objects()[1] + self.read_channels()[1]
+
     def objects(self) -> dict[str, Any]:
         """Unpickle the objects; only from files of the user who runs this process.
 
@@ -167,15 +183,26 @@ class RankImage:
         return found
 
     def _read_objects(self) -> tuple[bytes, list[Damage], int]:
-        path = spill_path(self.path, self.rank) if self.spilled else self.path
+        place = self.offsets.objects, self.objects_bytes, self.objects_crc, self.objects_spilled
+        return self._read_payload("objects", *place)
+
+    def _read_payload(
+        self, kind: PayloadKind, offset: int, nbytes: int, crc: int, spilled: bool
+    ) -> tuple[bytes, list[Damage], int]:
+        """Return the bytes, what is damaged, and who owns the file."""
+        path = spill_path(self.path, self.rank, kind) if spilled else self.path
+
+        def damage(what: str) -> list[Damage]:
+            return [Damage(path, self.epoch, self.rank, None, None, what, kind)]
+
         try:
-            payload, owner = _read(path, 0 if self.spilled else self.offsets.objects, self.objects_bytes)
+            payload, owner = _read(path, 0 if spilled else offset, nbytes)
         except FileNotFoundError:
-            return b"", [Damage(path, self.epoch, self.rank, None, None, "the file is missing")], os.geteuid()
-        if len(payload) < self.objects_bytes:
-            return payload, [Damage(path, self.epoch, self.rank, None, None, "the file ends too early")], owner
-        if crc32c(payload) != self.objects_crc:
-            return payload, [Damage(path, self.epoch, self.rank, None, None, "wrong checksum")], owner
+            return b"", damage("the file is missing"), os.geteuid()
+        if len(payload) < nbytes:
+            return payload, damage("the file ends too early"), owner
+        if crc32c(payload) != crc:
+            return payload, damage("wrong checksum"), owner
         return payload, [], owner
 
     def _damage(self, index: int, block: int | None, what: str) -> Damage:
@@ -194,7 +221,10 @@ def images_of(path: Path, layout: Layout, offsets: Sequence[SlotOffsets], record
             offsets=offset,
             objects_bytes=int(record["objects_bytes"]),
             objects_crc=int(record["objects_crc"]),
-            spilled=bool(record["objects_spilled"]),
+            objects_spilled=bool(record["objects_spilled"]),
+            channels_bytes=int(record["channels_bytes"]),
+            channels_crc=int(record["channels_crc"]),
+            channels_spilled=bool(record["channels_spilled"]),
         )
         for rank, (own, offset, record) in enumerate(zip(layout.ranks, offsets, records, strict=True))
     ]

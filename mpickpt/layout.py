@@ -61,6 +61,9 @@ RECORD_FIELDS: tuple[tuple[str, str, int], ...] = (
     ("stall_ns", "<u8", 128),
     ("errno", "<i4", 136),
     ("bytes_waiting", "<u8", 144),
+    ("channels_bytes", "<u8", 152),
+    ("channels_crc", "<u4", 160),
+    ("channels_spilled", "<u4", 164),
     ("crc", "<u4", 4092),
 )
 #: One rank's record. The CRC-32C in the last four bytes covers all bytes before it, reserved ones too.
@@ -162,10 +165,11 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class RankLayout:
-    """What one rank saves."""
+    """What one rank saves: arrays, objects, and messages in flight if there is room for any."""
 
     arrays: tuple[ArraySpec, ...]
     objects_room: int = MIN_OBJECTS_ROOM
+    channels_room: int = 0
 
     def __post_init__(self) -> None:
         """Refuse two arrays of one name."""
@@ -218,9 +222,16 @@ class Layout:
 
     @cached_property
     def digest(self) -> bytes:
-        """SHA-256 of all that a slot's structure depends on, but for the room for objects (larger ones spill)."""
+        """SHA-256 of all that a slot's structure depends on.
+
+        The room for objects and for messages in flight is left out, as what outgrows it spills; but a slot with room
+        for messages is another than one without.
+        """
         ranks = [[spec.canonical() for spec in rank.arrays] for rank in self.ranks]
-        return hashlib.sha256(json.dumps(["mpickpt layout 1", self.block_bytes, ranks]).encode()).digest()
+        structure: list[object] = ["mpickpt layout 1", self.block_bytes, ranks]
+        if any(rank.channels_room for rank in self.ranks):
+            structure.append([rank.channels_room > 0 for rank in self.ranks])
+        return hashlib.sha256(json.dumps(structure).encode()).digest()
 
 
 @dataclass(frozen=True)
@@ -232,6 +243,8 @@ class SlotOffsets:
     checksums: tuple[int, ...]
     objects: int
     objects_room: int
+    channels: int = 0
+    channels_room: int = 0
 
 
 def blocks_in(nbytes: int, block_bytes: int) -> int:

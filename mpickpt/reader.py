@@ -184,7 +184,7 @@ class Checkpoint:
         damage: list[Damage] = []
         with self._unchanged():
             for image in self._images:
-                damage += image.read_objects()[1]
+                damage += image.check_payloads()
                 for index in range(len(image.arrays)):
                     damage += _verify_array(image, index)
         return damage

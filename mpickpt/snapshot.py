@@ -54,6 +54,8 @@ class Progress:
         of the program waited for room in the pool, summed over its threads.
     direct : bool
         Whether the storage is written past the page cache.
+    channels_due : bool
+        Whether the epoch waits for `Snapshotter.add_channels`; for nothing else, once all blocks are saved.
     """
 
     epoch: int
@@ -68,6 +70,7 @@ class Progress:
     drain_seconds: float
     stall_seconds: float
     direct: bool
+    channels_due: bool
 
 
 def _as_bytes(data: NDArray[Any] | bytes | bytearray | memoryview) -> NDArray[np.uint8]:
@@ -186,7 +189,10 @@ class Snapshotter:
         self._session.seal(block_bytes, pool_bytes)
 
     def unseal(self) -> None:
-        """Wait for the drain, make all pages writable, stop the threads and forget the regions."""
+        """Wait for the drain, make all pages writable, stop the threads and forget the regions.
+
+        An epoch that still waits for its channels fails with ECANCELED.
+        """
         self._session.unseal()
 
     def cut(
@@ -201,6 +207,8 @@ class Snapshotter:
         offsets: SlotOffsets,
         objects: bytes,
         spill: Path | None,
+        channels_follow: bool = False,
+        channels_spill: Path | None = None,
     ) -> None:
         """Fix the image of all regions as it is now; it is saved in the background.
 
@@ -218,17 +226,23 @@ class Snapshotter:
             Saved beside the regions, at ``offsets.objects``, or in `spill` if they outgrew their room there.
         spill : Path or None
             The file for objects that do not fit.
+        channels_follow : bool
+            The epoch is not complete before `add_channels` has brought the messages that are in flight at the cut.
+        channels_spill : Path or None
+            The file for them if they do not fit at ``offsets.channels``; needed if they follow.
 
         Raises
         ------
         OSError
             EBUSY if the last drain has not ended; EINVAL if not sealed.
         ValueError
-            If the objects do not fit and no `spill` is given.
+            If the objects do not fit and no `spill` is given, or channels follow and no `channels_spill` is.
         """
         fits = len(objects) <= offsets.objects_room
         if not fits and spill is None:
             raise ValueError(f"{len(objects)} bytes of objects do not fit into {offsets.objects_room}")
+        if channels_follow and channels_spill is None:
+            raise ValueError("channels follow, and it is not known whether they will fit: give channels_spill")
         self._session.cut(
             path=str(path),
             epoch=epoch,
@@ -242,14 +256,46 @@ class Snapshotter:
             objects=objects,
             objects_offset=offsets.objects,
             spill_path=None if fits else str(spill),
+            channels_follow=channels_follow,
+            channels_offset=offsets.channels,
+            channels_room=offsets.channels_room,
+            channels_spill_path=None if channels_spill is None else str(channels_spill),
         )
+
+    def add_channels(self, data: bytes) -> None:
+        """Bring the messages in flight that a cut with `channels_follow` waits for, empty if there are none.
+
+        May be called from any thread at any time after the cut. Nothing happens if the epoch has failed meanwhile.
+
+        Raises
+        ------
+        OSError
+            EINVAL if none follow the last cut, or they are here already; ENOMEM if there is no memory for them, and
+            then they are still due.
+        """
+        self._session.add_channels(data)
+
+    def fail(self, errno: int) -> None:
+        """End the epoch that is being drained as failed, for the reason `errno`; what is not saved yet is dropped.
+
+        May be called from any thread. If the epoch is failing already, the first reason is the one that is told.
+
+        Raises
+        ------
+        OSError
+            EINVAL if no epoch is being drained, or if it is being committed just now; or if `errno` is not positive.
+        """
+        self._session.fail(errno)
 
     def hurry(self, on: bool) -> None:
         """While `on`, a thread of normal priority drains too."""
         self._session.hurry(on)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Sleep until no drain is under way, at most `timeout` seconds; tell whether it ended."""
+        """Sleep until no drain is under way, at most `timeout` seconds; tell whether it ended.
+
+        It does not end before the channels are here: whoever is to bring them must give a `timeout`.
+        """
         return bool(self._session.wait(-1 if timeout is None else int(timeout * 1e9)))
 
     def progress(self) -> Progress:
@@ -268,6 +314,7 @@ class Snapshotter:
             drain_seconds=now["drain_ns"] / 1e9,
             stall_seconds=now["stall_ns"] / 1e9,
             direct=now["direct"],
+            channels_due=now["channels_due"],
         )
 
     def close(self) -> None:

@@ -211,7 +211,7 @@ def read_own(image: RankImage, snapshotter: Snapshotter, direct: bool) -> tuple[
         _, index, first, nbytes = piece
         try:
             if index is None:
-                return [str(damage) for damage in image.read_objects()[1]]
+                return [str(damage) for damage in image.check_payloads()]
             start = first * image.block_bytes
             found = image.read_array(index, arrays[index][start : start + nbytes], first, direct)
             return [str(damage) for damage in found]
@@ -223,7 +223,7 @@ def read_own(image: RankImage, snapshotter: Snapshotter, direct: bool) -> tuple[
 
 
 def check_share(images: list[RankImage], rank: int, size: int, direct: bool) -> list[str]:
-    """Read and check this rank's share of an epoch: pieces of arrays, and objects, in turn.
+    """Read and check this rank's share of an epoch: pieces of arrays, and objects with channels, in turn.
 
     Returns
     -------
@@ -237,7 +237,7 @@ def check_share(images: list[RankImage], rank: int, size: int, direct: bool) -> 
             continue
         try:
             if index is None:
-                damage += map(str, image.read_objects()[1])
+                damage += map(str, image.check_payloads())
                 continue
             buffer = buffer if buffer.size >= nbytes else np.empty(nbytes, np.uint8)
             damage += map(str, image.read_array(index, buffer[:nbytes], first, direct))
@@ -247,9 +247,9 @@ def check_share(images: list[RankImage], rank: int, size: int, direct: bool) -> 
 
 
 def _pieces(images: list[RankImage]) -> Iterator[tuple[RankImage, int | None, int, int]]:
-    """Cut an epoch into pieces to check: image, array or None for the objects, first block, bytes."""
+    """Cut an epoch into pieces to check: image, array or None for objects and channels, first block, bytes."""
     for image in images:
-        yield image, None, 0, image.objects_bytes
+        yield image, None, 0, image.objects_bytes + image.channels_bytes
         step = max(1, PIECE_BYTES // image.block_bytes)
         for index, spec in enumerate(image.arrays):
             for first in range(0, blocks_in(spec.nbytes, image.block_bytes), step):

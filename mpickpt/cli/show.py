@@ -82,9 +82,11 @@ def _span(texts: Iterable[str]) -> str:
 
 def _ranks(slot: SlotInfo) -> Table:
     table = Table(title="ranks", title_justify="left")
+    in_flight = bool(slot.records["channels_bytes"].any())
     for title in (
         *("rank", "state", "epoch", "step", "blocked", "drain", "bandwidth", "written"),
         *("copied blocks", "stall", "objects"),
+        *(("in flight",) if in_flight else ()),
     ):
         table.add_column(title, justify="left" if title == "state" else "right")
     for rank, record in enumerate(slot.records[:MOST_RANKS]):
@@ -101,6 +103,7 @@ def _ranks(slot: SlotInfo) -> Table:
             str(record["blocks_copied"]),
             human_seconds(int(record["stall_ns"]) / 1e9),
             human_bytes(int(record["objects_bytes"])),
+            *((human_bytes(int(record["channels_bytes"])),) if in_flight else ()),
         )
     return table
 

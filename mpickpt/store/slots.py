@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from mpickpt.layout import PAGE_BYTES, RECORD, RECORD_MAGIC, Layout, RecordState
 from mpickpt.store.structure import Head, read_head, read_structure, write_skeleton
 
 Checksum = Callable[[Any], int]
+PayloadKind = Literal["objects", "channels"]
 _SLOT_NAME = re.compile(r"slot-(\d+)\.h5")
 _NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -85,9 +86,9 @@ def slot_path(directory: Path, index: int) -> Path:
     return directory / f"slot-{index}.h5"
 
 
-def spill_path(slot: Path, rank: int) -> Path:
-    """Return the path of the file beside `slot` that takes a rank's objects when they outgrow their room."""
-    return slot.with_name(f"{slot.stem}.objects-{rank:05d}")
+def spill_path(slot: Path, rank: int, kind: PayloadKind = "objects") -> Path:
+    """Return the path of the file beside `slot` for a rank's objects or channels that outgrew their room."""
+    return slot.with_name(f"{slot.stem}.{kind}-{rank:05d}")
 
 
 def record_is_valid(record: NDArray[np.void] | np.void, crc32c: Checksum) -> bool:
@@ -195,8 +196,9 @@ class Store:
                 raise
             finally:
                 os.close(fd)
-            for spill in self.directory.glob(f"{path.stem}.objects-*"):
-                spill.unlink()
+            for kind in get_args(PayloadKind):
+                for spill in self.directory.glob(f"{path.stem}.{kind}-*"):
+                    spill.unlink()
             _fsync_directory(self.directory)
 
     def offsets(self, index: int) -> list[SlotOffsets]:
@@ -316,7 +318,7 @@ def _bytes_needed(layout: Layout) -> int:
     """Add up what the raw data of a slot take; the structure comes on top, a few pages for each dataset."""
     sizes = [PAGE_BYTES * len(layout.ranks)]
     for rank in layout.ranks:
-        sizes.append(rank.objects_room)
+        sizes += [rank.objects_room, rank.channels_room]
         for spec in rank.arrays:
             sizes += [spec.nbytes, 4 * blocks_in(spec.nbytes, layout.block_bytes)]
     return sum(round_up(n) for n in sizes)

@@ -34,7 +34,7 @@ from mpickpt.parts import Box, Part
 
 FORMAT = "mpickpt"
 FORMAT_VERSION = 1
-OBJECTS = ".objects"  # not a possible name of an array
+OBJECTS, CHANNELS = ".objects", ".channels"  # not possible names of arrays
 
 _PART_FIELDS = (b"global_shape", b"global_start", b"local_start", b"local_stop")
 
@@ -70,19 +70,20 @@ def read_structure(path: Path) -> tuple[Layout, list[SlotOffsets]]:
             sums = h5g.open(file, f"checksums/{rank:05d}".encode())
             names: list[bytes] = []
             group.links.iterate(names.append, idx_type=h5.INDEX_CRT_ORDER)
-            names.remove(OBJECTS.encode())
+            objects, objects_room = _take_payload(group, names, OBJECTS)
+            channels, channels_room = _take_payload(group, names, CHANNELS) if CHANNELS.encode() in names else (0, 0)
             datasets = [h5d.open(group, name) for name in names]
-            objects = h5d.open(group, OBJECTS.encode())
-            room = objects.get_storage_size()
             specs = tuple(_read_spec(name.decode(), dataset) for name, dataset in zip(names, datasets, strict=True))
-            ranks.append(RankLayout(specs, room))
+            ranks.append(RankLayout(specs, objects_room, channels_room))
             offsets.append(
                 SlotOffsets(
                     record=records_at + rank * PAGE_BYTES,
                     arrays=tuple(dataset.get_offset() or 0 for dataset in datasets),
                     checksums=tuple(h5d.open(sums, name).get_offset() or 0 for name in names),
-                    objects=objects.get_offset(),
-                    objects_room=room,
+                    objects=objects,
+                    objects_room=objects_room,
+                    channels=channels,
+                    channels_room=channels_room,
                 )
             )
         layout = Layout(tuple(ranks), block_bytes)
@@ -125,6 +126,13 @@ def _head(file: h5f.FileID) -> Head:
         raise ValueError("its records do not fit its number of ranks")
     digest = bytes.fromhex(attributes["layout_digest"])
     return Head(digest, int(attributes["block_bytes"]), world_size, records.get_offset())
+
+
+def _take_payload(group: h5g.GroupID, names: list[bytes], name: str) -> tuple[int, int]:
+    """Take a dataset that is no array out of `names`, and give its offset and room."""
+    names.remove(name.encode())
+    dataset = h5d.open(group, name.encode())
+    return dataset.get_offset() or 0, dataset.get_storage_size()
 
 
 def _read_spec(name: str, dataset: h5d.DatasetID) -> ArraySpec:
@@ -257,6 +265,8 @@ def _write_rank(skeleton: _Skeleton, number: str, rank: RankLayout, block_bytes:
                 _write_numbers(dataset, field_name, numbers)
         skeleton.dataset(sums, spec.name, h5t.STD_U32LE, (blocks_in(spec.nbytes, block_bytes),))
     skeleton.dataset(group, OBJECTS, h5t.STD_U8LE, (rank.objects_room,))
+    if rank.channels_room:
+        skeleton.dataset(group, CHANNELS, h5t.STD_U8LE, (rank.channels_room,))
 
 
 def _write_global(file: h5f.FileID, name: str, layout: Layout) -> None:

@@ -58,7 +58,10 @@ typedef struct mpk_record {
     int32_t error;          /* errno of a FAILED record */
     uint32_t reserved_word;
     uint64_t bytes_waiting; /* of bytes_written, those drained while the program waited in a call */
-    uint8_t reserved[MPK_RECORD_BYTES - 152 - 4];
+    uint64_t channels_bytes;
+    uint32_t channels_crc;
+    uint32_t channels_spilled;
+    uint8_t reserved[MPK_RECORD_BYTES - 168 - 4];
     uint32_t crc; /* CRC-32C of all bytes before it */
 } mpk_record;
 
@@ -74,6 +77,10 @@ typedef struct mpk_plan {
     size_t objects_bytes;
     uint64_t objects_offset;
     const char *spill_path; /* where the payload goes instead of objects_offset, or NULL */
+    int channels_follow;    /* a second payload, known only later, is part of the epoch: see mpk_add_channels */
+    uint64_t channels_offset;
+    size_t channels_room;            /* bytes at channels_offset */
+    const char *channels_spill_path; /* where more bytes than that go; needed when channels follow */
     uint64_t epoch, step, run;
     uint32_t rank;
     uint8_t digest[32];
@@ -86,7 +93,8 @@ typedef struct mpk_progress {
     uint64_t blocks, blocks_saved, blocks_copied, bytes_written;
     uint64_t bytes_waiting; /* of bytes_written, those drained while the program waited in a call */
     uint64_t blocked_ns, drain_ns, stall_ns;
-    int direct; /* 1: the last drain wrote with O_DIRECT */
+    int direct;       /* 1: the last drain wrote with O_DIRECT */
+    int channels_due; /* 1: the commit waits for mpk_add_channels; for nothing else once all blocks are saved */
 } mpk_progress;
 
 /* Zeroed, page-aligned memory of at least `bytes`. NULL when there is none. */
@@ -94,7 +102,7 @@ MPK_API void *mpk_alloc(size_t bytes, unsigned flags);
 MPK_API void mpk_free(void *memory, size_t bytes);
 
 MPK_API int mpk_session_create(mpk_session **out, unsigned flags);
-/* Waits for the drain, then undoes everything. */
+/* As mpk_session_unseal, and frees the session. */
 MPK_API void mpk_session_destroy(mpk_session *session);
 
 /* Adds a region while the session is not sealed. -EEXIST when it overlaps another. */
@@ -104,17 +112,30 @@ MPK_API int mpk_region_add(mpk_session *session, void *memory, size_t bytes, uns
  * page; pool_bytes is rounded up to whole blocks. -EBUSY while another session of the process is sealed. */
 MPK_API int mpk_session_seal(mpk_session *session, size_t block_bytes, size_t pool_bytes);
 
-/* Waits for the drain, makes all pages writable, stops the threads, forgets the regions. */
+/* Waits for the drain, makes all pages writable, stops the threads, forgets the regions. An epoch whose channels are
+ * still due fails with ECANCELED: nobody could bring them any more. */
 MPK_API void mpk_session_unseal(mpk_session *session);
 
 /* Fixes the image of all regions as it is now and returns; threads that write to regions must stand still for the
  * call. What goes wrong later, while draining, is told by mpk_session_progress. -EBUSY while a drain is active. */
 MPK_API int mpk_cut(mpk_session *session, const mpk_plan *plan);
 
+/* Brings the payload (messages that were in flight at the cut) that a cut with channels_follow is not committed without;
+ * it is copied. Any thread, at any time after mpk_cut, before or after the last block is saved. 0 also when the epoch has
+ * failed meanwhile: then nobody needs it. -EINVAL when none is expected: none follows the cut, or it is here already.
+ * -ENOMEM: it is still expected. */
+MPK_API int mpk_add_channels(mpk_session *session, const void *data, size_t bytes);
+
+/* Ends the epoch that is being drained as FAILED with `error`, an errno, as a failed write does (the first error of an
+ * epoch is the one that is told). What is not saved yet is dropped; channels are no longer waited for. Any thread.
+ * -EINVAL when there is no such epoch, or its commit has begun. */
+MPK_API int mpk_fail_epoch(mpk_session *session, int error);
+
 /* While on, the urgent threads drain, whatever the pool looks like. Any thread may call it. */
 MPK_API void mpk_session_hurry(mpk_session *session, int on);
 
-/* Sleeps until no drain is active, at most timeout_ns (negative: no limit). 1 when it ended, 0 when time ran out. */
+/* Sleeps until no drain is active, at most timeout_ns (negative: no limit). 1 when it ended, 0 when time ran out. A drain
+ * does not end while channels are due: whoever is to bring them must not wait without limit. */
 MPK_API int mpk_session_wait(mpk_session *session, int64_t timeout_ns);
 
 /* Any thread may call it at any time. */

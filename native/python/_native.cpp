@@ -105,7 +105,8 @@ class Session {
     void cut(const std::string &path, uint64_t epoch, uint64_t step, uint32_t rank, uint64_t run, nb::bytes digest,
              const std::vector<uint64_t> &data_offsets, const std::vector<uint64_t> &checksum_offsets,
              uint64_t record_offset, nb::bytes objects, uint64_t objects_offset,
-             const std::optional<std::string> &spill_path) {
+             const std::optional<std::string> &spill_path, bool channels_follow, uint64_t channels_offset,
+             size_t channels_room, const std::optional<std::string> &channels_spill_path) {
         mpk_plan plan = {};
         if (data_offsets.size() != kept_.size() || checksum_offsets.size() != kept_.size())
             throw nb::value_error("as many offsets as regions are needed");
@@ -118,6 +119,10 @@ class Session {
         plan.objects_bytes = objects.size();
         plan.objects_offset = objects_offset;
         plan.spill_path = spill_path ? spill_path->c_str() : nullptr;
+        plan.channels_follow = channels_follow;
+        plan.channels_offset = channels_offset;
+        plan.channels_room = channels_room;
+        plan.channels_spill_path = channels_spill_path ? channels_spill_path->c_str() : nullptr;
         plan.epoch = epoch;
         plan.step = step;
         plan.run = run;
@@ -125,6 +130,8 @@ class Session {
         std::memcpy(plan.digest, digest.c_str(), sizeof plan.digest);
         check(mpk_cut(session_, &plan), path.c_str()); // holds the lock: Python threads stand still at the cut
     }
+    void add_channels(nb::bytes data) { check(mpk_add_channels(session_, data.c_str(), data.size())); }
+    void fail(int error) { check(mpk_fail_epoch(session_, error)); }
     void hurry(bool on) { mpk_session_hurry(session_, on); }
     bool wait(int64_t timeout_ns) {
         nb::gil_scoped_release release;
@@ -146,6 +153,7 @@ class Session {
         d["drain_ns"] = p.drain_ns;
         d["stall_ns"] = p.stall_ns;
         d["direct"] = p.direct != 0;
+        d["channels_due"] = p.channels_due != 0;
         return d;
     }
 
@@ -171,7 +179,8 @@ NB_MODULE(_native, m) {
     FIELD(magic), FIELD(state), FIELD(rank), FIELD(epoch), FIELD(step), FIELD(run), FIELD(digest);
     FIELD(objects_bytes), FIELD(objects_crc), FIELD(objects_spilled), FIELD(cut_time_ns), FIELD(blocked_ns);
     offsets["errno"] = offsetof(mpk_record, error); // errno is a macro in C
-    FIELD(drain_ns), FIELD(bytes_written), FIELD(blocks_copied), FIELD(stall_ns), FIELD(bytes_waiting), FIELD(crc);
+    FIELD(drain_ns), FIELD(bytes_written), FIELD(blocks_copied), FIELD(stall_ns), FIELD(bytes_waiting);
+    FIELD(channels_bytes), FIELD(channels_crc), FIELD(channels_spilled), FIELD(crc);
 #undef FIELD
     m.attr("RECORD_OFFSETS") = offsets;
     nb::class_<Session>(m, "Session")
@@ -181,7 +190,9 @@ NB_MODULE(_native, m) {
         .def("unseal", &Session::unseal)
         .def("cut", &Session::cut, nb::kw_only(), "path"_a, "epoch"_a, "step"_a, "rank"_a, "run"_a, "digest"_a,
              "data_offsets"_a, "checksum_offsets"_a, "record_offset"_a, "objects"_a, "objects_offset"_a,
-             "spill_path"_a)
+             "spill_path"_a, "channels_follow"_a, "channels_offset"_a, "channels_room"_a, "channels_spill_path"_a)
+        .def("add_channels", &Session::add_channels, "data"_a)
+        .def("fail", &Session::fail, "errno"_a)
         .def("hurry", &Session::hurry, "on"_a)
         .def("wait", &Session::wait, "timeout_ns"_a)
         .def("progress", &Session::progress);

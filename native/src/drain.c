@@ -8,7 +8,8 @@
  * calls to the storage. So it takes no more blocks once the urgent ones are at work, and the few calls that open a slot
  * and commit, which cost hardly any processor time, are always made by an urgent thread.
  *
- * A block is pending from the cut until its bytes are in the slot. When none is, the epoch is committed. */
+ * A block is pending from the cut until its bytes are in the slot, and so is all else that the commit has to wait for:
+ * the opening of the slot, and channels that follow. Whoever takes the last unit of `pending` away rings for the commit. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,7 +32,8 @@ void mpk__drain_ring_in_handler(mpk_session *s) {
 static bool is_wanted(const mpk__drain_thread *self) {
     const mpk_session *s = self->session;
     if (atomic_load(&s->drain_state) != MPK_DRAIN_ACTIVE) return false;
-    bool urgently = atomic_load(&s->hurry) || mpk__program_waits() || mpk__pool_is_pressed(&s->pool);
+    bool urgently = atomic_load(&s->hurry) || mpk__program_waits() || mpk__pool_is_pressed(&s->pool) ||
+                    atomic_load(&s->error); /* what is left is dropped: no work, but an idle thread may be late for it */
     return self->urgent == urgently;
 }
 
@@ -82,10 +84,53 @@ static void set_checksum(mpk_session *s, uint32_t b, const mpk__place *place, ui
         mpk__checksum_in_handler(s, place, place->memory, s->crc[b]);
 }
 
-static void saved(mpk_session *s, uint32_t n) {
-    if (atomic_fetch_sub(&s->pending, n) != n) return;
+static void finished(mpk_session *s, uint32_t units) {
+    if (atomic_fetch_sub(&s->pending, units) != units) return;
     atomic_store(&s->commit_due, 1);
     mpk__drain_ring_in_handler(s);
+}
+
+/* Makes the commit wait, by a unit of pending. False when it has begun: 0 never becomes more, but by a cut. */
+static bool hold_commit(mpk_session *s) {
+    uint32_t pending = atomic_load(&s->pending);
+    while (pending != 0)
+        if (atomic_compare_exchange_weak(&s->pending, &pending, pending + 1)) return true;
+    return false;
+}
+
+bool mpk__drain_fail(mpk_session *s, int error) {
+    if (!hold_commit(s)) return false;
+    mpk__chaos();
+    int none = 0;
+    atomic_compare_exchange_strong(&s->error, &none, error);
+    uint32_t due = MPK__CHANNELS_DUE;
+    bool dropped = atomic_compare_exchange_strong(&s->channels, &due, MPK__CHANNELS_DROPPED);
+    mpk__chaos();
+    finished(s, dropped ? 2 : 1);
+    mpk__drain_ring_in_handler(s); /* the urgent threads are wanted now */
+    return true;
+}
+
+int mpk_fail_epoch(mpk_session *s, int error) {
+    if (error <= 0 || mpk__is_forked_child()) return -EINVAL;
+    return mpk__drain_fail(s, error) ? 0 : -EINVAL;
+}
+
+int mpk_add_channels(mpk_session *s, const void *data, size_t bytes) {
+    if (mpk__is_forked_child()) return -EINVAL;
+    uint8_t *copy = malloc(bytes + 1); /* never of size 0, which may be NULL */
+    if (!copy) return -ENOMEM;
+    if (bytes) memcpy(copy, data, bytes);
+    uint32_t was = MPK__CHANNELS_DUE;
+    if (!atomic_compare_exchange_strong(&s->channels, &was, MPK__CHANNELS_HERE)) {
+        free(copy);
+        return was == MPK__CHANNELS_DROPPED ? 0 : -EINVAL;
+    }
+    mpk__chaos();
+    s->epoch.channels.data = copy; /* theirs who commit, which nobody does before the next line */
+    s->epoch.channels.bytes = bytes;
+    finished(s, 1);
+    return 0;
 }
 
 /* The slot is opened, and its record says WRITING, before the first block is overwritten. A thread that was late in
@@ -94,11 +139,10 @@ static void begin(mpk_session *s, bool urgent) {
     uint32_t not_yet = 0;
     if (urgent && atomic_compare_exchange_strong(&s->begun, &not_yet, 1)) {
         int error = mpk__writer_open(s);
-        int none = 0;
-        if (error) atomic_compare_exchange_strong(&s->error, &none, -error);
+        if (error) mpk__drain_fail(s, -error);
         atomic_store(&s->begun, 2);
         mpk__prim_wake_in_handler(&s->begun);
-        saved(s, 1);
+        finished(s, 1);
     }
     uint32_t now;
     while ((now = atomic_load(&s->begun)) != 2) mpk__prim_wait_in_handler(&s->begun, now, -1);
@@ -118,8 +162,7 @@ static void put(mpk_session *s, mpk__drain_thread *self, uint32_t first, uint32_
     }
     mpk__chaos();
     int error = mpk__writer_put(s, self, pieces, (int)count, start.region->data_offset + start.offset);
-    int none = 0;
-    if (error) atomic_compare_exchange_strong(&s->error, &none, -error);
+    if (error) mpk__drain_fail(s, -error);
 }
 
 static void save_run(mpk_session *s, mpk__drain_thread *self, run *r) {
@@ -139,7 +182,7 @@ static void save_run(mpk_session *s, mpk__drain_thread *self, run *r) {
         mpk__pool_give_in_handler(&s->pool, mpk__slot_of(word));
     }
     mpk__pool_notify(&s->pool);
-    saved(s, r->count);
+    finished(s, r->count);
 }
 
 static void drain(mpk__drain_thread *self) {

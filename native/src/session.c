@@ -230,16 +230,22 @@ static int arm(mpk_session *s) {
     return error;
 }
 
+static void release_payload(mpk__payload *p) {
+    free(p->data);
+    free(p->spill_path);
+    *p = (mpk__payload){0};
+}
+
 static void release_plan(mpk__epoch *e) {
+    release_payload(&e->objects);
+    release_payload(&e->channels);
     free(e->path);
-    free(e->spill_path);
-    free(e->objects);
-    e->path = e->spill_path = NULL;
-    e->objects = NULL;
+    e->path = NULL;
 }
 
 void mpk_session_unseal(mpk_session *s) {
     if (s->sealed) {
+        if (atomic_load(&s->channels) == MPK__CHANNELS_DUE) mpk__drain_fail(s, ECANCELED);
         mpk_session_hurry(s, 1);
         mpk_session_wait(s, -1);
         mpk_session_hurry(s, 0);
@@ -253,16 +259,24 @@ void mpk_session_unseal(mpk_session *s) {
     forget_regions(s);
 }
 
+static bool copy_path(char **to, const char *path) {
+    *to = path ? strdup(path) : NULL;
+    return *to || !path;
+}
+
 /* Copies what the drain threads will need: after this the caller's plan is not looked at again. */
 static int take_plan(mpk_session *s, const mpk_plan *plan) {
     mpk__epoch *e = &s->epoch;
     release_plan(e);
     e->path = strdup(plan->path);
-    e->spill_path = plan->spill_path ? strdup(plan->spill_path) : NULL;
-    e->objects = malloc(plan->objects_bytes + 1);
-    if (!e->path || !e->objects || (plan->spill_path && !e->spill_path)) return -ENOMEM;
-    if (plan->objects_bytes) memcpy(e->objects, plan->objects, plan->objects_bytes);
-    e->objects_offset = plan->objects_offset;
+    e->objects = (mpk__payload){.data = malloc(plan->objects_bytes + 1), .bytes = plan->objects_bytes};
+    if (!e->path || !e->objects.data || !copy_path(&e->objects.spill_path, plan->spill_path) ||
+        !copy_path(&e->channels.spill_path, plan->channels_follow ? plan->channels_spill_path : NULL))
+        return -ENOMEM;
+    if (plan->objects_bytes) memcpy(e->objects.data, plan->objects, plan->objects_bytes);
+    e->objects.offset = plan->objects_offset;
+    e->channels.offset = plan->channels_offset;
+    e->channels_room = plan->channels_room;
     e->record_offset = plan->record_offset;
     e->record = (mpk_record){
         .rank = plan->rank,
@@ -299,6 +313,7 @@ static void note_known_checksums(mpk_session *s) {
 
 int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     if (!s->sealed || mpk__is_forked_child()) return -EINVAL;
+    if (plan->channels_follow && !plan->channels_spill_path) return -EINVAL;
     if (atomic_load(&s->drain_state) == MPK_DRAIN_ACTIVE) return -EBUSY;
     uint64_t start = mpk__prim_now_ns();
     int error = take_plan(s, plan);
@@ -316,13 +331,14 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     atomic_store(&s->error, 0);
     atomic_store(&s->begun, 0);
     atomic_store(&s->cursor, 0);
-    atomic_store(&s->pending, s->n_blocks + 1);
+    bool follow = plan->channels_follow;
+    atomic_store(&s->channels, follow ? MPK__CHANNELS_DUE : MPK__CHANNELS_NONE);
+    atomic_store(&s->pending, s->n_blocks + (follow ? 2 : 1));
     /* A drain thread that is still awake from the last epoch may begin on the first blocks at once: all that it needs
      * is in place, and the program stands still. */
     atomic_store(&s->drain_state, MPK_DRAIN_ACTIVE);
     error = arm(s);
-    int none = 0;
-    if (error) atomic_compare_exchange_strong(&s->error, &none, -error); /* not all are armed: the epoch fails */
+    if (error) mpk__drain_fail(s, -error); /* not all are armed; too late only if all are saved as they are now */
     atomic_store(&s->blocked_ns, mpk__prim_now_ns() - start);
     mpk__drain_ring_in_handler(s);
     return 0;
@@ -348,6 +364,8 @@ void mpk_session_progress(const mpk_session *s, mpk_progress *out) {
     uint32_t state = atomic_load(&s->drain_state);
     uint32_t pending = atomic_load(&s->pending);
     bool active = state == MPK_DRAIN_ACTIVE;
+    bool due = active && atomic_load(&s->channels) == MPK__CHANNELS_DUE; /* after pending, which then counts them */
+    if (due && pending) pending--;
     *out = (mpk_progress){
         .epoch = atomic_load(&s->epoch_number),
         .state = (enum mpk_drain_state)state,
@@ -361,5 +379,6 @@ void mpk_session_progress(const mpk_session *s, mpk_progress *out) {
         .drain_ns = active ? mpk__prim_now_ns() - s->epoch.started_ns : atomic_load(&s->drain_ns),
         .stall_ns = atomic_load(&s->stall_ns),
         .direct = atomic_load(&s->use_direct),
+        .channels_due = due,
     };
 }

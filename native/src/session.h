@@ -84,12 +84,30 @@ typedef struct mpk__drain_thread {
     uint8_t *bounce; /* for file offsets that are not aligned */
 } mpk__drain_thread;
 
+/* Opaque bytes that are saved with the regions: in the slot, or in a file of their own. */
+typedef struct mpk__payload {
+    uint8_t *data;
+    size_t bytes;
+    uint64_t offset;
+    char *spill_path;
+} mpk__payload;
+
+/* The channels of an epoch become known after its cut. While they are DUE they are a unit of `pending`, which belongs to
+ * whoever changes DUE into something else. */
+enum mpk__channels {
+    MPK__CHANNELS_NONE = 0,
+    MPK__CHANNELS_DUE,
+    MPK__CHANNELS_HERE,
+    MPK__CHANNELS_DROPPED, /* the epoch failed before they came */
+};
+
 /* The cut that is being drained: the plan of the caller, and what the writer needs besides. */
 typedef struct mpk__epoch {
-    char *path, *spill_path;
-    uint8_t *objects;
-    uint64_t objects_offset, record_offset;
-    mpk_record record;
+    char *path;
+    mpk__payload objects, channels;
+    size_t channels_room;
+    uint64_t record_offset;
+    mpk_record record; /* the drain threads' until the epoch ends */
     int direct_fd, buffered_fd;
     uint64_t started_ns;
 } mpk__epoch;
@@ -119,7 +137,9 @@ struct mpk_session {
     _Atomic uint32_t stop, hurry;
     _Atomic uint32_t begun;       /* 0, 1 one thread is opening the slot, 2 open; waited on */
     _Atomic uint32_t commit_due;  /* all is saved, and an urgent thread is to commit */
-    _Atomic uint32_t pending;     /* blocks not yet saved, and one for the opening of the slot */
+    _Atomic uint32_t pending;     /* blocks not yet saved, and one each for: the slot not yet open, channels due, each
+                                   * failure that is being noted; 0: committed, or about to be */
+    _Atomic uint32_t channels;    /* enum mpk__channels */
     _Atomic uint32_t cursor;      /* where to look for the next block to drain */
     _Atomic int error;            /* errno of the first failure: what is still due is dropped */
     _Atomic int use_direct;
@@ -184,6 +204,7 @@ bool mpk__is_forked_child(void);      /* no drain threads here; nothing is waite
 int mpk__drain_start_threads(mpk_session *s);
 void mpk__drain_stop_threads(mpk_session *s);
 void mpk__drain_ring_in_handler(mpk_session *s);
+bool mpk__drain_fail(mpk_session *s, int error); /* an errno; false: too late, or no epoch is being drained */
 
 /* writer.c: called by drain threads, and only while an epoch is open. */
 int mpk__writer_open(mpk_session *s);

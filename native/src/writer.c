@@ -12,7 +12,7 @@
 /* The order of a commit, which holds whatever fails when:
  *   1. record WRITING, sync      (writer_open: from here on the slot's old epoch does not count)
  *   2. blocks                    (writer_put)
- *   3. edges, objects, checksums, sync
+ *   3. objects, channels, edges, checksums, sync
  *   4. record COMPLETE, sync     (writer_commit: from here on the rank's part of the epoch counts) */
 
 static int put_bytes(int fd, const void *data, size_t bytes, uint64_t offset) {
@@ -141,27 +141,30 @@ static int put_edges(mpk_session *s, const mpk__region *r) {
     return error;
 }
 
-static int put_objects(mpk_session *s) {
-    mpk__epoch *e = &s->epoch;
-    size_t bytes = e->record.objects_bytes;
-    atomic_fetch_add(&s->bytes_written, bytes);
-    e->record.objects_crc = mpk_crc32c(0, e->objects, bytes);
-    if (!e->spill_path) return put_bytes(e->buffered_fd, e->objects, bytes, e->objects_offset);
-    int fd = mpk__prim_create_file(e->spill_path);
+static int put_payload(mpk_session *s, const mpk__payload *p, bool spilled, uint32_t *crc) {
+    atomic_fetch_add(&s->bytes_written, p->bytes);
+    *crc = mpk_crc32c(0, p->data, p->bytes);
+    if (!spilled) return put_bytes(s->epoch.buffered_fd, p->data, p->bytes, p->offset);
+    int fd = mpk__prim_create_file(p->spill_path);
     if (fd < 0) return fd;
-    int error = put_bytes(fd, e->objects, bytes, 0);
+    int error = put_bytes(fd, p->data, p->bytes, 0);
     if (!error) error = mpk__prim_sync(fd);
     mpk__prim_close(fd);
     return error;
 }
 
 static int put_the_rest(mpk_session *s) {
-    int error = put_objects(s);
+    mpk__epoch *e = &s->epoch;
+    mpk_record *record = &e->record;
+    record->channels_bytes = e->channels.bytes;
+    record->channels_spilled = e->channels.bytes > e->channels_room;
+    int error = put_payload(s, &e->objects, record->objects_spilled, &record->objects_crc);
+    if (!error) error = put_payload(s, &e->channels, record->channels_spilled, &record->channels_crc);
     for (uint32_t i = 0; i < s->n_regions && !error; i++) {
         error = put_edges(s, &s->regions[i]);
         if (!error) error = put_checksums(s, &s->regions[i]);
     }
-    return error ? error : mpk__prim_sync(s->epoch.buffered_fd);
+    return error ? error : mpk__prim_sync(e->buffered_fd);
 }
 
 void mpk__writer_commit(mpk_session *s) {

@@ -37,8 +37,9 @@ def write_epoch(
     epoch: int = 1,
     step: int = 10,
     objects: Sequence[Mapping[str, Any]] = (),
+    channels: Sequence[bytes] = (),
 ) -> Path:
-    """Create slot `index` if need be, and write each rank's arrays and objects and its record."""
+    """Create slot `index` if need be, and write each rank's arrays, objects and channels and its record."""
     path = slot_path(store.directory, index)
     if not path.exists():
         store.create(index, layout)
@@ -56,9 +57,16 @@ def write_epoch(
             spill_path(path, rank).write_bytes(payload)
         else:
             os.pwrite(fd, payload, place.objects)
+        in_flight = channels[rank] if channels else b""
+        in_flight_spilled = len(in_flight) > place.channels_room
+        if in_flight_spilled:
+            spill_path(path, rank, "channels").write_bytes(in_flight)
+        else:
+            os.pwrite(fd, in_flight, place.channels)
         made = record(
             state=RecordState.COMPLETE, rank=rank, epoch=epoch, step=step, run=7, digest=layout.digest,
             objects_bytes=len(payload), objects_crc=crc32c(payload), objects_spilled=spilled,
+            channels_bytes=len(in_flight), channels_crc=crc32c(in_flight), channels_spilled=in_flight_spilled,
         )  # fmt: skip
         os.pwrite(fd, made, place.record)
     os.close(fd)

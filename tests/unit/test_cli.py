@@ -9,11 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from make_epoch import write_epoch
 from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
 
 import mpickpt
 from mpickpt.cli.main import main, parser
 from mpickpt.cli.tables import human_bytes, human_seconds
+from mpickpt.layout import Layout, RankLayout
+from mpickpt.snapshot import crc32c
+from mpickpt.store import Store
 
 MPI.COMM_WORLD.Dup().Free()
 
@@ -197,6 +201,18 @@ def test_show(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert rank[:4] == ["0", "complete", "2", "20"]
     assert main(["show", str(directory / "slot-0.h5")]) == 0
     assert "slot-0.h5: epoch 1, step 10" in capsys.readouterr().out
+
+
+def test_show_tells_of_messages_in_flight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layout = Layout(tuple(RankLayout((), channels_room=4096) for _ in range(2)))
+    store = Store(tmp_path, crc32c)
+    write_epoch(store, 0, layout, [{}, {}])
+    write_epoch(store, 1, layout, [{}, {}], epoch=2, channels=[b"", bytes(1536)])
+    for slot, told in ((0, None), (1, ["0 B", "1.5 KiB"])):
+        assert main(["show", str(tmp_path / f"slot-{slot}.h5")]) == 0
+        text = capsys.readouterr().out
+        assert ("flight" in text) == (told is not None)
+        assert told is None or [row[-1] for row in cells(text)] == told
 
 
 def test_help_is_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:

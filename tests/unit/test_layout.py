@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import pickle
 from itertools import pairwise
 from pathlib import Path
@@ -221,8 +223,14 @@ def test_text_that_is_no_dtype(text: str) -> None:
         assert isinstance(dtype_from_text(text), np.dtype)
 
 
-def digest(*arrays: ArraySpec, ranks: int = 1, room: int = MIN_OBJECTS_ROOM, block_bytes: int = BLOCK_BYTES) -> bytes:
-    return Layout((RankLayout(arrays, room),) * ranks, block_bytes).digest
+def digest(
+    *arrays: ArraySpec,
+    ranks: int = 1,
+    room: int = MIN_OBJECTS_ROOM,
+    channels_room: int = 0,
+    block_bytes: int = BLOCK_BYTES,
+) -> bytes:
+    return Layout((RankLayout(arrays, room, channels_room),) * ranks, block_bytes).digest
 
 
 def test_digest_changes_with_all_that_matters() -> None:
@@ -241,6 +249,9 @@ def test_digest_changes_with_all_that_matters() -> None:
         digest(ArraySpec("u", (4, 8), F8, part)),
         digest(u, ArraySpec("v", (4, 5), F8)),
         digest(ArraySpec("v", (4, 5), F8), u),
+        digest(u, channels_room=PAGE_BYTES),
+        digest(u, ranks=2, channels_room=PAGE_BYTES),
+        Layout((RankLayout((u,)), RankLayout((u,), channels_room=PAGE_BYTES))).digest,
     ]
     assert len(set(digests)) == len(digests)
     assert {len(d) for d in digests} == {32}
@@ -250,6 +261,12 @@ def test_digest_ignores_how_a_part_is_written_and_the_room() -> None:
     u = ArraySpec("u", (6,), F8, Part((4,), (0,), np.s_[1:-1]))
     same = ArraySpec("u", (6,), np.dtype("float64"), Part((4,), (0,), np.s_[1:5]))
     assert digest(u) == digest(same) == digest(u, room=2 * MIN_OBJECTS_ROOM)
+    assert digest(u, channels_room=PAGE_BYTES) == digest(u, channels_room=5 * PAGE_BYTES)
+
+
+def test_digest_of_a_layout_without_messages_is_what_it_was_before_there_were_any() -> None:
+    old = json.dumps(["mpickpt layout 1", BLOCK_BYTES, [[["u", [4, 5], "'<f8'", "C", None]]]])
+    assert digest(ArraySpec("u", (4, 5), F8)) == hashlib.sha256(old.encode()).digest()
 
 
 def test_ranks_must_agree_on_a_global_array() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from mpickpt.image import gather, images_of
 from mpickpt.layout import PAGE_BYTES, ArraySpec, Layout, Order, RankLayout, RecordState
 from mpickpt.parts import Part
 from mpickpt.reader import Checkpoint
-from mpickpt.snapshot import crc32c
+from mpickpt.snapshot import Snapshotter, crc32c
+from mpickpt.sources import check_share, read_own
 from mpickpt.store import Store, read_slot, read_structure, slot_path, spill_path
 
 COLS = 40_000  # one row of float64 is more than a block of 256 KiB
@@ -166,6 +168,53 @@ def test_spilled_objects_and_their_damage(store: Store) -> None:
     spill.unlink()
     with pytest.raises(DamageError, match="rank 1, objects in slot-0.objects-00001: the file is missing"):
         ck.objects(1)
+
+
+def in_flight(store: Store) -> Path:
+    """Write an epoch whose ranks have messages in flight: none, some that fit into their room, and some that do not."""
+    u = ArraySpec("u", (500,), np.dtype("f8"))
+    layout = Layout(tuple(RankLayout((u,), channels_room=PAGE_BYTES) for _ in range(3)))
+    return write_epoch(store, 0, layout, [{"u": np.arange(500.0)}] * 3, channels=MESSAGES)
+
+
+MESSAGES = [b"", b"for rank 1" * 1000, b"for rank 2" * 100]
+
+
+def test_messages_in_flight_read_as_they_were_written(store: Store) -> None:
+    path = in_flight(store)
+    assert spill_path(path, 1, "channels").name == "slot-0.channels-00001"
+    ck = Checkpoint(store.directory)
+    assert [image.read_channels() for image in ck._images] == [(message, []) for message in MESSAGES]
+    assert ck.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("spilled", "spoil", "what"),
+    [
+        (False, lambda path, at: flip(path, at + 999), "wrong checksum"),
+        (False, lambda path, at: os.truncate(path, at + 999), "the file ends too early"),
+        (True, lambda path, _: flip(path, 7), "wrong checksum"),
+        (True, lambda path, _: os.truncate(path, 9999), "the file ends too early"),
+        (True, lambda path, _: path.unlink(), "the file is missing"),
+    ],
+)
+def test_damaged_messages_are_found_wherever_an_epoch_is_checked(
+    store: Store, spilled: bool, spoil: Callable[[Path, int], object], what: str
+) -> None:
+    path = in_flight(store)
+    ck = Checkpoint(store.directory)
+    image = ck._images[1 if spilled else 2]
+    where = spill_path(path, 1, "channels") if spilled else path
+    spoil(where, image.offsets.channels)
+    assert image.read_objects()[1] == []
+    (damage,) = image.read_channels()[1]
+    assert (damage.array, damage.block, damage.payload) == (None, None, "channels")
+    assert str(damage) == f"rank {image.rank}, channels in {where.name}: {what}"
+    _, told = read_own(image, Snapshotter(), direct=True)
+    assert told == [str(damage)]
+    assert [line for part in range(2) for line in check_share(ck._images, part, 2, True)] == [str(damage)]
+    if spilled or "checksum" in what:  # otherwise it is no slot any more
+        assert ck.verify() == [damage]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")

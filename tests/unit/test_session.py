@@ -154,6 +154,23 @@ def test_other_damage_falls_back(tmp_path: Path, what: str, capfd: pytest.Captur
     assert "passed over slot-1.h5" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_damaged_messages_in_flight_fall_back(tmp_path: Path, damaged: bool) -> None:
+    run(tmp_path, stop=25)
+    slot, message = tmp_path / "slot-1.h5", b"a message"
+    at = Store(tmp_path, crc32c).offsets(1)[0].record
+    record = np.fromfile(slot, RECORD, 1, offset=at)
+    record["channels_bytes"], record["channels_crc"], record["channels_spilled"] = len(message), crc32c(message), 1
+    record["crc"] = crc32c(record.tobytes()[:-4])
+    with slot.open("r+b") as file:
+        file.seek(at)
+        file.write(record.tobytes())
+    spill_path(slot, 0, "channels").write_bytes(message)
+    if damaged:
+        flip(spill_path(slot, 0, "channels"), 4)
+    assert run(tmp_path, stop=22)["first"] == (10 if damaged else 20)
+
+
 def test_all_damaged_is_an_error_and_changes_nothing(tmp_path: Path) -> None:
     run(tmp_path, stop=25)
     for index in (0, 1):

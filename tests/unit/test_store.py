@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import h5py
 import numpy as np
@@ -18,7 +18,7 @@ from make_epoch import record, rows, spans, write_epoch
 from mpickpt.errors import InUseError, StoreError
 from mpickpt.layout import PAGE_BYTES, ArraySpec, Layout, RankLayout, RecordState, blocks_in
 from mpickpt.snapshot import crc32c
-from mpickpt.store import SlotInfo, Store, read_slot, read_structure, slot_path, spill_path
+from mpickpt.store import PayloadKind, SlotInfo, Store, read_slot, read_structure, slot_path, spill_path
 
 
 @pytest.fixture
@@ -31,11 +31,13 @@ def test_replacing_a_slot_leaves_no_debris_and_no_old_spill(store: Store) -> Non
         store, 0, rows(2), [{s.name: np.zeros(s.shape, s.dtype) for s in r.arrays} for r in rows(2).ranks]
     )
     spill_path(path, 1).write_bytes(b"old")
+    spill_path(path, 0, "channels").write_bytes(b"old")
     path.with_name("slot-0.h5.new").write_bytes(b"left by a crash")
-    other = spill_path(slot_path(store.directory, 10), 1)
-    other.write_bytes(b"of another slot")
+    others = [spill_path(slot_path(store.directory, 10), 1, kind) for kind in get_args(PayloadKind)]
+    for other in others:
+        other.write_bytes(b"of another slot")
     store.create(0, rows(3))
-    assert sorted(path.name for path in store.directory.iterdir()) == ["slot-0.h5", other.name]
+    assert {path.name for path in store.directory.iterdir()} == {"slot-0.h5", *(other.name for other in others)}
     assert store.slots()[0].world_size == 3
 
 
@@ -198,7 +200,7 @@ def test_no_flipped_byte_of_the_structure_ends_in_a_traceback(store: Store) -> N
 
 
 def test_other_names_are_not_slots(store: Store) -> None:
-    for name in ("slot-x.h5", "slot-1.h5.new", "slot-0.objects-00001", "lock", "other.h5"):
+    for name in ("slot-x.h5", "slot-1.h5.new", "slot-0.objects-00001", "slot-0.channels-00001", "lock", "other.h5"):
         (store.directory / name).write_bytes(b"")
     assert store.slots() == []
 
@@ -236,9 +238,12 @@ def test_a_file_in_the_way_of_the_directory(tmp_path: Path) -> None:
             act()
 
 
-def test_more_bytes_than_the_disk_has(store: Store) -> None:
-    huge = Layout.of([RankLayout((ArraySpec("u", (2**52,), np.dtype("f8")),))])
-    assert blocks_in(huge.ranks[0].arrays[0].nbytes, huge.block_bytes) <= 16_384
+@pytest.mark.parametrize(
+    "rank", [RankLayout((ArraySpec("u", (2**52,), np.dtype("f8")),)), RankLayout((), channels_room=2**55)]
+)
+def test_more_bytes_than_the_disk_has(store: Store, rank: RankLayout) -> None:
+    huge = Layout.of([rank])
+    assert all(blocks_in(spec.nbytes, huge.block_bytes) <= 16_384 for spec in rank.arrays)
     with pytest.raises(
         StoreError, match=r"slot-0.h5 of \d+ bytes.* No space left .*\d+ bytes are needed, \d+ are free.*Make room"
     ) as caught:

@@ -31,6 +31,12 @@ def odd_layout() -> Layout:
     return Layout((RankLayout((*odd, big)), RankLayout((), objects_room_for(100_000)), RankLayout((big, *odd[::-1]))))
 
 
+def tracked_layout() -> Layout:
+    """Room for messages in flight, of another size on each rank, and none on one."""
+    u = ArraySpec("u", (3, 7), np.dtype("f8"))
+    return Layout(tuple(RankLayout((u,) * (r % 2), channels_room=r * 5000) for r in range(4)))
+
+
 def assert_same(read: NDArray[Any], made: NDArray[Any]) -> None:
     """Compare field by field: what lies between the fields is nobody's."""
     assert read.dtype == made.dtype
@@ -45,7 +51,7 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path, crc32c)
 
 
-@pytest.mark.parametrize("layout", [rows(1), rows(6), rows(6, cols=1000, order="F"), odd_layout()])
+@pytest.mark.parametrize("layout", [rows(1), rows(6), rows(6, cols=1000, order="F"), odd_layout(), tracked_layout()])
 def test_every_dataset_starts_on_a_page_of_its_own(store: Store, layout: Layout) -> None:
     store.create(0, layout)
     path = slot_path(store.directory, 0)
@@ -77,17 +83,18 @@ def test_hdf5_keeps_nothing_of_its_own_in_the_pages_of_raw_data(store: Store) ->
         assert np.all(file["records"]["epoch"] == 2**64 - 1)
 
 
-@pytest.mark.parametrize("layout", [rows(1), rows(7), rows(4, order="F"), odd_layout()])
+@pytest.mark.parametrize("layout", [rows(1), rows(7), rows(4, order="F"), odd_layout(), tracked_layout()])
 def test_layout_and_offsets_come_back(store: Store, layout: Layout) -> None:
     store.create(3, layout)
     back = store.layout(3)
     assert back.digest == layout.digest
     assert back.block_bytes == layout.block_bytes
     for made, read in zip(layout.ranks, back.ranks, strict=True):
-        assert read.objects_room == made.objects_room
+        assert (read.objects_room, read.channels_room) == (made.objects_room, made.channels_room)
         assert [s.canonical() for s in read.arrays] == [s.canonical() for s in made.arrays]
     for rank, place in zip(layout.ranks, store.offsets(3), strict=True):
-        assert place.objects_room == rank.objects_room
+        assert (place.objects_room, place.channels_room) == (rank.objects_room, rank.channels_room)
+        assert bool(place.channels) == bool(rank.channels_room)
         for spec, at, sums in zip(rank.arrays, place.arrays, place.checksums, strict=True):
             assert bool(at) == bool(sums) == bool(spec.nbytes)
     assert [p.record for p in store.offsets(3)] == [
@@ -149,6 +156,19 @@ def test_global_arrays_of_one_cell_or_none(
     with h5py.File(path) as file:
         np.testing.assert_array_equal(file["global/u"][()], np.full(shape, 41))
     assert store.layout(0).digest == layout.digest
+
+
+def test_messages_in_flight_are_a_dataset_beside_the_arrays(store: Store) -> None:
+    path = write_epoch(
+        store, 0, tracked_layout(), [{"u": np.ones((3, 7))}] * 4, channels=[b"", b"to rank 1", b"x" * 10_000, b""]
+    )
+    with h5py.File(path) as file:
+        assert list(file["ranks/00000"]) == [".objects"]
+        assert sorted(file["ranks/00001"]) == [".channels", ".objects", "u"]
+        assert file["ranks/00001/.channels"][:9].tobytes() == b"to rank 1"
+        assert file["ranks/00002/.channels"][()].tobytes() == b"x" * 10_000
+        assert file["records"]["channels_bytes"].tolist() == [0, 9, 10_000, 0]
+        assert list(file["checksums/00001"]) == ["u"]
 
 
 @pytest.mark.skipif(not shutil.which("h5dump"), reason="h5dump is not installed")
