@@ -25,12 +25,14 @@ def open(
     restart: int | Literal["auto", "never"] | None = None,
     pool: int | str | None = None,
     direct: bool | None = None,
+    mtbf: str | float | None = None,
+    signals: bool | None = None,
 ) -> Session:
     """Open a checkpoint directory: restore from it if it holds something, and save to it from now on.
 
     Collective over `comm`. Rank 0's arguments count; the command line of ``mpickpt run`` and the variables
-    ``MPICKPT_DIR``, ``MPICKPT_EVERY``, ``MPICKPT_INTERVAL``, ``MPICKPT_KEEP``, ``MPICKPT_RESTART``, ``MPICKPT_POOL``
-    and ``MPICKPT_DIRECT`` win over them, in this order.
+    ``MPICKPT_DIR``, ``MPICKPT_EVERY``, ``MPICKPT_INTERVAL``, ``MPICKPT_KEEP``, ``MPICKPT_RESTART``, ``MPICKPT_POOL``,
+    ``MPICKPT_DIRECT``, ``MPICKPT_MTBF`` and ``MPICKPT_SIGNALS`` win over them, in this order.
 
     Parameters
     ----------
@@ -41,8 +43,9 @@ def open(
     every : int, optional
         Cut at the steps `every`, 2 · `every`, …
     interval : str or float, optional
-        Cut when so much time went by: seconds, or ``"90s"``, ``"10min"``, ``"1h30min"``. Ten minutes if neither is
-        given.
+        Cut when so much time went by: seconds, or ``"90s"``, ``"10min"``, ``"1h30min"``; or ``"auto"``: what loses the
+        least, from `mtbf` and from what checkpoints cost (`mpickpt.policy.best_interval`). Ten minutes if neither
+        `every` nor `interval` is given.
     keep : int, optional
         Number of slots, at least 2, which is the default.
     restart : "auto", "never" or int, optional
@@ -53,6 +56,11 @@ def open(
         less.
     direct : bool, optional
         Write past the page cache where the file system can (the default).
+    mtbf : str or float, optional
+        Mean time between failures of the job, as `interval`; a day by default. Only ``interval="auto"`` asks for it.
+    signals : bool, optional
+        Cut when a rank gets SIGUSR1, and cut and end with exit status 75 when it gets SIGTERM (the default). Handlers
+        of the program that were there before are called too.
 
     Returns
     -------
@@ -75,7 +83,7 @@ def open(
     ...         advance(u)
     """
     code: dict[str, Any] = {"dir": directory, "every": every, "interval": interval, "keep": keep}
-    code |= {"restart": restart, "pool": pool, "direct": direct}
+    code |= {"restart": restart, "pool": pool, "direct": direct, "mtbf": mtbf, "signals": signals}
     coordinator = Coordinator(comm)
     try:
         options = coordinator.on_root(lambda: _options(code), "rank 0 to read the options")

@@ -1,39 +1,26 @@
-"""One rank's work at a cut, and on the epoch until all ranks know what became of it.
+"""One rank's work at a cut: what is saved, where in the slot, and the image itself.
 
-An epoch goes through four stations: *cut* (the image is fixed, the drain begins), *drained* (this rank's image is on
-disk, or the drain failed), *posted* (this rank has told the others, without waiting), *settled* (the answer of all
-ranks is here). The next cut waits until the last epoch is settled, because only then is it known which slot holds the
-newest epoch that is whole everywhere, and that one must not be overwritten.
+When that happens, and what becomes of the epoch, is not decided here but in `mpickpt.protocol`.
 """
 
 from __future__ import annotations
 
-import os
 import pickle
 import secrets
-import time
-import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpickpt.coordinator import Coordinator
-from mpickpt.errors import EpochError, LayoutError, MpickptError, StoreError, UsageError
+from mpickpt.errors import LayoutError, MpickptError, UsageError
 from mpickpt.layout import ArraySpec, Layout, RankLayout, SlotOffsets, objects_room_for
 from mpickpt.options import Options
-from mpickpt.policy import choose_slot, should_hurry
-from mpickpt.progress import DrainDisplay
-from mpickpt.restore import Start
-from mpickpt.snapshot import DrainState, Snapshotter, crc32c
-from mpickpt.stats import Stats
+from mpickpt.snapshot import Snapshotter, crc32c
 from mpickpt.store import Store, slot_path, spill_path
-
-GLANCE_SECONDS = 0.1  # a wait for the drain returns to Python so often, for Ctrl-C and the progress bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,19 +30,8 @@ class _Region:
     owned: bool
 
 
-@dataclass
-class _Epoch:
-    """An epoch that is not settled."""
-
-    number: int
-    step: int
-    slot: int
-    cut_at: float
-    posted: bool = False
-
-
 class Checkpointer:
-    """Cuts, drains and settles; the session says when.
+    """Knows what is saved, and cuts.
 
     Parameters
     ----------
@@ -71,23 +47,17 @@ class Checkpointer:
         self.store = Store(options.directory, crc32c)
         self.snapshotter = Snapshotter(direct=options.direct)
         self.objects: dict[str, Any] = {}
-        self._stats = Stats()
         self._regions: dict[str, _Region] = {}
         self._sealed: list[_Region] | None = None  # keeps their memory alive while it is protected
         self._digest = b""
         self._layout: Layout | None = None  # on rank 0
         self._targets: dict[int, SlotOffsets] = {}
-        self._epochs: dict[int, int | None] = {}
-        self._protected: int | None = None
-        self._last_number = 0
         self._run = 0
-        self._epoch: _Epoch | None = None
+        self.directory = options.directory
         coordinator.on_root(self.store.lock, "rank 0 to lock the checkpoint directory")
 
-    def begin(self, start: Start) -> None:
-        """Take over what the look at the slots brought; collective."""
-        self._epochs, self._protected = dict(start.epochs), start.protected
-        self._last_number = start.next_epoch - 1
+    def begin(self) -> None:
+        """Give the run its number; collective."""
         self._run = self._coordinator.broadcast(secrets.randbits(64), "rank 0 to begin the run")
 
     # -- regions -------------------------------------------------------------------------------------------------
@@ -155,7 +125,8 @@ class Checkpointer:
         return self._layout.digest, self._layout.block_bytes
 
     @property
-    def _layout_changed(self) -> bool:
+    def layout_changed(self) -> bool:
+        """Whether arrays were added or dropped since the layout was fixed: the next cut is a collective one."""
         return self._sealed is None or self._sealed != list(self._regions.values())
 
     def _pickled(self) -> bytes:
@@ -171,70 +142,48 @@ class Checkpointer:
 
     # -- a cut ---------------------------------------------------------------------------------------------------
 
-    @property
-    def busy(self) -> bool:
-        """Whether an epoch is not settled."""
-        return self._epoch is not None
+    def provide(self, index: int, step: int) -> None:
+        """Make sure that slot `index` has the present layout; collective where that is not known.
 
-    def prepare(self, step: int) -> int:
-        """Choose the slot for the next epoch and have rank 0 create it if it does not fit; collective."""
-        index = choose_slot(self._options.keep, self._epochs, self._protected)
+        Raises
+        ------
+        StoreError
+            On all ranks, if rank 0 cannot create it.
+        """
         if index not in self._targets:
             what = f"rank 0 to create slot {index} for the cut at step {step}"
             self._targets[index] = self._coordinator.scatter_from_root(lambda: self._provide(index), what)
-        return index
+
+    def provide_all(self, step: int, epochs: Mapping[int, int | None]) -> None:
+        """Make sure of all slots but those that hold an epoch of use in another layout; collective."""
+        for index in range(self._options.keep):
+            fits = partial(self._fits, index)
+            if epochs.get(index) is None or self._coordinator.on_root(fits, f"rank 0 to look at slot {index}"):
+                self.provide(index, step)
+
+    def _fits(self, index: int) -> bool:
+        """Whether slot `index` has the present layout, on rank 0."""
+        assert self._layout is not None
+        return any(slot.index == index and slot.digest == self._layout.digest for slot in self.store.slots())
 
     def _provide(self, index: int) -> list[SlotOffsets]:
         """Make sure on rank 0 that slot `index` has the present layout."""
         assert self._layout is not None
-        there = next((slot for slot in self.store.slots() if slot.index == index), None)
-        if there is None or there.digest != self._layout.digest:
+        if not self._fits(index):
             self.store.create(index, self._layout)
         return self.store.offsets(index)
 
-    def cut(self, step: int) -> None:
-        """Fix the image of this rank for a new epoch; it is drained in the background. All ranks come here.
-
-        What the storage refuses makes a warning and a failed epoch; what the program did wrong raises.
-        """
-        began = time.perf_counter()
-        self._settle_blocking(step)
-        self._stats.waited_seconds += time.perf_counter() - began
-        if self._layout_changed:
-            self.fix_layout(step)
-        number = self._last_number = self._last_number + 1
-        try:
-            index = self.prepare(step)
-        except StoreError as error:
-            self._stats.failed += 1
-            if self._coordinator.rank == 0:
-                warnings.warn(f"Epoch {number} (step {step}) failed: {error}", RuntimeWarning, stacklevel=4)
-            return
-        self._epochs[index] = None
-        self._epoch = _Epoch(number, step, index, began)
-        try:
-            self._arm(self._epoch)
-        except BaseException as error:
-            if self.snapshotter.progress().epoch != number:  # otherwise it is an interrupt just after the cut
-                self._post(complete=False)
-            if not isinstance(error, OSError):
-                raise
-            self._warn(number, step, slot_path(self._options.directory, index), error.strerror or str(error))
-        else:
-            self._stats.cuts += 1
-        self._stats.blocked_seconds += time.perf_counter() - began
-
-    def _arm(self, epoch: _Epoch) -> None:
-        """Pickle the objects and have the snapshotter fix the image."""
+    def arm(self, number: int, step: int, slot: int) -> None:
+        """Pickle the objects and have the snapshotter fix the image, which it drains from then on."""
         objects = self._pickled()
-        path = slot_path(self._options.directory, epoch.slot)
-        offsets = self._targets[epoch.slot]
+        path = slot_path(self.directory, slot)
+        offsets = self._targets[slot]
         assert self._sealed is not None
         full = [i for i, region in enumerate(self._sealed) if region.spec.nbytes]
         self.snapshotter.cut(
             path=path,
-            epoch=epoch.number,
-            step=epoch.step,
+            epoch=number,
+            step=step,
             rank=self._coordinator.rank,
             run=self._run,
             digest=self._digest,
@@ -247,129 +196,9 @@ class Checkpointer:
             spill=spill_path(path, self._coordinator.rank),
         )
 
-    # -- until it is settled -------------------------------------------------------------------------------------
-
-    def look(self, step: int, seconds_left: Callable[[], float]) -> None:
-        """Bring the epoch a station further if that is possible without waiting."""
-        epoch = self._epoch
-        if epoch is None:
-            return
-        if epoch.posted:
-            if self._coordinator.commit_arrived():
-                self._settle(step)
-        elif self.snapshotter.wait(0):
-            self._drained(epoch)
-        else:
-            progress = self.snapshotter.progress()
-            saved = progress.blocks_saved / max(1, progress.blocks)
-            if should_hurry(saved, time.perf_counter() - epoch.cut_at, seconds_left()):
-                self.snapshotter.hurry(True)
-
-    def finish(self, step: int) -> None:
-        """Wait until the last epoch is settled, and show how it gets on; collective."""
-        if self._epoch is None:
-            return
-        with DrainDisplay(self._epoch.number, self._coordinator.rank == 0) as display:
-            self._settle_blocking(step, display)
-
-    def _settle_blocking(self, step: int, display: DrainDisplay | None = None) -> None:
-        epoch = self._epoch
-        if epoch is None:
-            return
-        if not epoch.posted:
-            self._wait_for_drain(display)
-            self._drained(epoch)
-        self._settle(step)
-
-    def _wait_for_drain(self, display: DrainDisplay | None = None) -> None:
-        self.snapshotter.hurry(True)
-        while not self.snapshotter.wait(GLANCE_SECONDS):
-            if display is not None:
-                progress = self.snapshotter.progress()
-                display.update(progress.blocks_saved, progress.blocks)
-
-    def _drained(self, epoch: _Epoch) -> None:
-        """Note what became of this rank's drain, and tell the others."""
-        self.snapshotter.hurry(False)
-        progress = self.snapshotter.progress()
-        self._add_progress(self._stats)
-        self._post(complete=progress.state is DrainState.COMPLETE)
-        if progress.state is DrainState.FAILED:
-            path = slot_path(self._options.directory, epoch.slot)
-            self._warn(epoch.number, epoch.step, path, os.strerror(progress.errno))
-
-    def _post(self, *, complete: bool) -> None:
-        assert self._epoch is not None
-        self._coordinator.post_commit(complete, (self._epoch.number, self._epoch.step, self._epoch.slot))
-        self._epoch.posted = True
-
-    def _settle(self, step: int) -> None:
-        """Take the answer of all ranks; waits for it if it is not there."""
-        epoch = self._epoch
-        assert epoch is not None
-        what = f"all ranks to finish epoch {epoch.number} (cut at step {epoch.step}), being at step {step} itself"
-        commit = self._coordinator.commit(what)
-        self._epoch = None
-        if commit.whole:
-            self._epochs[epoch.slot] = epoch.number
-            self._protected = epoch.slot
-            self._stats.whole += 1
-            self._stats.last_whole = epoch.number
-        else:
-            self._stats.failed += 1
-        if commit.left is not None:
-            raise EpochError(
-                f"Rank {self._coordinator.rank}: epoch {epoch.number} failed, because rank {commit.left} left the "
-                f"session by an exception. See what that rank says."
-            )
-        if not commit.same_cut:
-            raise UsageError(
-                f"Epoch {epoch.number} failed: rank {self._coordinator.rank} was cut for it at step {epoch.step}, and "
-                f"another rank for another epoch or at another step. All ranks must take the same steps."
-            )
-
-    def _warn(self, number: int, step: int, path: Path, reason: str) -> None:
-        kept = None if self._protected is None else self._epochs.get(self._protected)
-        older = "No epoch is whole yet" if kept is None else f"Epoch {kept} stays"
-        warnings.warn(
-            f"Epoch {number} (step {step}) failed on rank {self._coordinator.rank}: {path}: {reason}. {older}, and the "
-            f"program goes on.",
-            RuntimeWarning,
-            stacklevel=5,
-        )
-
-    # -- figures and the end -------------------------------------------------------------------------------------
-
-    def current_stats(self) -> Stats:
-        """Sum up, with the drain that is under way."""
-        stats = replace(self._stats)
-        if self._epoch is not None and not self._epoch.posted:
-            self._add_progress(stats)
-        return stats
-
-    def _add_progress(self, stats: Stats) -> None:
-        progress = self.snapshotter.progress()
-        stats.drain_seconds += progress.drain_seconds
-        stats.stall_seconds += progress.stall_seconds
-        stats.blocks_copied += progress.blocks_copied
-        stats.bytes_written += progress.bytes_written
-        stats.bytes_waiting += progress.bytes_waiting
+    # -- the end -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let go of everything; collective, after `finish`."""
+        """Let go of everything on this rank; the drain has ended."""
         self.snapshotter.close()
         self.store.unlock()
-        self._coordinator.close()
-
-    def leave(self, *, tell_others: bool) -> None:
-        """Let go of everything on this rank alone: the drain is waited for, no other rank is."""
-        try:
-            if self._epoch is not None and not self._epoch.posted:
-                self._wait_for_drain()
-                self._drained(self._epoch)
-        finally:
-            self.snapshotter.close()
-            self.store.unlock()
-            if tell_others:
-                with suppress(MpickptError):
-                    self._coordinator.post_commit(False, (0, 0, 0), leaving=True)

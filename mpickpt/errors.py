@@ -111,3 +111,23 @@ class WaitTimeout(MpickptError, TimeoutError):
     """Another rank or a drain did not answer within the time allowed."""
 
     exit_code = 8
+
+
+class Stopped(SystemExit):
+    """The program was asked to stop, and its last epoch is whole: ends the interpreter with status 75.
+
+    All ranks get it at a safe point. It is no `MpickptError`: ``except Exception`` lets it pass.
+
+    Attributes
+    ----------
+    epoch : int or None
+        The newest whole epoch.
+    exit_code : int
+        75, which is EX_TEMPFAIL: the same command goes on.
+    """
+
+    exit_code: int = 75
+
+    def __init__(self, epoch: int | None) -> None:
+        super().__init__(self.exit_code)
+        self.epoch = epoch

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from mpickpt.errors import UsageError
 
 DEFAULT_INTERVAL = 600.0  # seconds between two cuts when the program does not say
+DEFAULT_MTBF = 86_400.0  # seconds between two failures of the whole job, for interval="auto"
 DEFAULT_KEEP = 2
 DEFAULT_POOL_FRACTION = 0.25
 DEFAULT_POOL_BLOCKS = 16  # the default pool is never smaller, so that a small state does not stall for nothing
@@ -65,8 +66,8 @@ class Options:
         The checkpoint directory.
     every : int or None
         Steps between two cuts; None if they are made by time.
-    interval : float or None
-        Seconds between two cuts; None if they are made by steps.
+    interval : float, "auto" or None
+        Seconds between two cuts, or the best; None if they are made by steps.
     keep : int
         Number of slots.
     restart : "auto", "never" or int
@@ -75,15 +76,21 @@ class Options:
         Room for copies on each rank.
     direct : bool
         Whether to write past the page cache where the file system allows it.
+    mtbf : float
+        Mean time between failures of the job in seconds, for the best interval.
+    signals : bool
+        Whether SIGUSR1 makes a cut, and SIGTERM a cut and the end.
     """
 
     directory: Path
     every: int | None
-    interval: float | None
+    interval: float | Literal["auto"] | None
     keep: int = DEFAULT_KEEP
     restart: Restart = "auto"
     pool: PoolSize = PoolSize()
     direct: bool = True
+    mtbf: float = DEFAULT_MTBF
+    signals: bool = True
 
 
 def parse_directory(value: object) -> Path:
@@ -104,7 +111,12 @@ def parse_count(value: object, least: int) -> int:
     return int(number)
 
 
-def parse_interval(value: object) -> float:
+def parse_interval(value: object) -> float | Literal["auto"]:
+    """Read a time span as `parse_seconds`, or ``"auto"``."""
+    return "auto" if value == "auto" else parse_seconds(value)
+
+
+def parse_seconds(value: object) -> float:
     """Read a time span: seconds as a number, or a text such as ``"10min"``, ``"90s"``, ``"1h 30min"``.
 
     Returns
@@ -182,6 +194,8 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "restart": parse_restart,
     "pool": parse_pool,
     "direct": parse_switch,
+    "mtbf": parse_seconds,
+    "signals": parse_switch,
 }
 
 

@@ -1,127 +1,77 @@
-"""When to cut, which slot to write, and when to hurry. Pure decisions: no I/O, no clock, no messages.
-
-All ranks must take the same decisions without asking each other each time. So a schedule looks at nothing but the
-number of the step and at figures that all ranks have agreed on.
-"""
+"""When to cut, which slot to write, and when to hurry. Pure decisions: no I/O, no clock, no messages."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
 
-NEVER = 2**63 - 1  # a step that no program reaches
-LONGEST_GAP = 1 / 8  # between two looks at the pace of all ranks, in intervals
-
-
-class Pace(NamedTuple):
-    """How a rank, or by their maximum all ranks together, get on."""
-
-    elapsed: float  # seconds since the last cut
-    per_step: float  # seconds that a step takes
+NEVER = 2**62  # a step that no program reaches; its negative fits a 64-bit integer too
+FIRST_INTERVAL = 60.0  # seconds to the first cut of interval="auto", before anything was measured
+DOWNTIME = 60.0  # seconds from a failure to the next start of the program, in interval="auto"
+LEAST_DRAINS = 1.1  # an interval of "auto" is no shorter than so many drains
 
 
-class Schedule(Protocol):
-    """Says at which safe points to look up, and whether to cut there.
-
-    The session calls `arrive` at the first safe point and at each whose step is at least `next_step`.
-    """
-
-    @property
-    def next_step(self) -> int:
-        """The next step at which there is something to do."""
-
-    def arrive(self, step: int, now: float, agreed: Pace | None) -> bool:
-        """Tell that the rank is at `step`; returns whether it is cut here."""
-
-    def seconds_left(self, step: int, now: float) -> float:
-        """Estimate how long it is to the next cut."""
-
-    def proposal(self) -> Pace | None:
-        """Give what this rank has to tell the others, to be agreed on by the next arrival; None for nothing."""
-
-
-class EverySteps:
-    """Cut at the steps N, 2N, 3N, …, or at the first safe point after each.
+class Clock:
+    """When to cut by the time that went by; kept by rank 0 alone.
 
     Parameters
     ----------
-    every : int
-        N.
+    interval : float or None
+        Seconds between two cuts; None to choose the best one from what checkpoints cost.
+    mtbf : float
+        Mean time between failures in seconds, for choosing it.
     """
 
-    def __init__(self, every: int) -> None:
-        self._every = every
-        self._last: tuple[int, float] | None = None
-        self.next_step = 0
+    def __init__(self, interval: float | None, mtbf: float) -> None:
+        self._fixed = interval
+        self._mtbf = mtbf
+        self._last: float | None = None
+        self.interval = FIRST_INTERVAL if interval is None else interval
 
-    def arrive(self, step: int, now: float, agreed: Pace | None) -> bool:
-        """Tell that the rank is at `step`; the first safe point is never a cut: there is nothing new to save."""
-        cut = self._last is not None and step >= self.next_step
-        self._last = step, now
-        self.next_step = (step // self._every + 1) * self._every
-        return cut
+    def start(self, now: float) -> None:
+        """Count from `now` on: a cut was made, or the program begins."""
+        self._last = now
 
-    def seconds_left(self, step: int, now: float) -> float:
-        """Estimate how long it is to the next cut, at the pace since the last one."""
-        if self._last is None or step <= self._last[0]:
-            return math.inf
-        return (self.next_step - step) * (now - self._last[1]) / (step - self._last[0])
+    def due(self, now: float) -> bool:
+        """Whether the interval has gone by; if so, the next one begins."""
+        if self._last is None or now - self._last < self.interval:
+            return False
+        self._last = now
+        return True
 
-    def proposal(self) -> Pace | None:
-        """Nothing to agree on: the number of the step says it all."""
-        return None
+    def seconds_left(self, now: float) -> float:
+        """How much of the interval is left."""
+        return math.inf if self._last is None else max(0.0, self.interval - (now - self._last))
+
+    def measured(self, drain: float, lost: float, restart: float) -> None:
+        """Take in what a checkpoint cost: seconds of the drain, lost to the program, and of a restart."""
+        if self._fixed is None:
+            self.interval = best_interval(drain, lost, self._mtbf, DOWNTIME, restart)
 
 
-class EveryInterval:
-    """Cut when so many seconds went by on the slowest rank, at a step that all ranks find without waiting.
+def best_interval(drain: float, lost: float, mtbf: float, downtime: float, restart: float) -> float:
+    """Compute the interval between two cuts that loses the least time.
 
-    The ranks meet at *points*, p0 < p1 < …: at p(i) each posts a non-blocking maximum of its `Pace`, and takes the
-    result of the one posted at p(i-1), which had a whole gap of time to arrive. From that all compute the same: the
-    time that will have passed at p(i), whether to cut there, and p(i+1), half of the estimated steps to the next cut
-    further on: the points close in on it. A gap is at most twice the one before it, as the pace at the start is
-    unknown, and at most an eighth of the interval, so that a program whose steps become slower is noticed.
+    For a checkpoint that is written while the program goes on, what one costs is not how long it takes (C) but what
+    it takes from the program (S). A failure loses on average half an interval and the drain that was not finished. To
+    first order that is least at sqrt(2 S (mu - D - R - C + S)), which is Young's and Daly's formula for S = C, and is
+    derived for checkpoints that overlap the work in G. Aupy, A. Benoit, T. Herault, Y. Robert, J. Dongarra: Optimal
+    Checkpointing Period: Time vs. Energy (PMBS 2013). It must not be shorter than a drain, with a margin of 10 %.
 
     Parameters
     ----------
-    interval : float
+    drain, lost : float
+        C and S: seconds from the cut until the image is on disk, and by which a checkpoint makes the program longer.
+    mtbf, downtime, restart : float
+        mu, D and R: seconds between two failures, from a failure to the next start, and of reading a checkpoint.
+
+    Returns
+    -------
+    float
         Seconds.
     """
-
-    def __init__(self, interval: float) -> None:
-        self._interval = interval
-        self._step = 0
-        self._gap = 1
-        self._arrived = math.nan
-        self._last_cut = math.nan
-        self._own = Pace(0.0, 0.0)
-        self.next_step = 0
-
-    def arrive(self, step: int, now: float, agreed: Pace | None) -> bool:
-        """Tell that the rank is at point `step` at `now` seconds, with the pace `agreed` on since the last point."""
-        if agreed is None:
-            self._last_cut, per_step, elapsed, cut = now, 0.0, 0.0, False
-        else:
-            per_step = agreed.per_step
-            elapsed = agreed.elapsed + (step - self._step) * per_step
-            cut = elapsed >= self._interval
-        own_per_step = (now - self._arrived) / (step - self._step) if agreed is not None else 0.0
-        if cut:
-            self._last_cut, elapsed = now, 0.0
-        self._own = Pace(now - self._last_cut, own_per_step)
-        longest = min((self._interval - elapsed) / 2, self._interval * LONGEST_GAP)
-        self._gap = max(1, int(min(longest / per_step if per_step > 0 else math.inf, 2 * self._gap)))
-        self._step, self._arrived = step, now
-        self.next_step = step + self._gap
-        return cut
-
-    def seconds_left(self, step: int, now: float) -> float:
-        """Tell how much of the interval is left by this rank's own clock."""
-        return max(0.0, self._interval - (now - self._last_cut))
-
-    def proposal(self) -> Pace | None:
-        """Give this rank's own pace as of the last arrival."""
-        return self._own
+    usable = max(0.0, mtbf - downtime - restart - drain + lost)
+    return max(LEAST_DRAINS * drain, math.sqrt(2 * lost * usable))
 
 
 def choose_slot(keep: int, epochs: Mapping[int, int | None], protected: int | None) -> int:

@@ -133,10 +133,11 @@ def _wanted(whole: Sequence[SlotInfo], restart: Restart) -> list[SlotInfo]:
 def _never_was_whole(slots: Sequence[SlotInfo]) -> bool:
     """Whether the run that wrote the slots provably died before its first epoch was whole.
 
-    A second slot is made only after an epoch in the first is whole. So if there is none, and all records of the first
-    are as a crash leaves them, none damaged, there is nothing to go back to.
+    The first epochs go to slot 0 until one is whole, and only then is another slot written to. So if no rank ever wrote
+    to another, and all records are as a crash leaves them, none damaged, there is nothing to go back to.
     """
-    return [slot.index for slot in slots] == [0] and slots[0].readable and not slots[0].damaged
+    sound = all(slot.readable and not slot.damaged for slot in slots)
+    return sound and slots[0].index == 0 and not any(slot.newest for slot in slots[1:])
 
 
 def _read(

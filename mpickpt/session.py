@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import math
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -23,21 +24,23 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from mpickpt import restore
 from mpickpt.checkpointer import Checkpointer
 from mpickpt.coordinator import Coordinator
-from mpickpt.errors import LayoutError, UsageError
+from mpickpt.driver import Driver
+from mpickpt.errors import LayoutError, MpickptError, Stopped, UsageError
 from mpickpt.guard import close_guard, held, open_guard, refresh_guard
 from mpickpt.layout import ArraySpec
 from mpickpt.options import Options
 from mpickpt.parts import Part
-from mpickpt.policy import NEVER, EveryInterval, EverySteps, Pace, Schedule
+from mpickpt.policy import NEVER, Clock
+from mpickpt.protocol import Protocol
+from mpickpt.restore import Start
 from mpickpt.sources import Remap, Source
 from mpickpt.stats import Restored, Stats
+from mpickpt.triggers import Triggers
 
 T = TypeVar("T")
 A = TypeVar("A", bound=NDArray[Any])
 
 Fill = ArrayLike | Callable[[NDArray[Any]], object] | None
-
-LOOK_SECONDS = 0.002  # between two looks at a drain: often enough to agree on it in time, rare enough to cost nothing
 
 
 class Session:
@@ -68,26 +71,46 @@ class Session:
         self._pid = os.getpid()
         self._closed = False
         self._checkpointer = Checkpointer(coordinator, options)
+        began = time.perf_counter()
         with ExitStack() as undo:
-            undo.callback(self._checkpointer.leave, tell_others=False)
+            undo.callback(self._checkpointer.close)
             open_guard()
             undo.callback(close_guard)
             start = restore.begin(coordinator, self._checkpointer.store, self._checkpointer.snapshotter, options)
-            self._checkpointer.begin(start)
+            self._checkpointer.begin()
             undo.pop_all()
         self.restored: Restored | None = start.restored
         self._source = start.source
+        self._epochs = start.epochs
         self._claimed: set[str] = set()
         self._late: set[str] = set()
-        self._schedule: Schedule = (
-            EverySteps(options.every) if options.every is not None else EveryInterval(options.interval or 0.0)
-        )
+        self._driver = self._drive(start)
+        self._restart_seconds = time.perf_counter() - began
         self._started = False
         self._resume = start.restored.step if start.restored else 0
         self._step = self._resume - 1
-        self._next = -1
-        self._look_at = 0.0
+        self._next_step = -1
+        self._next_look = 0.0
         atexit.register(self._leave)
+
+    def _drive(self, start: Start) -> Driver:
+        """Put together what decides on cuts; collective."""
+        options, coordinator = self.options, self._coordinator
+        protocol = Protocol(
+            coordinator.rank,
+            coordinator.size,
+            keep=options.keep,
+            every=options.every,
+            slots=start.epochs,
+            protected=start.protected,
+            next_epoch=start.next_epoch,
+        )
+        chosen = math.inf if options.interval is None else options.interval
+        clock = Clock(None if chosen == "auto" else chosen, options.mtbf)
+        first = coordinator.rank == 0
+        triggers = Triggers(options.directory if first else None, clock if first else None, signals=options.signals)
+        self._triggers = triggers
+        return Driver(coordinator, self._checkpointer, protocol, triggers, clock)
 
     # -- what is saved -------------------------------------------------------------------------------------------
 
@@ -259,10 +282,11 @@ class Session:
         return self._walk(steps)
 
     def _walk(self, steps: builtins.range) -> Iterator[int]:
+        clock = time.perf_counter
         for step in steps:
             self._step = step
             refresh_guard()
-            if step >= self._next:
+            if step >= self._next_step or clock() >= self._next_look:
                 self._act(step)
             yield step
 
@@ -270,31 +294,34 @@ class Session:
         """Make a safe point here, for programs without a ``for`` loop; gives the number of the step that begins."""
         step = self._step = self._step + 1
         refresh_guard()
-        if step >= self._next:
+        if step >= self._next_step or time.perf_counter() >= self._next_look:
             self._act(step)
         return step
+
+    def request(self, *, stop: bool = False) -> None:
+        """Ask for a cut at one of the next safe points of all ranks; a call on one rank is enough.
+
+        Parameters
+        ----------
+        stop : bool
+            End the program when it is whole: all ranks then get `Stopped`, a SystemExit with code 75, at a safe point.
+        """
+        self._check_open()
+        self._triggers.request(stop=stop)
+        self._next_look = 0.0
 
     def _act(self, step: int) -> None:
         """Do what there is to do at the safe point of `step`, and find out when to come here again."""
         if os.getpid() != self._pid:
-            self._next = NEVER
+            self._next_step, self._next_look = NEVER, math.inf
             return
         self._check_open()
-        now = time.perf_counter()
-        work, schedule = self._checkpointer, self._schedule
         if not self._started:
             self._start(step)
-        if work.busy and now >= self._look_at:
-            self._look_at = now + LOOK_SECONDS
-            work.look(step, lambda: schedule.seconds_left(step, now))
-        if step >= schedule.next_step:
-            agreed = self._coordinator.maximum(f"the pace of all ranks at step {step}")
-            if schedule.arrive(step, now, None if agreed is None else Pace(*agreed)):
-                work.cut(step)
-            pace = schedule.proposal()
-            if pace is not None:
-                self._coordinator.post_maximum(pace)
-        self._next = step + 1 if work.busy else schedule.next_step
+        try:
+            self._driver.safe_point(step)
+        finally:
+            self._next_step, self._next_look = self._driver.next_step, self._driver.next_look
 
     def _start(self, step: int) -> None:
         """Fix the layout at the first safe point, and let go of what was read but not asked for."""
@@ -302,7 +329,8 @@ class Session:
             self._late = self._source.names() - self._claimed
             self._source = None
         self._checkpointer.fix_layout(step)
-        self._checkpointer.prepare(step)
+        self._checkpointer.provide_all(step, self._epochs)
+        self._driver.start(self._restart_seconds)
         self._started = True
         if self._late:
             assert self.restored is not None
@@ -336,7 +364,7 @@ class Session:
 
     def stats(self) -> Stats:
         """Tell what checkpointing cost so far on this rank."""
-        return self._checkpointer.current_stats()
+        return self._driver.current_stats()
 
     def close(self) -> None:
         """Wait until the last epoch is saved on all ranks, and end the session; the arrays stay usable.
@@ -346,14 +374,14 @@ class Session:
         if self._closed or os.getpid() != self._pid:
             return
         try:
-            self._checkpointer.finish(self._step)
-            self._coordinator.maximum("the last pace of all ranks, while closing")
+            self._driver.close()
         except BaseException:
             self._leave()
             raise
         self._end()
         try:
             self._checkpointer.close()
+            self._coordinator.close()
         finally:
             close_guard()
 
@@ -363,14 +391,21 @@ class Session:
             return
         self._end()
         try:
-            self._checkpointer.leave(tell_others=self._started)
+            if self._started:
+                with suppress(MpickptError):
+                    self._driver.leave()
         finally:
-            close_guard()
+            try:
+                self._checkpointer.close()
+                self._coordinator.leave()
+            finally:
+                close_guard()
 
     def _end(self) -> None:
         self._closed = True
-        self._next = -1
+        self._next_step = -1
         self._source = None
+        self._triggers.close()
         atexit.unregister(self._leave)
 
     def __enter__(self) -> Self:
@@ -381,8 +416,8 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the session; on an exception without waiting for the other ranks."""
-        if kind is None:
+        """Close the session; on an exception without waiting for the other ranks, unless all of them are to stop."""
+        if kind is None or isinstance(error, Stopped):
             self.close()
         else:
             self._leave()

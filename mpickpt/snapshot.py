@@ -49,9 +49,10 @@ class Progress:
         Blocks of all regions; those saved; those that the program copied because it wrote to them first.
     bytes_written, bytes_waiting : int
         Bytes handed to the storage, and those of them that were drained while the program waited in a call.
-    blocked_seconds, drain_seconds, stall_seconds : float
-        How long the program stood still at the cut, how long the drain took (or has taken), and for how long writes
-        of the program waited for room in the pool, summed over its threads.
+    blocked_seconds, drain_seconds, stall_seconds, fault_seconds : float
+        How long the program stood still at the cut, how long the drain took (or has taken), for how long writes of the
+        program waited for room in the pool, and for how long they were held up by the protection in all, summed over
+        its threads.
     direct : bool
         Whether the storage is written past the page cache.
     channels_due : bool
@@ -69,6 +70,7 @@ class Progress:
     blocked_seconds: float
     drain_seconds: float
     stall_seconds: float
+    fault_seconds: float
     direct: bool
     channels_due: bool
 
@@ -313,6 +315,7 @@ class Snapshotter:
             blocked_seconds=now["blocked_ns"] / 1e9,
             drain_seconds=now["drain_ns"] / 1e9,
             stall_seconds=now["stall_ns"] / 1e9,
+            fault_seconds=now["fault_ns"] / 1e9,
             direct=now["direct"],
             channels_due=now["channels_due"],
         )

@@ -39,15 +39,19 @@ class Stats:
     last_whole : int
         Number of the newest epoch known to be whole on all ranks; 0 for none.
     blocked_seconds : float
-        Time in which the program stood still at its cuts, all told; `waited_seconds` is part of it.
+        Time in which the program stood still at its cuts while its image was fixed.
     waited_seconds : float
-        Time spent at a cut waiting for the last drain and for the other ranks.
+        Time in which safe points stood still for the last drain or for other ranks.
     drain_seconds : float
         Time from each cut until this rank's image was on disk.
-    stall_seconds : float
-        Time that writes to arrays waited for room in the pool, summed over threads.
+    stall_seconds, fault_seconds : float
+        Time that writes to arrays waited for room in the pool, and for which they were held up by the protection in
+        all, copies included; summed over threads.
     blocks_copied : int
         Blocks that the program changed before they were saved.
+    rounds, waits, missed : int
+        Cuts that the ranks agreed on because the number of the step does not tell them; how often this rank stood still
+        for the answer; cuts that it came past, so that they were tried again.
     bytes_written, bytes_waiting : int
         Bytes handed to the storage, and those of them that were drained while the program waited in calls of MPI.
     """
@@ -60,6 +64,10 @@ class Stats:
     waited_seconds: float = 0.0
     drain_seconds: float = 0.0
     stall_seconds: float = 0.0
+    fault_seconds: float = 0.0
     blocks_copied: int = 0
+    rounds: int = 0
+    waits: int = 0
+    missed: int = 0
     bytes_written: int = 0
     bytes_waiting: int = 0

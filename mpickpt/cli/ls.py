@@ -1,7 +1,7 @@
 """List the slots of a checkpoint directory.
 
 For each slot: the epoch and the step in it, whether it is whole on all ranks, its size, how long ago it was cut, and
-the number of ranks.
+the number of ranks. While a program runs: the epoch in progress, rank by rank.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from mpickpt.cli.tables import console, human_bytes, human_seconds
 from mpickpt.errors import StoreError
+from mpickpt.layout import RecordState
 from mpickpt.snapshot import crc32c
 from mpickpt.store import SlotInfo, Store
 
@@ -36,8 +37,38 @@ def execute(args: argparse.Namespace) -> int:
         table.add_column(title, justify="left" if title in ("slot", "whole") else "right", overflow="fold")
     for slot in slots:
         table.add_row(*_row(slot))
-    console().print(table)
+    out = console()
+    out.print(table)
+    holder = Store(args.directory, crc32c).holder()
+    if holder is not None:
+        out.print(f"in use by {holder}", highlight=False)
+        newest = max(slots, key=lambda slot: slot.newest)
+        if newest.newest and not newest.whole:
+            out.print(_progress(newest), highlight=False)
     return 0
+
+
+def _progress(slot: SlotInfo) -> str:
+    """Tell how far each rank is with the epoch that is being written."""
+    epoch = slot.newest
+    found: dict[str, list[int]] = {"not cut yet": [], "draining": [], "complete": [], "failed": []}
+    for rank, record in enumerate(slot.records):
+        state = RecordState(int(record["state"])) if int(record["epoch"]) == epoch else RecordState.EMPTY
+        found[list(found)[state]].append(rank)
+    parts = [f"{len(ranks)} {name} ({_ranks(ranks)})" for name, ranks in found.items() if ranks]
+    return f"epoch {epoch} in progress, of {slot.world_size} ranks: {', '.join(parts)}"
+
+
+def _ranks(ranks: list[int]) -> str:
+    """Write ranks as spans."""
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and spans[-1][1] == rank - 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    text = ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)
+    return f"rank{'s' if len(ranks) > 1 else ''} {text}"
 
 
 def _row(slot: SlotInfo) -> tuple[str, ...]:

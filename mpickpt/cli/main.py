@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mpickpt.cli import ls, run, show
+from mpickpt.cli import ls, run, show, trigger
 from mpickpt.errors import MpickptError
 
-VERBS = {"run": run, "ls": ls, "show": show}
+VERBS = {"run": run, "ls": ls, "show": show, "trigger": trigger}
 
 
 def parser() -> argparse.ArgumentParser:

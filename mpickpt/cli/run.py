@@ -5,7 +5,8 @@
 
 The options given here win over the environment (MPICKPT_DIR, MPICKPT_EVERY, ...), and that over the arguments of
 mpickpt.open() in the program. The same line again resumes the program; another number of ranks redistributes it.
-If a rank ends by an uncaught exception or a non-zero exit code, all ranks are ended.
+If a rank ends by an uncaught exception or a non-zero exit code, all ranks are ended. A program that is asked to stop
+(SIGTERM, mpickpt trigger --stop) ends with exit status 75 after its last checkpoint is whole.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from mpickpt.coordinator import abort, world_rank_and_size
-from mpickpt.errors import MpickptError, UsageError
+from mpickpt.errors import MpickptError, Stopped, UsageError
 from mpickpt.options import command_line
 
 INTERRUPTED = 130  # the exit code that shells give to a program that Ctrl-C ended
@@ -31,13 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options = {
         "dir": ("DIR", "the checkpoint directory"),
         "every": ("STEPS", "cut each time so many steps are done"),
-        "interval": ("TIME", "cut each time so much time went by: 90s, 10min, 1h30min"),
+        "interval": ("TIME", "cut each time so much time went by: 90s, 10min, 1h30min; auto: as often as is best"),
         "keep": ("N", "number of slots, at least 2"),
         "restart": ("WHAT", "auto: the newest whole epoch; never: begin anew; or the number of an epoch"),
         "pool": (
             "SIZE",
             "room on each rank for copies of what changes before it is saved: 256MiB, 25%%",
         ),
+        "mtbf": ("TIME", "mean time between failures of the job, for --interval auto; 1d"),
     }
     for name, (metavar, text) in options.items():
         parser.add_argument(f"--{name}", metavar=metavar, help=text)
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Run the program as ``__main__``; gives its exit code, or ends all ranks."""
-    names = ("dir", "every", "interval", "keep", "restart", "pool")
+    names = ("dir", "every", "interval", "keep", "restart", "pool", "mtbf")
     command_line.given = {name: value for name in names if (value := getattr(args, name)) is not None}
     _check_program(args.program, args.is_module)
     sys.argv = [args.program, *args.arguments]
@@ -59,6 +61,8 @@ def execute(args: argparse.Namespace) -> int:
             runpy.run_module(args.program, run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(args.program, run_name="__main__")
+    except Stopped as stopped:  # on all ranks
+        return stopped.exit_code
     except SystemExit as error:
         return _end_all(_exit_code(error))
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mpickpt.coordinator.ranks import (
     Commit,
     Coordinator,
+    Share,
     abort,
     everywhere,
     import_mpi,
@@ -21,6 +22,7 @@ __all__ = [
     "Commit",
     "Communicator",
     "Coordinator",
+    "Share",
     "abort",
     "everywhere",
     "import_mpi",

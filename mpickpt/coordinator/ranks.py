@@ -1,14 +1,14 @@
 """Meetings and commits: what the ranks agree on together.
 
-All talk goes over two private duplicates of the program's communicator, so that no message of the program is ever
-taken for one of ours: *meetings*, which all ranks attend at the same step (fixing the layout, creating a slot, the
-agreements of an interval), and *commits*, one non-blocking agreement for each epoch, which a rank posts whenever its
-own drain happens to end. Collectives of one communicator must be started in the same order everywhere; that is why
-the two are apart.
+All talk goes over private duplicates of the program's communicator, so that no message of the program is ever taken
+for one of ours: *meetings*, which all ranks attend at the same step (fixing the layout, creating slots), *commits*, one
+non-blocking agreement for each epoch, which a rank posts whenever its own drain happens to end, and *rounds*, which
+have a file of their own. Collectives of one communicator must be started in the same order everywhere; that is why
+these are apart.
 
 Nothing here spins. A wait tests, sleeps a little longer each time up to a millisecond, and gives up after a time
-limit with an error that says what was waited for. An interrupted wait may be taken up again: requests stay pending
-until their result was fetched.
+limit with an error that says what was waited for, and for whom. An interrupted wait may be taken up again: requests
+stay pending until their result was fetched.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mpickpt.coordinator.pending import Pending, abandon
+from mpickpt.coordinator.reports import Reports
+from mpickpt.coordinator.rounds import Rounds
 from mpickpt.errors import MpickptError, UsageError, WaitTimeout
 
 if TYPE_CHECKING:
@@ -36,8 +39,34 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WAIT_LIMIT = 600.0  # seconds; MPICKPT_WAIT_LIMIT
+REPORT_AFTER = 0.8  # of the limit: then a rank tells what it waits for
 _FIRST_PAUSE, _LONGEST_PAUSE = 20e-6, 1e-3  # seconds between two looks at a request
 _NOBODY = 2**62  # in a commit: no rank has left
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank says of an epoch.
+
+    Attributes
+    ----------
+    number, step, slot : int
+        The epoch, the step of the cut and the slot.
+    complete : bool
+        Its image is on disk.
+    missed : bool
+        It came past the cut; then step and slot mean nothing.
+    drain_seconds, lost_seconds : float
+        How long the drain took, and for how long the program stood still for the epoch.
+    """
+
+    number: int
+    step: int
+    slot: int
+    complete: bool
+    missed: bool = False
+    drain_seconds: float = 0.0
+    lost_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,31 +79,20 @@ class Commit:
         Whether it is complete on every rank.
     same_cut : bool
         Whether it is the same cut on all ranks: the same epoch, step and slot.
+    missed : bool
+        Whether a rank came past it.
     left : int or None
         A rank that left the session by an exception.
+    drain_seconds, lost_seconds : float
+        The longest of any rank.
     """
 
     whole: bool
     same_cut: bool
+    missed: bool
     left: int | None
-
-
-class _Pending:
-    """A request, and the buffers that it uses until it is complete."""
-
-    def __init__(self, request: MPI.Request, result: NDArray[Any], *kept: NDArray[Any]) -> None:
-        self.request = request
-        self.result = result
-        self.kept = kept
-        self.done = False
-
-    def test(self) -> bool:
-        if not self.done:
-            self.done = bool(self.request.Test())
-        return self.done
-
-
-_abandoned: list[_Pending] = []  # never freed: MPI may still write to their buffers
+    drain_seconds: float
+    lost_seconds: float
 
 
 class Coordinator:
@@ -105,10 +123,11 @@ class Coordinator:
         self._limit = wait_limit()
         self._meetings = comm.Dup()
         self._commits = comm.Dup()
+        self._rounds: Rounds | None = None
+        self._reports = Reports(self._meetings, mpi)
         self.rank: int = comm.rank
         self.size: int = comm.size
-        self._commit: _Pending | None = None
-        self._maximum: _Pending | None = None
+        self._commit: Pending | None = None
 
     # -- meetings ------------------------------------------------------------------------------------------------
 
@@ -117,10 +136,10 @@ class Coordinator:
         data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
         sizes = np.zeros(self.size, np.int64)
         own = np.array([data.size], np.int64)
-        self._wait(_Pending(self._meetings.Igather(own, sizes, root=0), sizes, own), what)
+        self._wait(Pending(self._meetings.Igather(own, sizes, root=0), sizes, own), what)
         everything = np.empty(int(sizes.sum()) if self.rank == 0 else 0, np.uint8)
         target = [everything, sizes.tolist()] if self.rank == 0 else None
-        self._wait(_Pending(self._meetings.Igatherv(data, target, root=0), everything, data), what)
+        self._wait(Pending(self._meetings.Igatherv(data, target, root=0), everything, data), what)
         if self.rank != 0:
             return None
         ends = np.cumsum(sizes)
@@ -130,10 +149,10 @@ class Coordinator:
         """Give rank 0's picklable `value` to all."""
         data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8).copy() if self.rank == 0 else None
         size = np.array([0 if data is None else data.size], np.int64)
-        self._wait(_Pending(self._meetings.Ibcast(size, root=0), size), what)
+        self._wait(Pending(self._meetings.Ibcast(size, root=0), size), what)
         if data is None:
             data = np.empty(int(size[0]), np.uint8)
-        self._wait(_Pending(self._meetings.Ibcast(data, root=0), data), what)
+        self._wait(Pending(self._meetings.Ibcast(data, root=0), data), what)
         received: T = value if self.rank == 0 else pickle.loads(data.tobytes())
         return received
 
@@ -143,11 +162,11 @@ class Coordinator:
         sizes = np.array([piece.size for piece in pieces], np.int64) if self.rank == 0 else None
         size = np.zeros(1, np.int64)
         kept = [] if sizes is None else [sizes]
-        self._wait(_Pending(self._meetings.Iscatter(sizes, size, root=0), size, *kept), what)
+        self._wait(Pending(self._meetings.Iscatter(sizes, size, root=0), size, *kept), what)
         mine = np.empty(int(size[0]), np.uint8)
         everything = np.concatenate(pieces) if pieces else np.empty(0, np.uint8)
         source = None if sizes is None else [everything, sizes.tolist()]
-        self._wait(_Pending(self._meetings.Iscatterv(source, mine, root=0), mine, everything), what)
+        self._wait(Pending(self._meetings.Iscatterv(source, mine, root=0), mine, everything), what)
         received: T = pickle.loads(mine.tobytes())
         return received
 
@@ -190,77 +209,100 @@ class Coordinator:
             raise everywhere(result)
         return result  # type: ignore[return-value]  # None only where the function gave None
 
-    # -- the agreements of an interval ---------------------------------------------------------------------------
-
-    def post_maximum(self, values: tuple[float, ...]) -> None:
-        """Start a maximum over all ranks, which `maximum` fetches."""
-        own = np.array(values)
-        result = np.empty_like(own)
-        self._maximum = _Pending(self._meetings.Iallreduce(own, result, op=self._mpi.MAX), result, own)
-
-    def maximum(self, what: str) -> tuple[float, ...] | None:
-        """Wait for the result of the last `post_maximum`; None if none is pending."""
-        if self._maximum is None:
-            return None
-        result = self._wait(self._maximum, what)
-        self._maximum = None
-        return tuple(result.tolist())
-
     # -- commits -------------------------------------------------------------------------------------------------
 
-    def post_commit(self, complete: bool, cut: tuple[int, int, int], *, leaving: bool = False) -> None:
-        """Start the agreement on an epoch: whether it is complete here, and its number, step and slot.
+    def post_commit(self, share: Share) -> None:
+        """Start the agreement on an epoch."""
+        self._commit = self._post(share, _NOBODY)
 
-        `leaving` tells the others that no more commits will come from this rank; the result is not waited for.
-        """
-        own = np.array([complete, self.rank if leaving else _NOBODY, *cut, *(-n for n in cut)], np.int64)
+    def post_leaving(self) -> None:
+        """Tell the others, when they next agree on an epoch, that this rank has left; nothing is waited for."""
+        abandon(self._post(Share(0, 0, 0, complete=False), self.rank))
+
+    def _post(self, share: Share, left: int) -> Pending:
+        cut = [share.number, share.step, share.slot]
+        least, greatest = ([_NOBODY] * 3, [_NOBODY] * 3) if share.missed else (cut, [-n for n in cut])
+        costs = [-round(seconds * 1e6) for seconds in (share.drain_seconds, share.lost_seconds)]
+        own = np.array([share.complete, left, not share.missed, *costs, *least, *greatest], np.int64)
         result = np.empty_like(own)
-        pending = _Pending(self._commits.Iallreduce(own, result, op=self._mpi.MIN), result, own)
+        pending = Pending(self._commits.Iallreduce(own, result, op=self._mpi.MIN), result, own)
         pending.test()
-        if leaving:
-            _abandoned.append(pending)
-        else:
-            self._commit = pending
+        return pending
 
-    @property
-    def commit_posted(self) -> bool:
-        """Whether there is a commit whose result was not fetched."""
-        return self._commit is not None
-
-    def commit_arrived(self) -> bool:
-        """Look, without waiting, whether the commit that was posted is decided; helps it along."""
-        return self._commit is not None and self._commit.test()
-
-    def commit(self, what: str) -> Commit:
-        """Wait for the result of the last `post_commit`."""
-        assert self._commit is not None
-        complete, left, *cut = self._wait(self._commit, what).tolist()
+    def next_commit(self) -> Commit | None:
+        """Give what was found out about the epoch that was posted, if it is there; helps it along."""
+        if self._commit is None or not self._commit.test():
+            return None
+        complete, left, not_missed, drain, lost, *cut = self._commit.result.tolist()
         self._commit = None
-        least, greatest = cut[: len(cut) // 2], [-n for n in cut[len(cut) // 2 :]]
-        return Commit(bool(complete) and least == greatest, least == greatest, None if left == _NOBODY else left)
+        least, greatest = cut[:3], [-n for n in cut[3:]]
+        same_cut = least == greatest or least[0] == _NOBODY  # if all missed it, there is no cut to compare
+        return Commit(
+            whole=bool(complete) and same_cut,
+            same_cut=same_cut,
+            missed=not not_missed,
+            left=None if left == _NOBODY else left,
+            drain_seconds=-drain / 1e6,
+            lost_seconds=-lost / 1e6,
+        )
 
     # -- the end -------------------------------------------------------------------------------------------------
 
+    @property
+    def rounds(self) -> Rounds:
+        """The rounds; the first use is collective."""
+        if self._rounds is None:
+            self._rounds = Rounds(self._meetings, self._mpi.MAX)
+        return self._rounds
+
     def close(self) -> None:
         """Give the communicators back; collective, and nothing may be pending."""
+        if self._rounds is not None:
+            self._rounds.close(lambda pending: self._wait(pending, "the last marker, while closing"))
         self._meetings.Free()
         self._commits.Free()
 
-    def _wait(self, pending: _Pending, what: str) -> NDArray[Any]:
-        end = time.monotonic() + self._limit
-        pause = _FIRST_PAUSE
+    def leave(self) -> None:
+        """Leave all that is pending to MPI: this rank ends alone."""
+        if self._rounds is not None:
+            self._rounds.leave()
+        if self._commit is not None:
+            abandon(self._commit)
+
+    def wait(self, look: Callable[[], T], what: str, seconds: float | None = None) -> T | None:
+        """Wait until `look` gives something, and give that; None after so many seconds.
+
+        Without `seconds` the limit is MPICKPT_WAIT_LIMIT, and running into it is an error.
+
+        Raises
+        ------
+        WaitTimeout
+            Says what was waited for, and which ranks are late as far as they are known.
+        """
+        begin = time.monotonic()
+        pause, reported = _FIRST_PAUSE, False
+        while (found := look()) is None:
+            waited = time.monotonic() - begin
+            if seconds is not None and waited > seconds:
+                return None
+            if seconds is None and waited > REPORT_AFTER * self._limit and not reported:
+                self._reports.tell(what)
+                reported = True
+            if seconds is None and waited > self._limit:
+                raise WaitTimeout(
+                    f"Rank {self.rank} waited {self._limit:g} s for {what}, but not all of the {self.size} ranks came "
+                    f"to the same point. {self._reports.late()} Do all ranks take the same steps and make the same "
+                    f"calls? The environment variable MPICKPT_WAIT_LIMIT sets the limit in seconds."
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        return found
+
+    def _wait(self, pending: Pending, what: str) -> NDArray[Any]:
         try:
-            while not pending.test():
-                if time.monotonic() > end:
-                    raise WaitTimeout(
-                        f"Rank {self.rank} waited {self._limit:g} s for {what}, but not all of the {self.size} ranks "
-                        f"came to the same point. Do all ranks take the same steps and make the same calls? The "
-                        f"environment variable MPICKPT_WAIT_LIMIT sets the limit in seconds."
-                    )
-                time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+            self.wait(lambda: pending.test() or None, what)
         except BaseException:
-            _abandoned.append(pending)
+            abandon(pending)
             raise
         return pending.result
 

@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 import socket
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -130,7 +131,7 @@ class Store:
             self.directory.mkdir(parents=True, exist_ok=True)
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock_patiently(fd)
             except BlockingIOError as error:
                 holder = os.pread(fd, 1000, 0).decode(errors="replace").strip() or "a process that gives no name"
                 os.close(fd)
@@ -153,6 +154,25 @@ class Store:
             self._lock = fd
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def holder(self) -> str | None:
+        """Tell which process has the directory, as far as that can be seen from here; None if none has."""
+        path = self.directory / "lock"
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            named = os.pread(fd, 1000, 0).decode(errors="replace").strip()
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return named or "a process that gives no name"
+            except OSError as error:  # no locks here: what the file says is all there is
+                return named if named and error.errno in _NO_FLOCK else None
+            return None
+        finally:
+            os.close(fd)
 
     def unlock(self) -> None:
         """Give the directory back."""
@@ -212,6 +232,18 @@ class Store:
     def max_epoch(self) -> int:
         """Return the highest epoch that any rank began to write in any slot; 0 if none."""
         return max((slot.newest for slot in self.slots()), default=0)
+
+
+def _lock_patiently(fd: int) -> None:
+    """Take a lock; somebody who only looks whether there is one (`Store.holder`) has it for a moment."""
+    end = time.monotonic() + 0.2
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def read_slot(path: Path, crc32c: Checksum) -> SlotInfo:

@@ -93,6 +93,7 @@ typedef struct mpk_progress {
     uint64_t blocks, blocks_saved, blocks_copied, bytes_written;
     uint64_t bytes_waiting; /* of bytes_written, those drained while the program waited in a call */
     uint64_t blocked_ns, drain_ns, stall_ns;
+    uint64_t fault_ns; /* that writes to protected blocks took, copies and stalls included, summed over threads */
     int direct;       /* 1: the last drain wrote with O_DIRECT */
     int channels_due; /* 1: the commit waits for mpk_add_channels; for nothing else once all blocks are saved */
 } mpk_progress;

@@ -152,6 +152,7 @@ class Session {
         d["blocked_ns"] = p.blocked_ns;
         d["drain_ns"] = p.drain_ns;
         d["stall_ns"] = p.stall_ns;
+        d["fault_ns"] = p.fault_ns;
         d["direct"] = p.direct != 0;
         d["channels_due"] = p.channels_due != 0;
         return d;

@@ -74,11 +74,7 @@ static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
     return false;
 }
 
-void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b) {
-    if (atomic_load(&forked)) { /* no drain threads here: the image is the parent's affair, in the parent's memory */
-        open_pages_in_handler(s, b);
-        return;
-    }
+static void save_and_open_in_handler(mpk_session *s, uint32_t b) {
     for (;;) {
         uint64_t word = atomic_load(&s->blocks[b]);
         switch (mpk__state_of(word)) {
@@ -99,6 +95,16 @@ void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b) {
             return;
         }
     }
+}
+
+void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b) {
+    if (atomic_load(&forked)) { /* no drain threads here: the image is the parent's affair, in the parent's memory */
+        open_pages_in_handler(s, b);
+        return;
+    }
+    uint64_t start = mpk__prim_now_ns();
+    save_and_open_in_handler(s, b);
+    atomic_fetch_add(&s->fault_ns, mpk__prim_now_ns() - start);
 }
 
 void mpk__copy_held_block(mpk_session *s, uint32_t b) {

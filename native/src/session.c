@@ -328,6 +328,7 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     atomic_store(&s->bytes_waiting, 0);
     atomic_store(&s->blocks_copied, 0);
     atomic_store(&s->stall_ns, 0);
+    atomic_store(&s->fault_ns, 0);
     atomic_store(&s->error, 0);
     atomic_store(&s->begun, 0);
     atomic_store(&s->cursor, 0);
@@ -378,6 +379,7 @@ void mpk_session_progress(const mpk_session *s, mpk_progress *out) {
         .blocked_ns = atomic_load(&s->blocked_ns),
         .drain_ns = active ? mpk__prim_now_ns() - s->epoch.started_ns : atomic_load(&s->drain_ns),
         .stall_ns = atomic_load(&s->stall_ns),
+        .fault_ns = atomic_load(&s->fault_ns),
         .direct = atomic_load(&s->use_direct),
         .channels_due = due,
     };

@@ -143,7 +143,7 @@ struct mpk_session {
     _Atomic uint32_t cursor;      /* where to look for the next block to drain */
     _Atomic int error;            /* errno of the first failure: what is still due is dropped */
     _Atomic int use_direct;
-    _Atomic uint64_t epoch_number, bytes_written, bytes_waiting, blocks_copied, blocked_ns, drain_ns, stall_ns;
+    _Atomic uint64_t epoch_number, bytes_written, bytes_waiting, blocks_copied, blocked_ns, drain_ns, stall_ns, fault_ns;
 };
 
 /* Where block `b` lies. */

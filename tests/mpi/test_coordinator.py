@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from mpi4py import MPI
 
-from mpickpt import LayoutError, MpickptError, StoreError, UsageError
-from mpickpt.coordinator import Commit, Coordinator
+from mpickpt import LayoutError, MpickptError, StoreError, UsageError, WaitTimeout
+from mpickpt.coordinator import Commit, Coordinator, Share
 
 pytestmark = pytest.mark.mpi
 COMM = MPI.COMM_WORLD
@@ -69,34 +70,54 @@ def test_agree(ranks: Coordinator) -> None:
         ranks.agree(LayoutError("too long") if COMM.rank == last else None, "all")
 
 
-def test_maximum(ranks: Coordinator) -> None:
-    assert ranks.maximum("nothing") is None
-    ranks.post_maximum((float(COMM.rank), -float(COMM.rank)))
-    assert ranks.maximum("all") == (COMM.size - 1, 0.0)
-    assert ranks.maximum("nothing") is None
+def _commit(ranks: Coordinator, share: Share) -> Commit:
+    ranks.post_commit(share)
+    found = ranks.wait(ranks.next_commit, "all")
+    assert found is not None
+    return found
 
 
 def test_commit(ranks: Coordinator) -> None:
-    last = COMM.size - 1
-    ranks.post_commit(True, (1, 10, 0))
-    assert ranks.commit("all") == Commit(True, True, None)
-    ranks.post_commit(COMM.rank != last, (2, 20, 1))
-    assert ranks.commit("all") == Commit(False, True, None)
-    alone = COMM.size == 1
+    last, alone = COMM.size - 1, COMM.size == 1
+    assert ranks.next_commit() is None
+    found = _commit(ranks, Share(1, 10, 0, True, drain_seconds=1.0 + COMM.rank, lost_seconds=0.25))
+    assert found == Commit(True, True, False, None, 1.0 + last, 0.25)
+    assert ranks.next_commit() is None
+    assert _commit(ranks, Share(2, 20, 1, COMM.rank != last)) == Commit(False, True, False, None, 0.0, 0.0)
     for cut in ((COMM.rank, 10, 0), (1, COMM.rank, 0), (1, 10, COMM.rank)):
-        ranks.post_commit(True, cut)
-        assert ranks.commit("all") == Commit(alone, alone, None)
+        assert _commit(ranks, Share(*cut, True)) == Commit(alone, alone, False, None, 0.0, 0.0)
+
+
+def test_a_rank_that_missed_the_cut_says_nothing_of_it(ranks: Coordinator) -> None:
+    last = COMM.rank == COMM.size - 1
+    share = Share(3, 31, 1, False, missed=True) if last else Share(3, 30, 1, True)
+    assert _commit(ranks, share) == Commit(False, True, True, None, 0.0, 0.0)
 
 
 def test_commits_and_meetings_do_not_wait_for_each_other(ranks: Coordinator) -> None:
     if COMM.rank % 2:
-        ranks.post_commit(True, (1, 10, 0))
-        ranks.post_maximum((1.0,))
+        ranks.post_commit(Share(1, 10, 0, True))
+        assert ranks.broadcast(COMM.rank, "rank 0") == 0
     else:
-        ranks.post_maximum((1.0,))
-        ranks.post_commit(True, (1, 10, 0))
-    assert ranks.maximum("all") == (1.0,)
-    assert ranks.commit("all").whole
+        assert ranks.broadcast(COMM.rank, "rank 0") == 0
+        ranks.post_commit(Share(1, 10, 0, True))
+    found = ranks.wait(ranks.next_commit, "all")
+    assert found is not None
+    assert found.whole
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_time_out_names_those_who_are_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPICKPT_WAIT_LIMIT", "1")
+    ranks = Coordinator(COMM)
+    late = COMM.size - 1
+    if COMM.rank == late:
+        time.sleep(2)
+    else:
+        named = f"Not waiting, and therefore late: rank {late}." if COMM.rank in (0, 1) else ""
+        with pytest.raises(WaitTimeout, match=f"waited 1 s for the others, .*{named}"):
+            ranks.wait(lambda: None, "the others")
+    COMM.barrier()
 
 
 def test_only_intracommunicators() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_rank_that_leaves_by_an_exception(mpi_tmp_path: Path) -> None:
         with pytest.raises(KeyError, match="lost"):
             program()
     else:
-        with pytest.raises(mpickpt.EpochError, match=f"epoch 4 failed, because rank {LAST} left the session"):
+        with pytest.raises(mpickpt.EpochError, match=f"because rank {LAST} left the session"):
             program()
     COMM.barrier()
     assert max(slot.epoch or 0 for slot in Store(mpi_tmp_path, crc32c).slots()) == 3
@@ -78,6 +79,13 @@ def test_ranks_that_take_different_steps(mpi_tmp_path: Path) -> None:
             pass
     COMM.barrier()
     assert not any(slot.whole for slot in Store(mpi_tmp_path, crc32c).slots())
+
+
+def settle(ckpt: mpickpt.Session) -> None:
+    """Wait for the last epoch in the midst of a step, as a call of ckpt.comm would."""
+    while ckpt._driver._protocol.epoch is not None:
+        ckpt._driver.idle()
+        time.sleep(0.001)
 
 
 def test_storage_that_fails_one_rank(mpi_tmp_path: Path) -> None:
@@ -97,11 +105,11 @@ def test_storage_that_fails_one_rank(mpi_tmp_path: Path) -> None:
                 RuntimeWarning, match=rf"Epoch 3 \(step 3\) failed on rank {LAST}: .*slot-0.h5: File too large"
             ):
                 ckpt.step()
-                ckpt._checkpointer.finish(3)
+                settle(ckpt)
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         else:
             ckpt.step()
-            ckpt._checkpointer.finish(3)
+            settle(ckpt)
         signal.signal(signal.SIGXFSZ, handler)
         assert {slot.index: slot.epoch for slot in Store(mpi_tmp_path, crc32c).slots()} == {0: None, 1: 2}
         COMM.barrier()
@@ -154,7 +162,7 @@ def test_waiting_has_a_limit(mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ckpt.step()
     if COMM.rank == LAST:
         COMM.barrier()  # comes late
-        with suppress(mpickpt.WaitTimeout):  # the others do not help any more
+        with suppress(mpickpt.WaitTimeout, mpickpt.EpochError):  # the others do not help any more
             ckpt.close()
     else:
         with pytest.raises(

@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).parents[2] / "mpickpt"
 # earlier row to a later one; within a row only where SIBLINGS says so, and never in a circle.
 ROWS = (
     ("__init__", "__main__", "cli"),
-    ("api", "session", "checkpointer", "restore", "sources", "reader", "image"),
+    ("api", "session", "driver", "checkpointer", "triggers", "restore", "sources", "reader", "image"),
     ("snapshot", "guard", "store", "coordinator", "progress"),
-    ("policy", "options", "layout", "parts", "stats", "errors"),
+    ("protocol", "policy", "options", "layout", "parts", "stats", "errors"),
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
 SIBLINGS = {0, 1, 3}  # not the middle row: what owns a foreign dependency knows of no other

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import math
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mpickpt.errors import UsageError
 from mpickpt.options import (
     DEFAULT_INTERVAL,
+    DEFAULT_MTBF,
     Options,
     PoolSize,
     parse_interval,
@@ -20,7 +21,7 @@ from mpickpt.options import (
     parse_switch,
     resolve,
 )
-from mpickpt.policy import EveryInterval, EverySteps, Pace, choose_slot, should_hurry
+from mpickpt.policy import DOWNTIME, FIRST_INTERVAL, Clock, best_interval, choose_slot, should_hurry
 
 # -- options -----------------------------------------------------------------------------------------------------------
 
@@ -150,113 +151,54 @@ def test_a_bad_value_that_is_overruled_does_no_harm() -> None:
     assert resolve({"dir": "d", "keep": 1}, {}, {"keep": "4"}).keep == 4
 
 
-# -- schedules ---------------------------------------------------------------------------------------------------------
+# -- the clock ---------------------------------------------------------------------------------------------------------
 
 
-def cuts_of(schedule: EverySteps, steps: range) -> list[int]:
-    cuts = []
-    for step in steps:
-        if step >= schedule.next_step and schedule.arrive(step, 0.0, None):
-            cuts.append(step)
-    return cuts
+def test_clock() -> None:
+    clock = Clock(10.0, DEFAULT_MTBF)
+    assert not clock.due(1e9), "time runs from the first safe point on"
+    clock.start(100.0)
+    assert not clock.due(109.9)
+    assert clock.seconds_left(104.0) == 6.0
+    assert clock.due(110.0)
+    assert not clock.due(119.0)
+    clock.measured(1.0, 1.0, 1.0)
+    assert clock.interval == 10.0
 
 
-def test_every_steps() -> None:
-    assert cuts_of(EverySteps(10), range(35)) == [10, 20, 30]
-    assert cuts_of(EverySteps(1), range(4)) == [1, 2, 3]
-    assert cuts_of(EverySteps(10), range(20, 45)) == [30, 40]  # not at once again where it was restored
-    assert cuts_of(EverySteps(10), range(0, 50, 7)) == [14, 21, 35, 42]  # the first safe point after 10, 20, 30, 40
+def test_clock_that_chooses() -> None:
+    clock = Clock(None, 86400.0)
+    assert clock.interval == FIRST_INTERVAL
+    clock.measured(drain=20.0, lost=0.5, restart=30.0)
+    assert clock.interval == best_interval(20.0, 0.5, 86400.0, DOWNTIME, 30.0)
+    clock.measured(drain=1000.0, lost=0.5, restart=30.0)
+    assert clock.interval == pytest.approx(1100.0), "no shorter than a drain"
 
 
-def test_every_steps_tells_the_time_left() -> None:
-    schedule = EverySteps(100)
-    schedule.arrive(0, 50.0, None)
-    assert schedule.seconds_left(0, 50.0) == float("inf")
-    assert schedule.seconds_left(25, 75.0) == pytest.approx(75.0)
+def test_no_interval_never_comes() -> None:
+    clock = Clock(math.inf, DEFAULT_MTBF)
+    clock.start(0.0)
+    assert not clock.due(1e300)
+    assert clock.seconds_left(0.0) == math.inf
 
 
-class Simulation:
-    """Ranks that take steps of different length and meet in exact maxima, as the real ones do."""
+@given(lost=st.floats(0.01, 50), drain=st.floats(0.01, 200), mtbf=st.floats(2e4, 1e7))
+def test_best_interval_is_the_best(lost: float, drain: float, mtbf: float) -> None:
+    """Against the waste itself: what checkpoints take, and what a failure loses, as shares of the time."""
+    downtime, restart = 60.0, 30.0
 
-    def __init__(self, ranks: int, interval: float, seconds: list[float] | None, seed: int, noise: float) -> None:
-        self.random = random.Random(seed)
-        self.schedules = [EveryInterval(interval) for _ in range(ranks)]
-        self.clocks = [self.random.uniform(0, 1000) for _ in range(ranks)]  # no two ranks have the same time
-        self.pace = seconds or [self.random.uniform(0.5, 1.5) for _ in range(ranks)]
-        self.noise = noise
-        self.agreed: Pace | None = None
-        self.cuts: list[int] = []
-        self.cut_times: list[float] = []
-        self.points = 0
+    def waste(interval: float) -> float:
+        undisturbed = 1 - lost / interval
+        failure = 1 - (downtime + restart + drain - lost + interval / 2) / mtbf
+        return 1 - undisturbed * failure
 
-    def run(self, steps: range) -> None:
-        for step in steps:
-            due = {schedule.next_step for schedule in self.schedules}
-            assert len(due) == 1, f"at step {step} the ranks look up at different steps"
-            if step >= due.pop():
-                self.meet(step)
-            for rank, pace in enumerate(self.pace):
-                self.clocks[rank] += pace * self.random.uniform(1 - self.noise, 1 + self.noise)
-
-    def meet(self, step: int) -> None:
-        self.points += 1
-        answers = {
-            schedule.arrive(step, clock, self.agreed)
-            for schedule, clock in zip(self.schedules, self.clocks, strict=True)
-        }
-        assert len(answers) == 1, f"at step {step} some ranks are cut and others are not"
-        if answers.pop():
-            self.cuts.append(step)
-            self.cut_times.append(self.clocks[0])
-        proposals = [schedule.proposal() for schedule in self.schedules]
-        self.agreed = Pace(max(p.elapsed for p in proposals), max(p.per_step for p in proposals))
+    best = best_interval(drain, lost, mtbf, downtime, restart)
+    if best > 1.1001 * drain:
+        assert waste(best) <= min(waste(best * 0.9), waste(best * 1.1)) + 1e-12
 
 
-@settings(deadline=None, max_examples=50)
-@given(
-    ranks=st.integers(1, 20),
-    interval=st.floats(0.01, 15),
-    seed=st.integers(0, 2**32),
-    noise=st.floats(0, 0.9),
-    stride=st.integers(1, 5),
-)
-def test_all_ranks_cut_at_the_same_steps(ranks: int, interval: float, seed: int, noise: float, stride: int) -> None:
-    simulation = Simulation(ranks, interval, None, seed, noise)
-    simulation.run(range(0, 400, stride))
-    assert simulation.cuts
-    assert simulation.cuts == sorted(set(simulation.cuts))
-
-
-def test_interval_of_steady_ranks_is_kept() -> None:
-    simulation = Simulation(4, 100.0, [0.1, 0.1, 0.1, 0.1], 1, noise=0.0)
-    simulation.run(range(10_000))
-    spans = [b - a for a, b in zip(simulation.cut_times, simulation.cut_times[1:], strict=False)]
-    assert len(spans) >= 8
-    assert all(100.0 - 0.2 <= span <= 100.0 + 0.2 for span in spans)  # within two steps
-    assert simulation.points < 30 * len(spans)  # of 1,000 steps in each span
-
-
-def test_the_slowest_rank_sets_the_pace() -> None:
-    simulation = Simulation(3, 100.0, [0.1, 1.0, 0.2], 1, noise=0.0)
-    simulation.run(range(1000))
-    assert [b - a for a, b in zip(simulation.cuts, simulation.cuts[1:], strict=False)] == pytest.approx(
-        [100] * 8, abs=2
-    )
-
-
-def test_a_program_that_slows_down_is_noticed() -> None:
-    simulation = Simulation(2, 100.0, [0.01, 0.01], 1, noise=0.0)
-    simulation.run(range(5000))  # half the first interval
-    simulation.pace = [0.1, 0.1]
-    start = simulation.clocks[0]
-    simulation.run(range(5000, 8000))
-    assert simulation.cut_times[0] - start < 250  # by the first estimate it would be 500 s
-
-
-def test_interval_is_not_cut_at_the_first_safe_point() -> None:
-    schedule = EveryInterval(1e-9)
-    assert not schedule.arrive(50, 0.0, None)
-    assert schedule.next_step > 50
+def test_best_interval_is_youngs_for_a_blocking_checkpoint() -> None:
+    assert best_interval(50.0, 50.0, 1e8, 0.0, 0.0) == pytest.approx((2 * 50.0 * 1e8) ** 0.5, rel=1e-3)
 
 
 # -- slots -------------------------------------------------------------------------------------------------------------

@@ -504,7 +504,7 @@ def test_environment_wins_over_code(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MPICKPT_DIR", str(tmp_path / "there"))
     monkeypatch.setenv("MPICKPT_EVERY", "7")
     run(tmp_path / "here", stop=10)
-    assert whole(tmp_path / "there") == {0: 7}
+    assert whole(tmp_path / "there") == {0: 7, 1: None}
     assert not (tmp_path / "here").exists()
 
 
@@ -569,18 +569,19 @@ def test_no_room_at_the_start(tmp_path: Path) -> None:
 
 def test_no_room_later_fails_the_epoch_and_the_program_goes_on(tmp_path: Path) -> None:
     with mpickpt.open(tmp_path, every=1) as ckpt:
-        u = ckpt.array("u", 8 * BLOCK // 8, fill=1.0)
+        ckpt.array("u", 8 * BLOCK // 8, fill=1.0)
         ckpt.step()
         ckpt.step()  # epoch 1
-        u += 1
         while whole(tmp_path)[0] is None:
             time.sleep(0.01)
+        ckpt.drop("u")
+        ckpt.array("other", 8 * BLOCK // 8, fill=1.0)  # so that slot 1 has to be made anew
         with (
             largest_file(BLOCK),
             pytest.warns(RuntimeWarning, match=r"Epoch 2 \(step 2\) failed: .*slot-1.h5.* File too large"),
         ):
             ckpt.step()
-        assert whole(tmp_path) == {0: 1}
+        assert whole(tmp_path) == {0: 1, 1: None}
         ckpt.step()  # epoch 3
     stats = ckpt.stats()
     assert (stats.cuts, stats.whole, stats.failed) == (2, 2, 1)
@@ -629,7 +630,7 @@ def test_closed_session(tmp_path: Path) -> None:
     for call in (ckpt.step, lambda: next(ckpt.range(10, 20)), lambda: ckpt.array("v", 3), ckpt.__enter__):
         with pytest.raises(mpickpt.UsageError, match="The session is closed"):
             call()
-    assert whole(tmp_path) == {0: 1}
+    assert whole(tmp_path) == {0: 1, 1: None}
 
 
 def test_exception_in_the_block_passes_and_the_drain_is_finished(tmp_path: Path) -> None:
@@ -638,7 +639,7 @@ def test_exception_in_the_block_passes_and_the_drain_is_finished(tmp_path: Path)
         ckpt.step()
         ckpt.step()
         u += 1 / 0
-    assert whole(tmp_path) == {0: 1}
+    assert whole(tmp_path) == {0: 1, 1: None}
     u += 1
 
 
@@ -710,7 +711,7 @@ def test_program_that_forgets_to_close(tmp_path: Path) -> None:
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert (found.returncode, found.stderr) == (0, "")
-    assert whole(tmp_path / "c") == {0: 1}
+    assert whole(tmp_path / "c") == {0: 1, 1: None}
 
 
 def test_two_sessions_at_once_in_one_process(tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+"""Ask a running program for a checkpoint now.
+
+    mpickpt trigger heat.ckpt          a cut at one of the next safe points
+    mpickpt trigger heat.ckpt --stop   the same, and the end of the program with exit status 75 when it is whole
+
+Rank 0 of the program looks for it twice a second, at its safe points.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mpickpt.errors import StoreError, UsageError
+from mpickpt.snapshot import crc32c
+from mpickpt.store import Store
+from mpickpt.triggers import leave_file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the verb."""
+    parser.add_argument("directory", type=Path, metavar="DIR", help="the checkpoint directory of the program")
+    parser.add_argument("--stop", action="store_true", help="end the program when the checkpoint is whole")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Leave the wish in the directory."""
+    if not args.directory.is_dir():
+        raise StoreError(f"{args.directory} is not a directory.", path=args.directory)
+    holder = Store(args.directory, crc32c).holder()
+    if holder is None:
+        raise UsageError(f"No program is using {args.directory}, so that nobody would make a checkpoint.")
+    leave_file(args.directory, stop=args.stop)
+    print(f"asked {holder} for a checkpoint{' and to stop' if args.stop else ''}")
+    return 0

@@ -1,0 +1,146 @@
+"""The messages of a round: wishes up a tree of ranks, a marker to all, and the maximum of all proposals.
+
+They have a duplicate of the communicator to themselves. On it collectives follow each other as marker, answer, marker,
+answer, …, each started without waiting: every rank but rank 0 always has the receipt of the next marker posted. Nothing
+here waits but `close`; what came is told as events of `mpickpt.protocol`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mpickpt.coordinator.pending import Pending, abandon
+from mpickpt.policy import NEVER
+from mpickpt.protocol import Agreed, BelowClosed, BelowLeft, Ended, Event, Marked, Passed, children, parent
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_CUT, _STOP, _END = 0, 1, 2  # markers
+_WISH, _CLOSED, _LEFT = 0, 1, 2  # messages up the tree
+_NOBODY = -1
+
+
+class Rounds:
+    """One rank's end of the rounds; creating it is collective.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Intracomm
+        The ranks of the session.
+    maximum : mpi4py.MPI.Op
+        MPI.MAX.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, maximum: MPI.Op) -> None:
+        self._comm = comm.Dup()
+        self._maximum = maximum
+        self._rank: int = comm.rank
+        self._open_children = len(children(comm.rank, comm.size))
+        self._answer: Pending | None = None
+        self._marker: Pending | None = None
+        self._below: Pending | None = None
+        self._sent: list[Pending] = []
+        if self._rank != 0:
+            self._listen()
+        if self._open_children:
+            self._receive()
+
+    # -- sending -------------------------------------------------------------------------------------------------
+
+    def announce(self, *, stop: bool) -> None:
+        """Send the marker to all; on rank 0."""
+        self._broadcast(_STOP if stop else _CUT, _NOBODY)
+
+    def announce_end(self, left: int | None) -> None:
+        """Tell all that no more markers will come, and which rank left the session by an exception; on rank 0."""
+        self._broadcast(_END, _NOBODY if left is None else left)
+
+    def propose(self, step: int, *, left: int | None = None) -> None:
+        """Post this rank's share of the answer, and listen for the next marker."""
+        own = np.array([step, _NOBODY if left is None else left], np.int64)
+        result = np.empty_like(own)
+        self._answer = Pending(self._comm.Iallreduce(own, result, op=self._maximum), result, own)
+        if self._rank != 0:
+            self._listen()
+
+    def pass_on(self, rounds: int, *, stop: bool) -> None:
+        """Send a wish to the parent."""
+        self._send_up(_WISH, rounds, int(stop))
+
+    def say_closed(self) -> None:
+        """Tell the parent that this rank, and all below it, are closing."""
+        self._send_up(_CLOSED, 0, 0)
+
+    def pass_on_left(self, rank: int) -> None:
+        """Tell the parent that `rank` has left the session by an exception."""
+        self._send_up(_LEFT, rank, 0)
+
+    def _broadcast(self, kind: int, left: int) -> None:
+        content = np.array([kind, left], np.int64)
+        self._sent.append(Pending(self._comm.Ibcast(content, root=0), content))
+
+    def _send_up(self, *content: int) -> None:
+        message = np.array(content, np.int64)
+        self._sent.append(Pending(self._comm.Isend(message, parent(self._rank)), message))
+
+    def _listen(self) -> None:
+        content = np.empty(2, np.int64)
+        self._marker = Pending(self._comm.Ibcast(content, root=0), content)
+
+    def _receive(self) -> None:
+        content = np.empty(3, np.int64)
+        self._below = Pending(self._comm.Irecv(content), content)
+
+    # -- what came -----------------------------------------------------------------------------------------------
+
+    def next_event(self) -> Event | None:
+        """Give what came next, without waiting; helps along what is on its way through this rank."""
+        if self._sent:
+            self._sent = [pending for pending in self._sent if not pending.test()]
+        if self._answer is not None:
+            if self._answer.test():
+                step, left = self._answer.result.tolist()
+                self._answer = None
+                return Agreed(step, None if left == _NOBODY else left, time.perf_counter())
+        elif self._marker is not None and self._marker.test():
+            kind, left = self._marker.result.tolist()
+            self._marker = None
+            if kind == _END:
+                return Ended(None if left == _NOBODY else left)
+            return Marked(kind == _STOP, time.perf_counter())
+        return self._from_below()
+
+    def _from_below(self) -> Event | None:
+        if self._below is None or not self._below.test():
+            return None
+        kind, number, flag = self._below.result.tolist()
+        self._below = None
+        if kind == _CLOSED:
+            self._open_children -= 1
+        if self._open_children:
+            self._receive()
+        if kind == _WISH:
+            return Passed(number, bool(flag))
+        return BelowClosed() if kind == _CLOSED else BelowLeft(number)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def close(self, wait: Callable[[Pending], object]) -> None:
+        """Give the communicator back, when `Ended` came or was announced; collective."""
+        for pending in self._sent:
+            wait(pending)
+        self._sent.clear()
+        self._comm.Free()
+
+    def leave(self) -> None:
+        """Answer the next marker in advance, as this rank will not be there; what is posted stays with MPI."""
+        if self._rank != 0 and self._marker is not None:
+            self.propose(NEVER, left=self._rank)
+        for pending in (self._answer, self._marker, self._below, *self._sent):
+            if pending is not None:
+                abandon(pending)

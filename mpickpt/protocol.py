@@ -1,0 +1,698 @@
+"""The life of an epoch on one rank, as a state machine without I/O: events in, instructions out.
+
+A cut that the number of the step does not tell (a signal, a clock, a command) is agreed on in a *round*:
+
+1. Whoever wants it passes the wish up a binomial tree of ranks to rank 0, each rank at most once a round.
+2. Rank 0 sends a *marker* to all, once the last epoch is settled.
+3. Each rank proposes a step a few steps ahead of its own (the *lookahead*); the greatest of all is the step of the
+   cut. A rank goes on computing meanwhile. It stops only if it comes to its own proposal before the answer does,
+   which is counted, and makes the next lookahead longer.
+4. At the first safe point at or beyond that step the rank is cut.
+
+A rank that stands still may be what others wait for: then no answer can come. So it stands for a limited time, goes
+on, and if the answer tells it that it has *missed* the cut, the epoch fails on all ranks and is tried again.
+
+An epoch goes through these stations: *cut*, *drained* (this rank's image is on disk, or the drain failed), *posted*
+(this rank has told the others), *settled* (the answer of all ranks is here). Only the last tells which slot holds the
+newest epoch that is whole everywhere; that one is never overwritten, so the next cut waits for it.
+
+`Protocol.handle` is the only way in. Whoever drives it carries out the instructions in their order, feeds back what
+comes of them, and stays where it is as long as `Protocol.stands` says so: `mpickpt.driver` by MPI, a simulator in the
+tests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from mpickpt.policy import NEVER, choose_slot
+
+FIRST_LATENCY = 0.02  # seconds from a marker to the answer, before any was measured
+LOOKAHEAD_MARGIN = 2.0  # lookahead, in latencies
+FORGETTING = 0.7  # of a latency that the next round does not reach
+PATIENCE = 5.0  # seconds that a rank stands still at the least before it gives up
+PATIENT_STEPS = 3  # and so many of its steps: the others may be in the midst of one
+STOP_ATTEMPTS = 3  # epochs that may fail before a program that is to stop ends without
+
+
+# -- events --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reached:
+    """The rank stands at the safe point of `step`, at `now` seconds of any steady clock."""
+
+    step: int
+    now: float
+
+
+@dataclass(frozen=True)
+class Left:
+    """The rank goes on from the safe point where it stood."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Somebody on this rank wants a cut: a signal, the program, or on rank 0 the clock or a command."""
+
+    stop: bool = False
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A rank further down the tree wants a cut; it had seen `rounds` markers when it was asked."""
+
+    rounds: int
+    stop: bool
+
+
+@dataclass(frozen=True)
+class Marked:
+    """The marker of a round came, at `now` seconds."""
+
+    stop: bool
+    now: float
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """The greatest of all proposals came, at `now` seconds; `left` is a rank that left the session, or None."""
+
+    step: int
+    left: int | None
+    now: float
+
+
+@dataclass(frozen=True)
+class GaveUp:
+    """What the rank stands still for did not come within the time that it may stand still."""
+
+
+@dataclass(frozen=True)
+class Drained:
+    """The drain of this rank has ended."""
+
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The storage refuses the slot of the epoch, on all ranks: nothing was cut."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What all ranks together know of the epoch.
+
+    Attributes
+    ----------
+    whole : bool
+        It is complete on every rank.
+    missed : bool
+        A rank came past its step.
+    left : int or None
+        A rank that left the session by an exception.
+    """
+
+    whole: bool
+    missed: bool
+    left: int | None = None
+
+
+@dataclass(frozen=True)
+class Closing:
+    """The program ends its session on this rank."""
+
+
+@dataclass(frozen=True)
+class BelowClosed:
+    """A child in the tree, and all below it, are closing."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Rank 0 says that there will be no more markers; `left` is a rank that left the session, or None."""
+
+    left: int | None
+
+
+@dataclass(frozen=True)
+class BelowLeft:
+    """A rank further down the tree has left the session by an exception."""
+
+    rank: int
+
+
+Event = (
+    Reached | Left | Asked | Passed | Marked | Agreed | GaveUp | Drained | Refused | Settled | Closing | BelowClosed
+    | Ended | BelowLeft
+)  # fmt: skip
+
+
+# -- instructions --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PassOn:
+    """Send `Passed` to the parent."""
+
+    rounds: int
+    stop: bool
+
+
+@dataclass(frozen=True)
+class Announce:
+    """Send the marker to all, from rank 0."""
+
+    stop: bool
+
+
+@dataclass(frozen=True)
+class Propose:
+    """Post this rank's share of the maximum, and listen for the next marker."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Fix the image of this rank now. The answer is `Drained` at some time, or `Refused` at once."""
+
+    number: int
+    step: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Take part in what all ranks do together at a cut, without being cut: ``Drained(False)`` or `Refused` follows."""
+
+    number: int
+    step: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class Post:
+    """Post this rank's share of the answer about the epoch."""
+
+    epoch: Epoch
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Hurry:
+    """Drain at normal priority."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the program: the epoch that it was to make before is `whole`, or could not be made."""
+
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Abandon:
+    """Rank `left` has left the session by an exception: nothing can become whole any more."""
+
+    left: int
+
+
+@dataclass(frozen=True)
+class SayBelowClosed:
+    """Send `BelowClosed` to the parent."""
+
+
+@dataclass(frozen=True)
+class PassOnLeft:
+    """Send `BelowLeft` to the parent."""
+
+    rank: int
+
+
+@dataclass(frozen=True)
+class AnnounceEnd:
+    """Send `Ended` to all in the place of a marker, from rank 0."""
+
+    left: int | None
+
+
+Instruction = (
+    PassOn | Announce | Propose | Cut | Miss | Post | Hurry | Stop | Abandon | SayBelowClosed | PassOnLeft | AnnounceEnd
+)  # fmt: skip
+
+
+class Stand(Enum):
+    """Whether the rank has to stand still where it is, taking in what comes."""
+
+    NO = 0
+    LIMITED = 1  # for some time, then `GaveUp`: it may be what others wait for
+    PATIENT = 2
+
+
+# -- the tree ------------------------------------------------------------------------------------------------------
+
+
+def parent(rank: int) -> int:
+    """Give the parent of `rank` > 0 in the binomial tree: its lowest one-bit is taken away."""
+    return rank & (rank - 1)
+
+
+def children(rank: int, size: int) -> list[int]:
+    """Give the ranks whose parent is `rank`; at most log2(size) of them."""
+    lowest = rank & -rank or size
+    found, bit = [], 1
+    while bit < lowest and rank + bit < size:
+        found.append(rank + bit)
+        bit *= 2
+    return found
+
+
+# -- the machine ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Epoch:
+    """An epoch that is not settled.
+
+    Attributes
+    ----------
+    number, step, slot : int
+        Its number, the step of the safe point where this rank was cut, and its slot.
+    stop : bool
+        The program ends when it is whole.
+    agreed : bool
+        It comes from a round, not from the number of the step.
+    missed : bool
+        This rank came past it.
+    posted : bool
+        The others were told.
+    """
+
+    number: int
+    step: int
+    slot: int
+    stop: bool = False
+    agreed: bool = False
+    missed: bool = False
+    posted: bool = False
+
+
+@dataclass(frozen=True)
+class _Appointment:
+    """A step of a cut; `agreed` on in a round, or told by the number of the step."""
+
+    step: int
+    stop: bool = False
+    agreed: bool = True
+
+
+class Protocol:
+    """One rank's part.
+
+    Parameters
+    ----------
+    rank, size : int
+        This rank, and the number of ranks.
+    keep : int
+        Number of slots.
+    every : int, optional
+        Cut at the steps `every`, 2 · `every`, … without asking.
+    slots : mapping of int to int or None
+        The slots that exist: index, and the epoch in it that may be of use, or None.
+    protected : int or None
+        The slot to go back to if all fails now.
+    next_epoch : int
+        Number of the first epoch.
+
+    Attributes
+    ----------
+    epoch : Epoch or None
+        The one that is not settled.
+    hold : bool
+        Stand still between the cut and the end of a program that is to stop. Right for programs whose messages stay
+        between two safe points; with others a rank that stands might be what another one waits for.
+    rounds, waits, missed : int
+        Markers that came; how often this rank stood still for an answer; epochs that failed because it gave up.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        *,
+        keep: int = 2,
+        every: int | None = None,
+        slots: Mapping[int, int | None] | None = None,
+        protected: int | None = None,
+        next_epoch: int = 1,
+    ) -> None:
+        self.rank = rank
+        self.size = size
+        self.hold = True
+        self.epoch: Epoch | None = None
+        self.rounds = self.waits = self.missed = 0
+        self._keep = keep
+        self._every = every
+        self._slots: dict[int, int | None] = dict(slots or {})
+        self._protected = protected
+        self._number = next_epoch - 1
+        # where the rank is
+        self._step = self._before = -1  # the last safe point that was looked at, and the one before it
+        self._standing = False
+        self._closing = False
+        self._next_every = NEVER
+        self._pace = (-1, 0.0)
+        self._per_step = math.nan
+        # the round
+        self._passed_on = (-1, False)
+        self._wanted = self._wanted_stop = False  # on rank 0
+        self._open = False  # on rank 0: a round whose cut has not been made here
+        self._no_more = False  # a rank has come to its end: no round can succeed any more
+        self._stop = False  # of the round that is agreed on
+        self._proposal: int | None = None
+        self._proposed_at = 0.0
+        self._gave_up = self._waited = False  # of the proposal: it may stand no longer; it was counted
+        self._latency = FIRST_LATENCY
+        self._appointments: deque[_Appointment] = deque()  # still to come
+        self._missed: deque[_Appointment] = deque()  # passed without being cut, in their order
+        self._stop_attempts = 0
+        self._holds = False  # between the last cut and the end of the program
+        # the end
+        self._children = len(children(rank, size))
+        self._said_closed = self._over = False
+
+    # -- what the driver asks ------------------------------------------------------------------------------------
+
+    @property
+    def next_step(self) -> int:
+        """No safe point at or beyond this step may be passed without `Reached`."""
+        nearest = self._next_every
+        if self._proposal is not None:
+            nearest = self._step + 1 if self._gave_up else min(nearest, self._proposal)
+        if self._appointments:
+            nearest = min(nearest, self._appointments[0].step)
+        return self._step + 1 if self._missed else nearest
+
+    @property
+    def awaits_answer(self) -> bool:
+        """A proposal was posted and `Agreed` has not come; no marker may be handed in before it."""
+        return self._proposal is not None
+
+    @property
+    def over(self) -> bool:
+        """The session has ended on this rank."""
+        return self._over
+
+    @property
+    def patience(self) -> float:
+        """Seconds until a rank that `stands` for a limited time gives up, from the end of its own drain on."""
+        usual = max(PATIENCE, PATIENT_STEPS * self._per_step) if self._per_step > 0 else PATIENCE
+        return PATIENT_STEPS * usual if self._holds else usual
+
+    @property
+    def newest_whole(self) -> int | None:
+        """Number of the epoch to go back to if all fails now, if it is known."""
+        return None if self._protected is None else self._slots.get(self._protected)
+
+    @property
+    def lookahead(self) -> int:
+        """So many steps ahead of its own a rank proposes to cut, so that it need not wait for the answer."""
+        return 2 + self._steps_of_latency
+
+    @property
+    def _steps_of_latency(self) -> int:
+        """So many whole steps the answer takes, with a margin."""
+        return math.floor(LOOKAHEAD_MARGIN * self._latency / self._per_step) if self._per_step > 0 else 0
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """How long a step takes, if it is known."""
+        return self._per_step if self._per_step > 0 else None
+
+    def steps_to_next_cut(self) -> int | None:
+        """So many steps are left to the next cut, if that is known."""
+        nearest = min([self._next_every, *(appointment.step for appointment in self._appointments)])
+        return None if nearest >= NEVER else max(0, nearest - self._step)
+
+    # -- events --------------------------------------------------------------------------------------------------
+
+    def handle(self, event: Event) -> list[Instruction]:
+        """Take in what happened; returns what is to be done, in this order."""
+        match event:
+            case Reached():
+                return self._reached(event)
+            case Left():
+                self._standing = self._holds = False
+                return []
+            case Asked():
+                if self._is_ahead and self._stop >= event.stop:  # the cut that is agreed on is still to come here
+                    return []
+                return self._ask(self.rounds, event.stop)
+            case Passed():
+                return self._ask(event.rounds, event.stop)
+            case Marked():
+                return self._marked(event.stop, event.now)
+            case Agreed():
+                return self._agreed(event)
+            case GaveUp():
+                return self._gave_up_standing()
+            case Drained():
+                return self._drained(event.complete)
+            case Refused():
+                return self._settled(Settled(False, False))
+            case Settled():
+                return self._settled(event)
+            case Closing():
+                self._closing, self._standing = True, False
+                return self._go_on()
+            case BelowClosed():
+                self._children -= 1
+                return self._go_on()
+            case Ended():
+                self._over = True
+                return [] if event.left is None else [Abandon(event.left)]
+            case BelowLeft():
+                return self._below_left(event.rank)
+
+    def leave(self) -> list[Instruction]:
+        """End the session on this rank alone, by an exception: tell the others, and wait for none."""
+        self._over = True
+        return [AnnounceEnd(self.rank)] if self.rank == 0 else [PassOnLeft(self.rank)]
+
+    def _reached(self, event: Reached) -> list[Instruction]:
+        first = self._step < 0
+        if event.step != self._step:
+            self._before, self._step = self._step, event.step
+        self._standing = True
+        if first and self._every is not None:
+            self._next_every = (event.step // self._every + 1) * self._every  # the first is no cut: nothing is new
+        steps, seconds = event.step - self._pace[0], event.now - self._pace[1]
+        if steps > 0:
+            if self._pace[0] >= 0:
+                self._per_step = seconds / steps
+            self._pace = event.step, event.now
+        return self._go_on()
+
+    @property
+    def _lacks_answer(self) -> bool:
+        """The rank is as far as its own proposal, and does not know what was agreed on."""
+        return self._proposal is not None and self._step >= self._proposal
+
+    @property
+    def stands(self) -> Stand:
+        """Whether the rank may not go on from its safe point, or end, yet."""
+        if self._over:
+            return Stand.NO
+        if self._closing:
+            return Stand.PATIENT
+        if self._standing and self._lacks_answer:
+            if self._step >= self._next_every:  # whose number depends on whether the answer comes before it
+                return Stand.PATIENT
+            return Stand.NO if self._gave_up else Stand.LIMITED
+        if not self._standing or self.epoch is None or self._missed:
+            return Stand.NO
+        if self._is_due:
+            return Stand.PATIENT if self.hold else Stand.LIMITED
+        return Stand.LIMITED if self._holds else Stand.NO
+
+    def _go_on(self) -> list[Instruction]:
+        """Find out what is next, at a safe point or while closing; in the midst of a step, nothing is."""
+        if self._closing:
+            return self._close_on()
+        if not self._standing:
+            return []
+        if self._lacks_answer and not self._gave_up and not self._waited:
+            self.waits += 1
+            self._waited = True
+        if self.stands is not Stand.NO:
+            return []
+        return self._cut_if_due() or self._announce_if_wanted()
+
+    # -- cuts ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _appointment_is_due(self) -> bool:
+        return bool(self._appointments) and self._step >= self._appointments[0].step
+
+    @property
+    def _is_due(self) -> bool:
+        return self._appointment_is_due or self._step >= self._next_every
+
+    def _cut_if_due(self) -> list[Instruction]:
+        if self._missed and self.epoch is None:
+            return self._begin(self._missed.popleft(), missed=True)
+        if not self._is_due:
+            return []
+        if self._missed:  # waiting for those that are before it was to no avail
+            self._miss_due()
+            return []
+        due = self._appointments.popleft() if self._appointment_is_due else _Appointment(self._next_every, agreed=False)
+        return self._begin(due, missed=False)
+
+    def _begin(self, due: _Appointment, *, missed: bool) -> list[Instruction]:
+        """Begin the next epoch: by a cut here, or by missing it."""
+        slot = choose_slot(self._keep, self._slots, self._protected)
+        self._slots[slot] = None
+        self._number += 1
+        self.epoch = Epoch(self._number, self._step, slot, stop=due.stop, agreed=due.agreed, missed=missed)
+        if due.agreed:
+            self._open = False
+        if missed:
+            self.missed += 1
+            return [Miss(self._number, self._step, slot)]
+        self._skip_every()
+        self._holds = due.stop and self.hold
+        cut = Cut(self._number, self._step, slot)
+        return [cut, Hurry()] if due.stop else [cut]
+
+    def _miss_due(self) -> None:
+        """Take what is due here for missed."""
+        if self._appointment_is_due:
+            self._missed.append(self._appointments.popleft())
+        else:
+            self._missed.append(_Appointment(self._next_every, agreed=False))
+        self._skip_every()
+
+    def _skip_every(self) -> None:
+        if self._every is not None and self._step >= self._next_every:
+            self._next_every = (self._step // self._every + 1) * self._every
+
+    def _gave_up_standing(self) -> list[Instruction]:
+        if self._lacks_answer:
+            self._gave_up = True
+        elif self._is_due:
+            self._miss_due()
+        else:
+            self._holds = False
+        return self._go_on()
+
+    def _drained(self, complete: bool) -> list[Instruction]:
+        epoch = self.epoch
+        assert epoch is not None
+        epoch.posted = True
+        return [Post(epoch, complete), *(self._go_on() if epoch.missed else [])]
+
+    def _settled(self, event: Settled) -> list[Instruction]:
+        epoch, self.epoch = self.epoch, None
+        assert epoch is not None
+        self._holds = False
+        if event.whole:
+            self._slots[epoch.slot] = epoch.number
+            self._protected = epoch.slot
+        if event.left is not None:
+            return [Abandon(event.left)]
+        if epoch.stop:
+            self._stop_attempts += 1
+            if event.whole or (self._stop_attempts >= STOP_ATTEMPTS and not event.missed):
+                return [Stop(event.whole)]
+        if not event.whole and (epoch.stop or (epoch.agreed and event.missed)) and self.rank == 0:
+            self._wanted = True
+            self._wanted_stop = self._wanted_stop or epoch.stop
+        return self._go_on() or self._announce_if_wanted()
+
+    # -- rounds --------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_ahead(self) -> bool:
+        """The cut of the newest round is still to be made on this rank."""
+        return self._proposal is not None or bool(self._appointments)
+
+    def _ask(self, rounds: int, stop: bool) -> list[Instruction]:
+        """Pass a wish on, or fulfil it; one that a later marker answers already is dropped."""
+        if rounds < self.rounds:
+            if self._stop >= stop:
+                return []
+            rounds = self.rounds
+        if self.rank == 0:
+            self._wanted = True
+            self._wanted_stop = self._wanted_stop or stop
+            return self._announce_if_wanted()
+        if (rounds, stop) <= self._passed_on:
+            return []
+        self._passed_on = (rounds, stop)
+        return [PassOn(rounds, stop)]
+
+    def _announce_if_wanted(self) -> list[Instruction]:
+        if self.rank != 0 or not self._wanted or self._open or self._no_more or self._closing or self._step < 0:
+            return []
+        if self.epoch is not None and not self._wanted_stop:
+            return []
+        stop, self._wanted, self._wanted_stop = self._wanted_stop, False, False
+        self._open = True
+        return [Announce(stop)]
+
+    def _marked(self, stop: bool, now: float) -> list[Instruction]:
+        assert self._proposal is None
+        self.rounds += 1
+        self._stop = stop
+        # A program that is to stop has little time, so its ranks rather stand still for a moment.
+        ahead = 1 + self._steps_of_latency if stop and not self._stop_attempts else self.lookahead
+        if self._closing:
+            proposal = NEVER
+        else:
+            soonest = self._step if self._standing else self._step + 1
+            proposal = soonest + (ahead if self.size > 1 else 0)
+        self._proposal, self._proposed_at, self._gave_up, self._waited = proposal, now, False, False
+        hurry: list[Instruction] = [Hurry()] if stop and self.epoch is not None and not self.epoch.posted else []
+        return [Propose(proposal), *hurry, *self._go_on()]
+
+    def _agreed(self, event: Agreed) -> list[Instruction]:
+        assert self._proposal is not None
+        self._proposal, self._gave_up = None, False
+        self._latency = max(event.now - self._proposed_at, FORGETTING * self._latency)
+        if event.left is not None:
+            return [Abandon(event.left)]
+        if event.step >= NEVER:  # a rank has come to its end, and cannot be cut any more
+            self._open, self._no_more = False, True
+            return self._go_on()
+        passed = (self._before if self._standing else self._step) >= event.step
+        (self._missed if passed else self._appointments).append(_Appointment(event.step, self._stop))
+        return self._go_on()
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def _close_on(self) -> list[Instruction]:
+        self._appointments.clear()  # no rank comes to a step beyond the last
+        if self._over or self._proposal is not None or self.epoch is not None:
+            return []
+        if self._missed:
+            return self._begin(self._missed.popleft(), missed=True)
+        if self._children or self._said_closed:
+            return []
+        if self.rank == 0:
+            self._over = True
+            return [AnnounceEnd(None)]
+        self._said_closed = True
+        return [SayBelowClosed()]
+
+    def _below_left(self, rank: int) -> list[Instruction]:
+        if self.rank != 0:
+            return [PassOnLeft(rank)]
+        self._over = True
+        return [AnnounceEnd(rank), Abandon(rank)]

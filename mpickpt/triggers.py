@@ -1,0 +1,112 @@
+"""What makes a rank want a cut that the number of the step does not tell: signals, the program, a command, the clock.
+
+SIGUSR1 asks for a cut, SIGTERM for a cut and the end of the program thereafter. A signal that reaches one rank counts
+for all. The command ``mpickpt trigger`` leaves a file in the checkpoint directory, which rank 0 finds; rank 0 keeps
+the clock, too.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mpickpt.errors import StoreError
+from mpickpt.policy import Clock
+
+TRIGGER = "trigger"  # the file in the checkpoint directory
+STOP = "stop"  # its content, if the program is to stop
+FILE_SECONDS = 0.5  # between two looks for the file
+
+CUT_SIGNAL, STOP_SIGNAL = signal.SIGUSR1, signal.SIGTERM
+
+_Handler = Callable[[int, FrameType | None], Any] | int | None
+
+
+class Triggers:
+    """Collects what asks for a cut.
+
+    Parameters
+    ----------
+    directory : pathlib.Path or None
+        Where to look for the file; None on all ranks but rank 0.
+    clock : Clock or None
+        The clock; None on all ranks but rank 0, and where cuts are made by steps.
+    signals : bool
+        Whether to install handlers. Only the main thread can: elsewhere signals are left alone.
+    """
+
+    def __init__(self, directory: Path | None, clock: Clock | None, *, signals: bool) -> None:
+        self.clock = clock
+        self._file = None if directory is None else directory / TRIGGER
+        self._look_at = 0.0
+        self._cut = self._stop = False
+        self._before: dict[int, _Handler] = {}
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)  # of another run
+        if signals and threading.current_thread() is threading.main_thread():
+            for number in (CUT_SIGNAL, STOP_SIGNAL):
+                self._before[number] = signal.signal(number, self._on_signal)
+
+    def request(self, *, stop: bool) -> None:
+        """Ask for a cut, and perhaps for the end of the program thereafter."""
+        self._cut = True
+        self._stop = self._stop or stop
+
+    def take(self, now: float) -> bool | None:
+        """Give what was asked for since the last call: None for nothing, False for a cut, True to stop as well."""
+        if self._file is not None and now >= self._look_at:
+            self._look_at = now + FILE_SECONDS
+            self._take_file(self._file)
+        if self.clock is not None and self.clock.due(now):
+            self._cut = True
+        if not self._cut:
+            return None
+        stop, self._cut, self._stop = self._stop, False, False
+        return stop
+
+    def close(self) -> None:
+        """Give the signals back to whoever had them, unless somebody took them over meanwhile."""
+        for number, before in self._before.items():
+            if signal.getsignal(number) == self._on_signal:
+                with suppress(ValueError):  # not the main thread
+                    signal.signal(number, before)
+        self._before.clear()
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.unlink(missing_ok=True)
+
+    def _take_file(self, file: Path) -> None:
+        try:
+            text = file.read_text()
+            file.unlink(missing_ok=True)
+        except OSError:
+            return  # mostly: there is none
+        self.request(stop=text.strip() == STOP)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.request(stop=number == STOP_SIGNAL)
+        before = self._before.get(number)
+        if callable(before):
+            before(number, frame)
+
+
+def leave_file(directory: Path, *, stop: bool) -> None:
+    """Ask the program that uses `directory` for a cut.
+
+    Raises
+    ------
+    StoreError
+        If the file cannot be written.
+    """
+    path = directory / TRIGGER
+    new = path.with_name(f"{TRIGGER}.new")
+    try:
+        new.write_text(STOP if stop else "cut")
+        new.rename(path)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror}.", errno=error.errno, path=path) from error

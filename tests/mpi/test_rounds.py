@@ -1,0 +1,163 @@
+"""Cuts that nobody can foresee: asked for by one rank, by all, by a signal, in the midst of a drain."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from mpi4py import MPI
+
+import mpickpt
+from mpickpt.triggers import leave_file
+
+pytestmark = pytest.mark.mpi
+COMM = MPI.COMM_WORLD
+LAST = COMM.size - 1
+
+
+def run(directory: Path, stop: int, wish: object, pause: float = 0.002, **options: object) -> mpickpt.Session:
+    """Take steps, with `wish` called in each; all ranks compute the same, and meet in each step."""
+    with mpickpt.open(directory, COMM, **options) as ckpt:
+        u = ckpt.array("u", 100_000)
+        for step in ckpt.range(stop):
+            wish(ckpt, step)  # type: ignore[operator]
+            u += 1
+            time.sleep(pause)
+            COMM.allreduce(step)
+    return ckpt
+
+
+def check_restart(directory: Path, ckpt: mpickpt.Session) -> None:
+    """What is restored is what all ranks had at the step of the cut."""
+    COMM.barrier()
+    with mpickpt.open(directory, COMM) as again:
+        assert again.restored is not None
+        assert again.restored.epoch == ckpt.stats().last_whole
+        assert COMM.allgather(again.restored.step) == [again.restored.step] * COMM.size
+        assert (again.array("u", 100_000) == again.restored.step).all()
+
+
+@pytest.mark.parametrize("who", [0, LAST])
+def test_request_on_one_rank(mpi_tmp_path: Path, who: int) -> None:
+    def wish(ckpt: mpickpt.Session, step: int) -> None:
+        if step == 20 and COMM.rank == who:
+            ckpt.request()
+
+    ckpt = run(mpi_tmp_path, 400, wish)
+    stats = ckpt.stats()
+    assert (stats.cuts, stats.whole, stats.rounds) == (1, 1, 1)
+    check_restart(mpi_tmp_path, ckpt)
+
+
+def test_a_signal_to_all_ranks_makes_one_epoch(mpi_tmp_path: Path) -> None:
+    seen = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+
+    def wish(ckpt: mpickpt.Session, step: int) -> None:
+        if step in (20, 250):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    ckpt = run(mpi_tmp_path, 500, wish)
+    assert signal.signal(signal.SIGUSR1, before) is not before, "the handler that was there before is back"
+    assert len(seen) == 2, "and was called all the time"
+    assert ckpt.stats().whole == 2
+    check_restart(mpi_tmp_path, ckpt)
+
+
+def test_wishes_beside_every(mpi_tmp_path: Path) -> None:
+    def wish(ckpt: mpickpt.Session, step: int) -> None:
+        if step in (30, 130, 230) and COMM.rank == step % COMM.size:
+            ckpt.request()
+
+    ckpt = run(mpi_tmp_path, 400, wish, every=100)
+    assert (ckpt.stats().whole, ckpt.stats().rounds) == (6, 3)
+    check_restart(mpi_tmp_path, ckpt)
+
+
+def test_the_command(mpi_tmp_path: Path) -> None:
+    def wish(ckpt: mpickpt.Session, step: int) -> None:
+        if step == 10 and COMM.rank == LAST:
+            leave_file(mpi_tmp_path, stop=False)
+
+    ckpt = run(mpi_tmp_path, 600, wish)
+    assert ckpt.stats().whole == 1
+    assert not (mpi_tmp_path / "trigger").exists()
+
+
+@pytest.mark.parametrize("who", [0, LAST])
+def test_stop(mpi_tmp_path: Path, who: int) -> None:
+    def wish(ckpt: mpickpt.Session, step: int) -> None:
+        if step == 30 and COMM.rank == who:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(mpickpt.Stopped) as caught:
+        run(mpi_tmp_path, 100_000, wish)
+    assert caught.value.code == 75
+    assert caught.value.epoch == 1
+    assert COMM.allgather(caught.value.epoch) == [1] * COMM.size
+    with mpickpt.open(mpi_tmp_path, COMM) as again:
+        assert again.restored is not None
+        assert (again.array("u", 100_000) == again.restored.step).all()
+
+
+def test_a_wish_while_the_last_epoch_drains(mpi_tmp_path: Path) -> None:
+    """It is fulfilled when that epoch is settled."""
+
+    def wish(ckpt: mpickpt.Session, step: int) -> None:
+        if step in (30, 32) and COMM.rank == 0:
+            ckpt.request()
+
+    ckpt = run(mpi_tmp_path, 600, wish, pool=1)
+    assert 1 <= ckpt.stats().whole <= 2
+    check_restart(mpi_tmp_path, ckpt)
+
+
+def test_a_rank_fifty_times_slower(mpi_tmp_path: Path) -> None:
+    with mpickpt.open(mpi_tmp_path, COMM, interval=0.4) as ckpt:
+        u = ckpt.array("u", 100_000)
+        for step in ckpt.range(60):
+            u += 1
+            time.sleep(0.05 if COMM.rank == LAST else 0.001)
+            COMM.allreduce(step)
+    stats = ckpt.stats()
+    assert stats.whole >= 3
+    assert COMM.allgather(stats.whole) == [stats.whole] * COMM.size
+    check_restart(mpi_tmp_path, ckpt)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_rank_that_runs_ahead(mpi_tmp_path: Path) -> None:
+    """Ranks that never meet, and so drift apart."""
+    with mpickpt.open(mpi_tmp_path, COMM) as ckpt:
+        u = ckpt.array("u", 1000)
+        for step in ckpt.range(300):
+            if step == 5 and COMM.rank == 0:
+                ckpt.request()
+            u += 1
+            time.sleep(0.02 if COMM.rank == LAST else 0.004)
+    stats = ckpt.stats()
+    assert COMM.allgather(stats.whole) == [stats.whole] * COMM.size
+    assert stats.whole >= 1
+
+
+def test_interval_auto(mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpickpt.policy.FIRST_INTERVAL", 0.2)
+    ckpt = run(mpi_tmp_path, 400, lambda ckpt, step: None, interval="auto", mtbf=120)
+    assert ckpt.stats().whole >= 1
+    if COMM.rank == 0:
+        assert ckpt._driver.clock.interval != 0.2, "after the first epoch it is computed"
+    check_restart(mpi_tmp_path, ckpt)
+
+
+def test_ranks_that_end_early(mpi_tmp_path: Path) -> None:
+    """A wish that comes when some ranks are closing already makes no epoch, and does no harm."""
+    with mpickpt.open(mpi_tmp_path, COMM) as ckpt:
+        ckpt.array("u", 1000)
+        for step in ckpt.range(20):
+            if step == 19 and COMM.rank == LAST:
+                time.sleep(0.2)
+                ckpt.request()
+    assert ckpt.stats().whole <= 1

@@ -1,0 +1,402 @@
+"""A simulated rank set: the protocol of all ranks, their program, a network, and disks; nothing else is simulated.
+
+The network moves one hop at a time over binomial trees, as the collectives of MPI libraries do, and the rank in the
+middle of a hop takes it only when it is in MPI: when it looks at a safe point, or while it waits. That is what makes
+answers late, and what an MPI library without a thread of its own does.
+
+A broken promise raises AssertionError where it happens: two ranks cut at different steps for one epoch, a slot
+overwritten that held the only whole epoch, a wait without an end.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import random
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+from mpickpt import protocol as p
+
+FOREVER = 1e8  # simulated seconds in which every run has to end
+MANY = 64  # with more ranks than that, the state of all disks is not checked at each write
+
+
+@dataclass
+class Job:
+    """What the ranks do, and what happens to them.
+
+    Attributes
+    ----------
+    size, steps : int
+        Number of ranks, and of steps.
+    seconds : callable
+        Duration of a step, of (rank, step).
+    needs : callable
+        What a step has to receive before it ends, of (rank, step): pairs of another rank and its step.
+    tracked : bool
+        A rank that waits for a message handles what comes, as in a call of ``ckpt.comm``.
+    hop : callable
+        Duration of a hop, of the rank.
+    longest_drain : float
+        A drain takes between a third of it and all of it.
+    asks : list of (seconds, rank, stop)
+        Wishes to cut.
+    fails : callable
+        Whether a drain fails, of (rank, epoch).
+    dies : tuple (seconds, rank), optional
+        This rank does nothing more from then on.
+    every, keep : int
+        Options of the session.
+    """
+
+    size: int
+    steps: int
+    seconds: Callable[[int, int], float]
+    needs: Callable[[int, int], list[tuple[int, int]]] = lambda rank, step: []
+    tracked: bool = False
+    hop: Callable[[int], float] = lambda rank: 1e-5
+    longest_drain: float = 1.0
+    asks: list[tuple[float, int, bool]] = field(default_factory=list)
+    fails: Callable[[int, int], bool] = lambda rank, epoch: False
+    dies: tuple[float, int] | None = None
+    every: int | None = None
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What a rank's program waits for: an instant, or a condition; and whether it does so in MPI."""
+
+    until: float = math.inf
+    condition: Callable[[], bool] = lambda: False
+    in_mpi: bool = True
+
+
+Program = Generator[Wait, None, None]
+
+
+class Rank:
+    """One rank.
+
+    Attributes
+    ----------
+    protocol : Protocol
+        What is tested.
+    step : int
+        The step it is in; beyond all steps when it has ended.
+    stopped, stop_whole : int or None, bool or None
+        The step at which it was told to stop, and whether the epoch before was whole.
+    stood, gave_up : float, int
+        Seconds that it stood still, and how often it gave up.
+    asked_at, cut_at : list of float
+        When it was asked for a cut, and when it was cut.
+    sent : Counter
+        Messages that it sent, by kind.
+    """
+
+    def __init__(self, job: Job, rank: int) -> None:
+        self.rank = rank
+        self.protocol = p.Protocol(rank, job.size, keep=job.keep, every=job.every)
+        self.protocol.hold = not job.tracked
+        self.step = -1
+        self.stopped: int | None = None
+        self.stop_whole: bool | None = None
+        self.dead = False
+        self.stood = 0.0
+        self.gave_up = 0
+        self.asked_at: list[float] = []
+        self.cut_at: list[float] = []
+        self.sent: Counter[str] = Counter()
+        self.events: deque[p.Event] = deque()  # of this rank alone: wishes, the end of a drain, what comes up the tree
+        self.mail: deque[tuple[str, int, Any]] = deque()
+        self.shares: dict[tuple[str, int], list[Any]] = {}  # of reductions that wait for a child or for this rank
+        self.posted: Counter[str] = Counter()
+        self.arrived: Counter[str] = Counter()
+        self.taken: Counter[str] = Counter()
+        self.waiting: Wait | None = None
+        self.waits = 0
+
+
+class Simulation:
+    """Runs a job to its end.
+
+    Parameters
+    ----------
+    job : Job
+        What is run.
+
+    Attributes
+    ----------
+    cuts : dict
+        For each epoch, the step of its cut on each rank that was cut for it.
+    whole : list of int
+        Epochs that became whole, in their order.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.now = 0.0
+        self.ranks = [Rank(job, rank) for rank in range(job.size)]
+        self.cuts: dict[int, dict[int, int]] = {}
+        self.whole: list[int] = []
+        self._programs = [self._program(rank) for rank in self.ranks]
+        self._listeners: dict[int, list[Rank]] = defaultdict(list)
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._ticket = itertools.count()
+        self._announced = 0
+        self._content: dict[tuple[str, int], Any] = {}
+        self._disks: dict[int, list[tuple[int, bool]]] = {}  # for each slot the ranks' epochs, and whether complete
+        self._running = job.size
+        self._random = random.Random(job.size)
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run until all ranks have ended, or none can go on because one has died."""
+        for seconds, rank, stop in self.job.asks:
+            self._at(seconds, lambda rank=rank, stop=stop: self._ask(self.ranks[rank], stop))
+        if self.job.dies:
+            self._at(self.job.dies[0], lambda: setattr(self.ranks[self.job.dies[1]], "dead", True))
+        for rank in self.ranks:
+            self._resume(rank)
+        while self._agenda and self._running:
+            self.now, _, act = heapq.heappop(self._agenda)
+            assert self.now < FOREVER, self._stuck()
+            act()
+        assert not self._running or self.job.dies, self._stuck()
+
+    def _stuck(self) -> str:
+        where = [f"rank {r.rank} in step {r.step}: {r.waiting}" for r in self.ranks if r.waiting]
+        return f"ranks wait without an end: {where[:6]}"
+
+    def _at(self, when: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self._agenda, (when, next(self._ticket), act))
+
+    def _ask(self, rank: Rank, stop: bool) -> None:
+        rank.asked_at.append(self.now)
+        self._tell(rank, p.Asked(stop))
+
+    def _tell(self, rank: Rank, event: p.Event) -> None:
+        """Something happened on a rank; it notices when it looks."""
+        rank.events.append(event)
+        self._resume(rank)
+
+    def _resume(self, rank: Rank) -> None:
+        """Let a rank go on, if what it waits for is there, up to its next wait."""
+        if rank.dead or (rank.waiting is not None and not self._is_over(rank.waiting)):
+            return
+        rank.waits += 1
+        for wait in self._programs[rank.rank]:
+            rank.waiting = wait
+            if wait.in_mpi:
+                self._move(rank)
+            if not self._is_over(wait):
+                if wait.until < math.inf:
+                    self._at(wait.until, lambda waits=rank.waits: self._resume(rank) if rank.waits == waits else None)
+                return
+        if rank.waiting is not None:
+            rank.waiting = None
+            self._running -= 1
+
+    def _is_over(self, wait: Wait) -> bool:
+        return self.now >= wait.until or wait.condition()
+
+    # -- the network -------------------------------------------------------------------------------------------------
+
+    def _send(self, source: Rank, target: int, kind: str, number: int, content: Any = None) -> None:
+        source.sent[kind] += 1
+        self._at(self.now + self.job.hop(target), lambda: self._arrive(self.ranks[target], (kind, number, content)))
+
+    def _arrive(self, rank: Rank, message: tuple[str, int, Any]) -> None:
+        rank.mail.append(message)
+        if rank.waiting is not None and rank.waiting.in_mpi and not rank.dead:
+            self._move(rank)
+            self._resume(rank)
+
+    def _move(self, rank: Rank) -> None:
+        """Take all hops that wait for this rank."""
+        while rank.mail:
+            kind, number, content = rank.mail.popleft()
+            if kind == "up":
+                rank.events.append(content)
+            elif kind.startswith("share of "):
+                self._share(rank, kind.removeprefix("share of "), number, content)
+            else:
+                self._spread(rank, kind, number)
+
+    def _spread(self, rank: Rank, kind: str, number: int) -> None:
+        """Note what comes down the tree, and pass it on."""
+        rank.arrived[kind] = max(number, rank.arrived[kind])
+        for child in p.children(rank.rank, self.job.size):
+            self._send(rank, child, kind, number)
+
+    def _announce(self, content: object) -> None:
+        self._announced += 1
+        self._content["marker", self._announced] = content
+        self._spread(self.ranks[0], "marker", self._announced)
+
+    def _post(self, rank: Rank, kind: str, share: tuple[int, ...]) -> None:
+        """Post a rank's share of a maximum."""
+        rank.posted[kind] += 1
+        self._share(rank, kind, rank.posted[kind], share)
+
+    def _share(self, rank: Rank, kind: str, number: int, share: tuple[int, ...]) -> None:
+        shares = rank.shares.setdefault((kind, number), [])
+        shares.append(share)
+        if len(shares) <= len(p.children(rank.rank, self.job.size)):
+            return
+        maximum = tuple(map(max, zip(*rank.shares.pop((kind, number)), strict=True)))
+        if rank.rank:
+            self._send(rank, p.parent(rank.rank), f"share of {kind}", number, maximum)
+        else:
+            self._content[kind, number] = maximum
+            self._spread(rank, kind, number)
+
+    # -- one rank ----------------------------------------------------------------------------------------------------
+
+    def _program(self, rank: Rank) -> Program:
+        machine = rank.protocol
+        for step in range(self.job.steps):
+            self._enter(rank, step)
+            assert machine.next_step >= step, "a step was passed over"
+            self._move(rank)
+            self._perform(rank, machine.handle(p.Reached(step, self.now)))
+            self._look(rank)
+            yield from self._stand(rank)
+            machine.handle(p.Left())
+            if rank.stopped is not None:
+                break
+            yield Wait(until=self.now + self.job.seconds(rank.rank, step), in_mpi=False)
+            for other, theirs in self.job.needs(rank.rank, step):
+                yield from self._receive(rank, self.ranks[other], theirs)
+            if rank.stopped is not None:
+                break
+        self._perform(rank, machine.handle(p.Closing()))
+        yield from self._stand(rank)
+        self._enter(rank, 2**60)
+
+    def _enter(self, rank: Rank, step: int) -> None:
+        rank.step = step
+        for other in self._listeners[rank.rank]:
+            self._at(self.now, lambda other=other: self._resume(other))
+
+    def _receive(self, rank: Rank, other: Rank, theirs: int) -> Program:
+        self._listeners[other.rank].append(rank)
+        while other.step < theirs and rank.stopped is None:
+            if self.job.tracked:
+                yield Wait(condition=lambda: other.step >= theirs or self._next(rank, take=False) is not None)
+                self._look(rank)
+            else:
+                yield Wait(condition=lambda: other.step >= theirs)
+        self._listeners[other.rank].remove(rank)
+
+    def _stand(self, rank: Rank) -> Program:
+        """Stay where the rank is, taking in what comes, as long as the protocol wants it."""
+        machine, since = rank.protocol, self.now
+        began = self.now
+        while (stand := machine.stands) is not p.Stand.NO and rank.stopped is None:
+            drains = machine.epoch is not None and not machine.epoch.posted  # which is waited for in any case
+            until = since + machine.patience if stand is p.Stand.LIMITED and not drains else math.inf
+            yield Wait(until, lambda: self._next(rank, take=False) is not None)
+            event = self._next(rank)
+            if event is None:
+                event, since = p.GaveUp(), self.now
+                rank.gave_up += 1
+            elif isinstance(event, p.Drained):
+                since = self.now
+            self._perform(rank, machine.handle(event))
+        rank.stood += self.now - began
+
+    def _look(self, rank: Rank) -> None:
+        self._move(rank)
+        while (event := self._next(rank)) is not None:
+            self._perform(rank, rank.protocol.handle(event))
+
+    def _next(self, rank: Rank, *, take: bool = True) -> p.Event | None:
+        """Give the next thing that happened, in an order that the protocol allows."""
+        machine = rank.protocol
+        for kind in ("answer", "commit", "marker"):
+            if rank.arrived[kind] == rank.taken[kind]:
+                continue
+            if kind == "marker" and machine.awaits_answer:
+                continue
+            if take:
+                rank.taken[kind] += 1
+            content = self._content[kind, rank.taken[kind] + (not take)]
+            if kind == "answer":
+                return p.Agreed(content[0], None, self.now)
+            if kind == "commit":
+                return p.Settled(whole=not content[0], missed=bool(content[1]))
+            return p.Ended(None) if content == "end" else p.Marked(bool(content), self.now)
+        if rank.events and rank.step >= 0:
+            return rank.events.popleft() if take else rank.events[0]
+        return None
+
+    def _perform(self, rank: Rank, instructions: list[p.Instruction]) -> None:
+        """Do as the protocol says."""
+        machine = rank.protocol
+        todo = deque(instructions)
+        while todo:
+            happened: p.Event | None = None
+            match todo.popleft():
+                case p.PassOn(rounds, stop):
+                    self._send(rank, p.parent(rank.rank), "up", 0, p.Passed(rounds, stop))
+                case p.SayBelowClosed():
+                    self._send(rank, p.parent(rank.rank), "up", 0, p.BelowClosed())
+                case p.Announce(stop):
+                    self._announce(stop)
+                    rank.taken["marker"] += 1
+                    happened = p.Marked(stop, self.now)
+                case p.AnnounceEnd():
+                    self._announce("end")
+                case p.Propose(step):
+                    self._post(rank, "answer", (step,))
+                case p.Cut(number, step, slot):
+                    self._cut(rank, number, step, slot)
+                case p.Miss():
+                    happened = p.Drained(False)
+                case p.Post(epoch, complete):
+                    self._post(rank, "commit", (not complete, epoch.missed))
+                case p.Stop(whole):
+                    rank.stopped, rank.stop_whole = rank.step, whole
+                case p.Hurry():
+                    pass
+                case other:
+                    raise AssertionError(f"unforeseen: {other}")
+            if happened is not None:
+                todo.extendleft(reversed(machine.handle(happened)))
+
+    # -- disks -------------------------------------------------------------------------------------------------------
+
+    def _cut(self, rank: Rank, number: int, step: int, slot: int) -> None:
+        cuts = self.cuts.setdefault(number, {})
+        assert rank.rank not in cuts, f"epoch {number}: rank {rank.rank} is cut twice"
+        assert all(other == step for other in cuts.values()), f"epoch {number}: cut at {step}, and at {cuts}"
+        cuts[rank.rank] = step
+        rank.cut_at.append(self.now)
+        self._write(rank, slot, number, complete=False)
+        end = self.now + self.job.longest_drain * (1 + 2 * self._random.random()) / 3
+        self._at(end, lambda: None if rank.dead else self._end_drain(rank, slot, number))
+
+    def _end_drain(self, rank: Rank, slot: int, number: int) -> None:
+        complete = not self.job.fails(rank.rank, number)
+        self._write(rank, slot, number, complete=complete)
+        self._tell(rank, p.Drained(complete))
+
+    def _write(self, rank: Rank, slot: int, number: int, *, complete: bool) -> None:
+        disk = self._disks.setdefault(slot, [(0, False)] * self.job.size)
+        before = self.whole_on_disk() if self.job.size <= MANY else []
+        disk[rank.rank] = number, complete
+        if complete and all(record == (number, True) for record in disk):
+            self.whole.append(number)
+        if before:
+            assert self.whole_on_disk(), f"epoch {number} overwrote {before}, and nothing is whole now"
+
+    def whole_on_disk(self) -> list[int]:
+        """List the epochs that could be restored if all ranks died now."""
+        whole = [disk[0] for disk in self._disks.values() if disk[0][1] and disk.count(disk[0]) == len(disk)]
+        return [number for number, _ in whole]

@@ -1,0 +1,239 @@
+"""The protocol against a simulated rank set: what must hold whatever the delays, and what an epoch costs."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulator import Job, Simulation
+
+from mpickpt import protocol as p
+
+
+def _ran(job: Job) -> Simulation:
+    simulation = Simulation(job)
+    simulation.run()
+    return simulation
+
+
+SIZES = st.sampled_from([2, 2, 3, 4, 5, 6, 7, 8, 11, 16, 33, 64])
+
+# -- any job -----------------------------------------------------------------------------------------------------------
+
+
+Needs = Callable[[int, int], list[tuple[int, int]]]
+
+
+def _needs(kind: str, size: int, steps: int, period: int, rnd: random.Random) -> Needs:
+    """Who waits for whose messages: of its own step, or with "early" of a later one."""
+    if kind == "ring":
+        return lambda rank, step: [((rank - 1) % size, step), ((rank + 1) % size, step)]
+    if kind == "chain":
+        return lambda rank, step: [(rank - 1, step)] if rank else []
+    if kind == "seldom":
+        return lambda rank, step: [((rank + 1) % size, step)] if step % period == period - 1 else []
+    if kind == "early":  # rank 0 needs what the others send some steps later; they run on by themselves
+        ahead = [rnd.randrange(6) for _ in range(size)]
+        return lambda rank, step: (
+            [] if rank else [(other, min(step + ahead[other], steps - 1)) for other in range(1, size)]
+        )
+    return lambda rank, step: []
+
+
+@st.composite
+def _jobs(draw: st.DrawFn) -> Job:
+    size = draw(SIZES)
+    rnd = random.Random(draw(st.integers(0, 2**32)))
+    steps = draw(st.integers(1, 40))
+    kind = draw(st.sampled_from(["none", "ring", "chain", "seldom", "early"]))
+    skew = draw(st.sampled_from([1.0, 3.0, 50.0]))
+    unit = draw(st.sampled_from([1e-4, 0.01, 1.0, 30.0]))
+    pace = [unit * skew ** rnd.random() for _ in range(size)]
+    hop = unit * draw(st.sampled_from([1e-3, 0.1, 3.0]))
+    drain = unit * draw(st.sampled_from([0.1, 3.0, 30.0]))
+    failing = draw(st.sampled_from([0.0, 0.0, 0.02]))
+    bad = rnd.randrange(2**32)
+    length = steps * sum(pace) / size
+    asks = [
+        (rnd.uniform(0, length), rnd.randrange(size), stop)
+        for stop in draw(st.lists(st.sampled_from([False, False, False, True]), max_size=6))
+    ]
+    if draw(st.booleans()) and asks:  # a signal to all
+        asks += [(asks[0][0] + rnd.random() * unit, rank, asks[0][2]) for rank in range(size)]
+    dies = (rnd.uniform(0, length), rnd.randrange(size)) if draw(st.integers(0, 5)) == 0 else None
+    return Job(
+        size=size,
+        steps=steps,
+        seconds=lambda rank, step: pace[rank] * (0.5 + rnd.random()),
+        needs=_needs(kind, size, steps, draw(st.integers(2, 40)), rnd),
+        tracked=kind == "early" or draw(st.booleans()),
+        hop=lambda rank: hop * rnd.random(),
+        longest_drain=1.5 * drain,
+        asks=asks,
+        fails=lambda rank, epoch: random.Random(f"{bad} {rank} {epoch}").random() < failing,
+        dies=dies,
+        every=draw(st.sampled_from([None, None, 1, 7, 30])),
+        keep=draw(st.integers(2, 4)),
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(_jobs())
+def test_nothing_breaks(job: Job) -> None:
+    """The simulation itself asserts equal cuts, a whole epoch on disk at all times, and an end of all waits."""
+    simulation = _ran(job)
+    if simulation.whole:
+        assert simulation.whole_on_disk()
+    if job.dies:
+        return
+    for number, cuts in simulation.cuts.items():
+        assert len(cuts) == job.size or any(rank.protocol.missed for rank in simulation.ranks), f"epoch {number}"
+    stops = {(rank.stopped is None, rank.stop_whole) for rank in simulation.ranks}
+    assert len(stops) == 1, "some ranks were told to stop, others not"
+    if not job.tracked and not any(rank.gave_up for rank in simulation.ranks):
+        assert len({rank.stopped for rank in simulation.ranks}) == 1, "ranks stopped at different steps"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([2, 5, 13]), st.integers(0, 2**32), st.sampled_from([1.0, 50.0]), st.booleans())
+def test_every_wish_is_fulfilled(size: int, seed: int, skew: float, tracked: bool) -> None:
+    """Long before the end, each rank that was asked is cut thereafter, and one signal to all makes one epoch."""
+    rnd = random.Random(seed)
+    pace = [skew ** rnd.random() for _ in range(size)]
+    steps = 800
+    moments = [steps * max(pace) * k / 5 + rnd.random() for k in range(1, 4)]
+    asks = [(moments[0], rnd.randrange(size), False), (moments[1], rnd.randrange(size), False)]
+    asks += [(moments[2] + 0.1 * rnd.random(), rank, False) for rank in range(size)]
+    job = Job(
+        size,
+        steps,
+        lambda rank, step: pace[rank],
+        needs=_needs("ring", size, steps, 1, rnd),
+        tracked=tracked,
+        asks=asks,
+        hop=lambda rank: 0.05 * rnd.random(),
+    )
+    simulation = _ran(job)
+    for rank in simulation.ranks:
+        for moment in rank.asked_at:
+            assert any(cut >= moment for cut in rank.cut_at), f"rank {rank.rank}, asked at {moment}"
+    assert simulation.whole
+    missed = sum(rank.protocol.missed for rank in simulation.ranks)
+    assert len(simulation.cuts) == 3 or missed
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 16])
+@pytest.mark.parametrize("tracked", [True, False])
+def test_stop(size: int, tracked: bool) -> None:
+    rnd = random.Random(size)
+    everybody = [(20.0 + rnd.random(), rank, True) for rank in range(size)]
+    simulation = _ran(Job(size, 1000, lambda rank, step: 0.5 + rnd.random(), tracked=tracked, asks=everybody))
+    assert [rank.stop_whole for rank in simulation.ranks] == [True] * size
+    assert len(simulation.cuts) == 1, "one signal to all ranks makes one epoch"
+    assert max(rank.step for rank in simulation.ranks) < 1000 or simulation.now < 200
+
+
+def test_stop_hurries_past_an_epoch_that_still_drains() -> None:
+    asks = [(10.0, 1, False), (20.0, 2, True)]
+    simulation = _ran(Job(4, 1000, lambda rank, step: 1.0, asks=asks, longest_drain=300.0))
+    assert len(simulation.cuts) == 2
+    assert max(simulation.cuts[2].values()) <= 40, "the marker does not wait for the drain"
+    assert simulation.whole == [1, 2]
+
+
+def test_a_stop_that_storage_refuses_ends_all_the_same() -> None:
+    job = Job(3, 1000, lambda rank, step: 1.0, asks=[(10.0, 1, True)], fails=lambda rank, epoch: rank == 2)
+    simulation = _ran(job)
+    assert [rank.stop_whole for rank in simulation.ranks] == [False] * 3
+    assert len(simulation.cuts) == p.STOP_ATTEMPTS
+
+
+def test_a_rank_that_others_wait_for_is_not_waited_for_without_end() -> None:
+    """Rank 1 is ahead and waits for a message of rank 0, which stands at its own proposal: only giving up helps."""
+    needs = {1: lambda step: [(0, step)] if step % 40 == 39 else []}
+    job = Job(
+        2,
+        400,
+        lambda rank, step: 1.0 if rank == 0 else 0.01,
+        needs=lambda rank, step: needs[rank](step) if rank in needs else [],
+        asks=[(5.0, 0, False), (200.0, 0, False)],
+    )
+    simulation = _ran(job)
+    assert simulation.ranks[0].stood >= p.PATIENCE, "otherwise this tests nothing"
+    assert simulation.whole
+
+
+def test_the_lookahead_adapts_to_a_slow_rank() -> None:
+    """One rank is 50 times slower, and the others wait for it; after the first rounds nobody stands still any more."""
+    asks = [(1000.0 + 1000 * k, 1, False) for k in range(12)]
+    simulation = _ran(
+        Job(
+            4,
+            300,
+            lambda rank, step: 1.0 if rank else 50.0,
+            needs=lambda rank, step: [(0, step)] if rank else [],
+            asks=asks,
+        )
+    )
+    assert len(simulation.whole) == 12
+    assert sum(rank.protocol.waits for rank in simulation.ranks) <= 4
+
+
+def test_a_dead_rank_leaves_a_whole_epoch() -> None:
+    for moment in range(5, 95, 3):
+        job = Job(4, 100, lambda rank, step: 1.0, every=5, longest_drain=4.0, dies=(moment, moment % 4))
+        simulation = _ran(job)
+        assert simulation.whole_on_disk() or not simulation.whole
+
+
+def test_ranks_that_end_early_stop_the_rounds() -> None:
+    """A rank that has come to its end cannot be cut: the others find out, and ask no more."""
+    job = Job(3, 50, lambda rank, step: 0.1 if rank == 2 else 1.0, asks=[(20.0 + k, 1, k == 5) for k in range(10)])
+    simulation = _ran(job)
+    assert not simulation.cuts
+    assert all(rank.protocol.rounds <= 2 for rank in simulation.ranks)
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 3000))
+def test_the_tree(size: int) -> None:
+    found = {child: rank for rank in range(size) for child in p.children(rank, size)}
+    assert found == {rank: p.parent(rank) for rank in range(1, size)}
+    assert max(len(p.children(rank, size)) for rank in range(size)) <= math.ceil(math.log2(size)) if size > 1 else True
+    depth = {0: 0}
+    for rank in range(1, size):
+        depth[rank] = depth[p.parent(rank)] + 1
+    assert max(depth.values()) <= math.log2(size) if size > 1 else True
+
+
+def test_every_needs_no_message() -> None:
+    simulation = _ran(Job(8, 100, lambda rank, step: 1.0 + rank, every=10))
+    assert [max(cuts.values()) for cuts in simulation.cuts.values()] == list(range(10, 100, 10))
+    kinds = {kind for rank in simulation.ranks for kind in rank.sent}
+    assert not {"share of answer", "answer"} & kinds
+    assert simulation.ranks[0].sent["marker"] == 3, "one marker, to three children, that says that there are no more"
+
+
+def test_first_safe_point_is_no_cut() -> None:
+    machine = p.Protocol(0, 2, every=10)
+    assert machine.handle(p.Reached(20, 0.0)) == []
+    assert machine.next_step == 30
+    assert machine.handle(p.Reached(30, 1.0)) == [p.Cut(1, 30, 0)]
+
+
+@pytest.mark.parametrize("size", [16, 128, 1024])
+def test_messages_grow_no_faster_than_log_n(size: int) -> None:
+    """A wish up the tree, a marker down, two reductions up and down: three to each child, three to the parent."""
+    job = Job(size, 200, lambda rank, step: 1.0, asks=[(5.0, size - 1, False)], longest_drain=0.5)
+    simulation = _ran(job)
+    assert simulation.cuts
+    rounds = simulation.ranks[0].protocol.rounds
+    for rank in simulation.ranks:
+        below, up = len(p.children(rank.rank, size)), int(rank.rank > 0)
+        assert rank.sent.total() <= 3 * rounds * (below + up) + below + up
