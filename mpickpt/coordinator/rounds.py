@@ -39,6 +39,9 @@ class Rounds:
     def __init__(self, comm: MPI.Intracomm, maximum: MPI.Op) -> None:
         self._comm = comm.Dup()
         self._maximum = maximum
+        # One of each is in use at a time, so that a round allocates nothing.
+        self._content, self._own, self._result = (np.empty(2, np.int64) for _ in range(3))
+        self._message = np.empty(3, np.int64)
         self._rank: int = comm.rank
         self._open_children = len(children(comm.rank, comm.size))
         self._answer: Pending | None = None
@@ -62,9 +65,9 @@ class Rounds:
 
     def propose(self, step: int, *, left: int | None = None) -> None:
         """Post this rank's share of the answer, and listen for the next marker."""
-        own = np.array([step, _NOBODY if left is None else left], np.int64)
-        result = np.empty_like(own)
-        self._answer = Pending(self._comm.Iallreduce(own, result, op=self._maximum), result, own)
+        self._own[0], self._own[1] = step, _NOBODY if left is None else left
+        request = self._comm.Iallreduce(self._own, self._result, op=self._maximum)
+        self._answer = Pending(request, self._result, self._own)
         if self._rank != 0:
             self._listen()
 
@@ -81,20 +84,18 @@ class Rounds:
         self._send_up(_LEFT, rank, 0)
 
     def _broadcast(self, kind: int, left: int) -> None:
-        content = np.array([kind, left], np.int64)
-        self._sent.append(Pending(self._comm.Ibcast(content, root=0), content))
+        self._content[0], self._content[1] = kind, left
+        self._sent.append(Pending(self._comm.Ibcast(self._content, root=0), self._content))
 
     def _send_up(self, *content: int) -> None:
         message = np.array(content, np.int64)
         self._sent.append(Pending(self._comm.Isend(message, parent(self._rank)), message))
 
     def _listen(self) -> None:
-        content = np.empty(2, np.int64)
-        self._marker = Pending(self._comm.Ibcast(content, root=0), content)
+        self._marker = Pending(self._comm.Ibcast(self._content, root=0), self._content)
 
     def _receive(self) -> None:
-        content = np.empty(3, np.int64)
-        self._below = Pending(self._comm.Irecv(content), content)
+        self._below = Pending(self._comm.Irecv(self._message), self._message)
 
     # -- what came -----------------------------------------------------------------------------------------------
 
@@ -104,11 +105,11 @@ class Rounds:
             self._sent = [pending for pending in self._sent if not pending.test()]
         if self._answer is not None:
             if self._answer.test():
-                step, left = self._answer.result.tolist()
+                step, left = self._result.tolist()
                 self._answer = None
                 return Agreed(step, None if left == _NOBODY else left, time.perf_counter())
         elif self._marker is not None and self._marker.test():
-            kind, left = self._marker.result.tolist()
+            kind, left = self._content.tolist()
             self._marker = None
             if kind == _END:
                 return Ended(None if left == _NOBODY else left)
@@ -118,7 +119,7 @@ class Rounds:
     def _from_below(self) -> Event | None:
         if self._below is None or not self._below.test():
             return None
-        kind, number, flag = self._below.result.tolist()
+        kind, number, flag = self._message.tolist()
         self._below = None
         if kind == _CLOSED:
             self._open_children -= 1

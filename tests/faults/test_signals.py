@@ -1,0 +1,95 @@
+"""Signals to ranks and to mpiexec, and the command from another shell."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mpijob import MpiJob, mpi_job
+
+JOB = Path(__file__).parent / "signal_job.py"
+RANKS = 3
+
+
+def _wait_until(condition: Callable[[], bool], job: MpiJob) -> None:
+    limit = time.monotonic() + 60
+    while not condition():
+        assert job.running() and time.monotonic() < limit, job.output()
+        time.sleep(0.02)
+
+
+def _ls(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "mpickpt", *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=60)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def _started(job: MpiJob) -> bool:
+    return job.output().count("computes") == RANKS
+
+
+@pytest.mark.parametrize("who", ["one", "all"])
+def test_sigusr1(tmp_path: Path, who: str) -> None:
+    with mpi_job(RANKS, [JOB], tmp_path / "log") as job:
+        _wait_until(lambda: _started(job), job)
+        pids = job.rank_pids()
+        for rank in [2] if who == "one" else range(RANKS):
+            os.kill(pids[rank], signal.SIGUSR1)
+        _wait_until(lambda: "yes" in _ls(tmp_path, "ls", "c"), job)
+        os.kill(pids[0], signal.SIGTERM)
+        assert job.wait(60) != 0
+    table = _ls(tmp_path, "ls", "c")
+    assert "in use" not in table
+    assert table.count("yes") == 2
+
+
+@pytest.mark.parametrize("who", ["one", "all"])
+def test_sigterm_ends_all_ranks_with_75(tmp_path: Path, who: str) -> None:
+    """And the same command goes on where they were."""
+    with mpi_job(RANKS, [JOB], tmp_path / "log") as job:
+        _wait_until(lambda: _started(job), job)
+        pids = job.rank_pids()
+        for rank in [1] if who == "one" else range(RANKS):
+            os.kill(pids[rank], signal.SIGTERM)
+        assert job.wait(60) == 75, job.output()
+    assert "stopped as asked, after epoch 1 of" in job.output()
+    assert job.output().count("ends with 75") == RANKS
+    with mpi_job(RANKS, [JOB, "--steps", "10"], tmp_path / "log") as again:
+        assert again.wait(60) == 0, again.output()
+    assert "restored epoch 1" in again.output()
+
+
+def test_the_command_from_another_shell(tmp_path: Path) -> None:
+    with mpi_job(RANKS, ["-m", "mpickpt", "run", JOB], tmp_path / "log") as job:
+        _wait_until(lambda: _started(job), job)
+        assert "asked process" in _ls(tmp_path, "trigger", "c")
+        _wait_until(lambda: "yes" in _ls(tmp_path, "ls", "c"), job)
+        assert "and to stop" in _ls(tmp_path, "trigger", "--stop", "c")
+        assert job.wait(60) == 75, job.output()
+    assert "stopped as asked, after epoch 2" in job.output()
+
+
+def test_the_command_needs_a_program(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    command = [sys.executable, "-m", "mpickpt", "trigger", "c"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert found.returncode == 2
+    assert "No program is using c" in found.stderr
+
+
+def test_a_signal_to_mpiexec(tmp_path: Path) -> None:
+    """Each library passes on what it will: both pass SIGUSR1; on SIGTERM the ranks get little or no time."""
+    with mpi_job(RANKS, [JOB], tmp_path / "log") as job:
+        _wait_until(lambda: _started(job), job)
+        job.process.send_signal(signal.SIGUSR1)
+        _wait_until(lambda: "yes" in _ls(tmp_path, "ls", "c"), job)
+        job.process.send_signal(signal.SIGTERM)
+        assert job.wait(60) != 0
+    assert "yes" in _ls(tmp_path, "ls", "c"), "whatever became of the ranks, the last whole epoch stays"
