@@ -49,12 +49,12 @@ class Run:
     def settle(self, *, fault: str | None = None) -> str | None:
         """Wait until all is known; the epoch must have a fault on no rank, or on one that the pattern fits."""
         end = time.monotonic() + PATIENCE
-        while not self.traffic.advance():
+        while not self.traffic.advance() and (fault is None or self.traffic._exchange is not None):
             assert time.monotonic() < end, self.traffic.missing()
             time.sleep(1e-4)
-        mine = self.traffic.fault
         self.traffic._end_exchange()  # a fault is known before the exchange is over
-        mine = mine or self.traffic.fault
+        self.traffic.advance()
+        mine = self.traffic.fault
         faults = [text for text in COMM.allgather(mine) if text is not None]
         if fault is None:
             assert not faults
@@ -172,7 +172,7 @@ def probed(comm: MPI.Intracomm, a: Array, source: int, tag: int, status: MPI.Sta
     comm.Recv(a, first.source, first.tag, status)
 
 
-def tested(comm: MPI.Intracomm, a: Array, source: int, tag: int, status: MPI.Status) -> None:
+def polling(comm: MPI.Intracomm, a: Array, source: int, tag: int, status: MPI.Status) -> None:
     request = comm.Irecv(a, source, tag)
     while not request.Test(status):
         time.sleep(1e-4)
@@ -234,7 +234,7 @@ UPPER_RECEIVES: dict[str, Receive] = {
     "larger buffer": lambda comm, a, source, tag, status: larger(comm, a, source, tag, status),
     "column": recv_column,
     "Irecv": lambda comm, a, source, tag, status: comm.Irecv(a, source, tag).Wait(status) and None,
-    "Test": tested,
+    "Test": polling,
     "Sendrecv": lambda comm, a, source, tag, status: comm.Sendrecv(a, MPI.PROC_NULL, 0, a, source, tag, status),
     "Sendrecv_replace": replaced,
     "Isendrecv": lambda comm, a, source, tag, status: comm.Isendrecv(a, MPI.PROC_NULL, 0, a, source, tag).Wait(status)
@@ -477,7 +477,6 @@ def test_late_messages_that_do_not_come_before_the_next_cut(run: Run) -> None:
         assert run.comm.recv() == "b"
 
 
-@pairs
 def test_large_messages_and_self(run: Run) -> None:
     """Larger than what is sent at once; and messages of a rank to itself are in flight too."""
     big = np.arange(300_000.0)
@@ -629,13 +628,14 @@ def test_pending_at_the_cut(run: Run, name: str) -> None:
     elif RECEIVES and name == "Mprobe":
         request = comm.mprobe(OTHER, TAG)
     elif RECEIVES and name != "Issend":
-        request = started(comm.Recv_init(a, OTHER)) if name == "Recv_init" else comm.irecv(None, OTHER, TAG)
+        make = {"Recv_init": lambda: started(comm.Recv_init(a, OTHER)), "Irecv": lambda: comm.Irecv(a, OTHER, TAG)}
+        request = make.get(name, lambda: comm.irecv(None, OTHER, TAG))()
         if name == "complete Irecv":
             while not request.Get_status():
                 time.sleep(1e-4)
     run.cut()
     what = {
-        "Irecv": f"irecv (source {OTHER}, tag {TAG})",
+        "Irecv": f"Irecv (source {OTHER}, tag {TAG})",
         "Recv_init": f"Recv_init (source {OTHER}, tag any)",
         "Mprobe": f"matched message (source {OTHER}, tag {TAG})",
         "Issend": f"Issend (dest {OTHER}, tag {TAG})",
@@ -646,7 +646,7 @@ def test_pending_at_the_cut(run: Run, name: str) -> None:
         assert text is not None
         assert f"Epoch 1 failed: rank {COMM.rank} has a pending {what} at the cut" in text
     if SENDS and name not in ("Iallreduce", "Mprobe", "complete Irecv", "Issend"):
-        comm.send(1, OTHER, TAG)
+        comm.Send(a, OTHER, TAG) if name in ("Recv_init", "Irecv") else comm.send(1, OTHER, TAG)
     if RECEIVES and name == "Issend":
         comm.Recv(a, OTHER, TAG)
     if request is not None:
@@ -671,12 +671,14 @@ def test_sends_that_are_complete_and_not_waited_for(run: Run) -> None:
     run.settle()
     for request in requests:
         request.wait()
-    if SENDS:
-        for n in range(1000):
-            run.comm.isend(n, OTHER, TAG)
-    if RECEIVES:
-        assert [run.comm.recv() for _ in range(1000)] == list(range(1000))
-    assert len(run.traffic._pending) < 600
+    for _ in range(10):  # they are sorted out in time, also if nobody ever waits for them
+        if SENDS:
+            for n in range(200):
+                run.comm.isend(n, OTHER, TAG)
+        if RECEIVES:
+            assert [run.comm.recv() for _ in range(200)] == list(range(200))
+        COMM.Barrier()
+    assert len(run.traffic._pending) < 900
 
 
 @pairs
