@@ -28,27 +28,29 @@ from mpickpt.replay import Replay
 Channel = tuple[str, int, int]  # communicator, the other rank, tag
 Data = bytes | bytearray | memoryview
 
+_SHORT = 64  # bytes; such a message is kept as it is, which is cheaper than a checksum
 REMEMBERED = 1024  # checksums kept of a channel; further early messages are counted only
 
 
 @dataclass(slots=True)
 class _Received:
-    """What came on a channel since the last cut: how much, and the stamps and checksums of the last of it."""
+    """What came on a channel since the last cut: how much, and of the last of it the stamps and checksums.
+
+    In place of a checksum there may be the message, if it is short: most are never asked for it.
+    """
 
     count: int = 0
-    last: list[tuple[int, int | None]] = field(default_factory=list)
+    last: list[tuple[int, int | bytes | None]] = field(default_factory=list)
 
-    def add(self, stamp: int, checksum: int | None) -> None:
-        self.count += 1
-        self.last.append((stamp, checksum))
-        if len(self.last) >= 2 * REMEMBERED:
-            self.last.sort(key=_stamp)
-            del self.last[:-REMEMBERED]
-
-    def checksums(self, count: int) -> tuple[int | None, ...]:
-        """Give the checksums of the last `count` messages, or of as many of them as are remembered."""
+    def forget_old(self) -> None:
         self.last.sort(key=_stamp)
-        return tuple(checksum for _, checksum in self.last[-min(count, REMEMBERED) :])
+        del self.last[:-REMEMBERED]
+
+    def checksums(self, count: int, crc32c: Callable[[Data], int]) -> tuple[int | None, ...]:
+        """Give the checksums of the last `count` messages, or of as many of them as are remembered."""
+        self.forget_old()
+        last = self.last[-count:]
+        return tuple(crc32c(checksum) if isinstance(checksum, bytes) else checksum for _, checksum in last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +111,20 @@ class Ledger:
         entry = self._received.get(channel)
         if entry is None:
             entry = self._received[channel] = _Received()
-        entry.add(stamp, None if data is None else self._crc32c(data))
+        entry.count += 1
+        if data is None:
+            entry.last.append((stamp, None))
+        else:
+            entry.last.append((stamp, bytes(data) if len(data) <= _SHORT else self._crc32c(data)))
+        if len(entry.last) >= 2 * REMEMBERED:
+            entry.forget_old()
         if self._open or channel in self._late:
-            self._log.setdefault(channel, []).append((stamp, None if data is None else bytes(data)))
+            log = self._log.setdefault(channel, [])
+            late = self._late.get(channel)
+            if late is None or len(log) < late or stamp < log[-1][0]:
+                log.append((stamp, None if data is None else bytes(data)))
+                if late is not None:
+                    _cut_to_size(log, late)
 
     # -- a cut ---------------------------------------------------------------------------------------------------
 
@@ -154,11 +167,14 @@ class Ledger:
             if due > 0:
                 self._late[channel] = due
             elif due < 0:
-                self._early.append(Early(*channel, -due, () if before is None else before.checksums(-due)))
+                checksums = () if before is None else before.checksums(-due, self._crc32c)
+                self._early.append(Early(*channel, -due, checksums))
         self._balance = balance
         self._told.clear()
         self._late_count = sum(self._late.values())
         self._log = {channel: log for channel, log in self._log.items() if channel in self._late}
+        for channel, log in self._log.items():
+            _cut_to_size(log, self._late[channel])
         self._before = {}
 
     # -- what the checkpoint needs -------------------------------------------------------------------------------
@@ -186,11 +202,11 @@ class Ledger:
             log = self._log.get(channel, [])
             if len(log) < late:
                 continue
-            log.sort(key=_stamp)
             oldest = oldest_posted(channel)
-            if oldest is None or oldest > log[late - 1][0]:
-                if all(data is not None for _, data in log[:late]):
-                    self._complete += [(stamp, Late(*channel, data)) for stamp, data in log[:late] if data is not None]
+            if oldest is None or oldest > log[-1][0]:
+                known = [(stamp, Late(*channel, data)) for stamp, data in log if data is not None]
+                if len(known) == late:
+                    self._complete += known
                     del self._late[channel], self._log[channel]
         return [Outstanding(c, n, min(n - 1, len(self._log.get(c, ())))) for c, n in self._late.items()]
 
@@ -198,12 +214,7 @@ class Ledger:
         """Give the channels on which a late message came, but its content is not known."""
         if self._open:
             return []
-        lost = []
-        for channel, late in self._late.items():
-            log = sorted(self._log.get(channel, ()), key=_stamp)
-            if any(data is None for _, data in log[:late]):
-                lost.append(channel)
-        return lost
+        return [channel for channel, log in self._log.items() if any(data is None for _, data in log)]
 
     def in_flight(self) -> InFlight:
         """Give what was in flight at the last cut, in the order in which it came."""
@@ -283,6 +294,12 @@ class Calls:
 
 def _stamp(entry: tuple[int, object]) -> int:
     return entry[0]
+
+
+def _cut_to_size(log: list[tuple[int, bytes | None]], late: int) -> None:
+    """Keep those that MPI received first."""
+    log.sort(key=_stamp)
+    del log[late:]
 
 
 def describe(channels: Iterable[Channel], limit: int = 3) -> str:

@@ -25,6 +25,8 @@ _improbe = MPI.Intracomm.Improbe
 
 Status = MPI.Status
 Seen = tuple[int, int, int]  # source, tag, bytes of a message
+# A buffer, its memory if that is without gaps, and the loopback's receive into it if it is not.
+Target = tuple[Spec, memoryview | None, MPI.Request | None]
 
 
 @track_collectives
@@ -56,28 +58,25 @@ class TrackedComm(Sends):
         seen = status.Get_source(), status.Get_tag(), status.Get_count()
         return message, seen, self.traffic.ledger.stamp()
 
-    def receive(
-        self,
-        message: MPI.Message,
-        seen: Seen,
-        stamp: int,
-        buf: Spec,
-        status: Status | None,
-        expected: MPI.Request | None = None,
-    ) -> None:
-        """Receive a message that was matched, and count it; `expected` is the loopback's receive, if there is one."""
+    def prepare(self, buf: Spec) -> Target:
+        """Look where a message is to go; what cannot be received into is refused, before there is a message."""
+        memory = plain(buf)
+        return buf, memory, None if memory is not None else self.traffic.loopback.expect(buf)
+
+    def receive(self, message: MPI.Message, seen: Seen, stamp: int, target: Target, status: Status | None) -> None:
+        """Receive a message that was matched, and count it."""
         source, tag, size = seen
-        memory = plain(buf) if expected is None else None
+        buf, memory, expected = target
         if memory is not None and size <= len(memory):
             try:
                 MPI.Message.Recv(message, buf, status)
-            except MPI.Exception:  # the buffer's count was too small: the message is gone
+            except MPI.Exception:  # the count was too small: the message is gone
                 self.note_received(source, tag, None, stamp)
                 raise
             self.note_received(source, tag, memory[:size], stamp)
             return
-        request = self.traffic.loopback.expect(buf) if expected is None else expected
         data = bytearray(size)
+        request = self.traffic.loopback.expect(buf) if expected is None else expected
         MPI.Message.Recv(message, [data, MPI.PACKED])
         self.note_received(source, tag, data, stamp)
         self.traffic.loopback.supply(data)
@@ -87,20 +86,18 @@ class TrackedComm(Sends):
         """Blocking receive."""
         if source == PROC_NULL:
             return MPI.Intracomm.Recv(self, buf, source, tag, status)
-        late = self.restored(source, tag)
-        if late is not None:
+        if self.traffic.replay.waiting and (late := self.restored(source, tag)) is not None:
             request, origin = self.serve(late, buf)
             TrackedRequest.of(request, self, origin=origin).Wait(status)
             return None
-        # What cannot be received into is to be refused before there is a message.
-        expected = None if plain(buf) is not None else self.traffic.loopback.expect(buf)
+        target = self.prepare(buf)
         try:
-            message, seen, stamp = self._match(source, tag)
+            found = self._match(source, tag)
         except BaseException:
-            if expected is not None:
-                self.traffic.loopback.withdraw(expected)
+            if target[2] is not None:
+                self.traffic.loopback.withdraw(target[2])
             raise
-        return self.receive(message, seen, stamp, buf, status, expected)
+        return self.receive(*found, target, status)
 
     def recv(
         self, buf: Spec = None, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None

@@ -24,7 +24,9 @@ def wait_all(requests: Requests, statuses: Statuses) -> list[Any]:
     seen = _fill(statuses, len(requests))
 
     def wait(request: MPI.Request, status: MPI.Status | None) -> Object:
-        found: tuple[bool, Any] = _until(requests, lambda: _or_none(request.test(status)))
+        found: tuple[bool, Any] = request.test(status)
+        if not found[0]:
+            found = _until(requests, lambda: _or_none(request.test(status)))
         return found[1]
 
     return [wait(request, status) for request, status in zip(requests, seen, strict=True)]

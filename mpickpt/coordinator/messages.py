@@ -63,12 +63,13 @@ class TrackedMessage(MPI.Message):
 
     def Recv(self, buf: Spec, status: MPI.Status | None = None) -> None:
         """Receive the message."""
-        self._comm.traffic.end(self)
+        comm = self._comm
         if self._late is not None:
-            late, self._late = self._late, None
-            self._comm.deliver(late, buf, status)
+            self._served(buf).Wait(status)
         else:
-            self._comm.receive(self, (self._source, self._tag, self._size), self.stamp, buf, status)
+            target = comm.prepare(buf)
+            comm.traffic.end(self)
+            comm.receive(self, (self._source, self._tag, self._size), self.stamp, target, status)
 
     def recv(self, status: MPI.Status | None = None) -> Object:
         """Receive the message as an object."""
@@ -79,13 +80,19 @@ class TrackedMessage(MPI.Message):
     def Irecv(self, buf: Spec) -> TrackedRequest:
         """Begin to receive the message."""
         comm = self._comm
-        comm.traffic.end(self)
         if self._late is not None:
-            late, self._late = self._late, None
-            request, origin = comm.supply(late, buf)
-            return TrackedRequest.of(request, comm, origin=origin)
+            return self._served(buf)
+        request = MPI.Message.Irecv(self, buf)
+        comm.traffic.end(self)
         posted = Posted(comm, "Irecv of a message", "receive", self._source, self._tag, plain(buf), self.stamp)
-        return TrackedRequest.of(MPI.Message.Irecv(self, buf), comm, posted)
+        return TrackedRequest.of(request, comm, posted)
+
+    def _served(self, buf: Spec) -> TrackedRequest:
+        assert self._late is not None
+        request, origin = self._comm.supply(self._late, buf)
+        self._late = None
+        self._comm.traffic.end(self)
+        return TrackedRequest.of(request, self._comm, origin=origin)
 
     def irecv(self) -> TrackedRequest:
         """Begin to receive the message as an object."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Self
 from mpi4py import MPI
 
 from mpickpt.coordinator.buffers import Spec
-from mpickpt.coordinator.requests import TrackedRequest
 from mpickpt.inflight import Late
 
 if TYPE_CHECKING:
@@ -117,11 +116,6 @@ class Tracked(MPI.Intracomm):
         found = self.supply(late, spec, receive)
         self.traffic.replay.serve(late)
         return found
-
-    def deliver(self, late: Late, spec: Spec, status: MPI.Status | None) -> None:
-        """Bring a message that was taken out into a buffer, and wait until it is there."""
-        request, origin = self.supply(late, spec)
-        TrackedRequest.of(request, self, origin=origin).Wait(status)
 
     def swallow(self, buf: Spec, dest: int, tag: int, pack: Pack | None = None) -> bool:
         """Swallow a send whose message arrived before the restart."""

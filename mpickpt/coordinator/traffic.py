@@ -12,6 +12,7 @@ message that has been matched.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -30,8 +31,10 @@ from mpickpt.inflight import Early, InFlight, Swallow, route
 
 T = TypeVar("T")
 
-SPIN_SECONDS = 50e-6  # a wait looks so long without sleeping,
-PAUSE_SECONDS = 50e-6  # then sleeps so long between two looks,
+# A wait looks so long without sleeping: for longer than a pause really takes. Otherwise two ranks that answer each
+# other, once one of them has slept, find each other asleep for ever.
+SPIN_SECONDS = 200e-6
+PAUSE_SECONDS = 50e-6  # then it sleeps so long between two looks (110 us, with the timer slack of Linux),
 IDLE_SECONDS = 0.002  # and lets the session do its work so often
 _PRUNE_AT = 256  # sends that are not waited for; then the complete ones are sorted out
 
@@ -89,6 +92,7 @@ class Traffic:
         while not (found := ready()):
             if time.perf_counter() > end:
                 return self._sleep_until(ready)
+            os.sched_yield()
         return found
 
     def _sleep_until(self, ready: Callable[[], T | None]) -> T:
