@@ -42,7 +42,8 @@ class TrackedComm(Sends):
     `Create_from_group`, `Create_cart`, `Create_graph`, `Create_dist_graph`, `Create_dist_graph_adjacent` and
     `Create_intercomm` make; partitioned messages; windows and files; ``MPI.Message.Probe(comm)`` and other calls that
     do not go through the methods of the communicator, among them those of other libraries. ``MPI.Request.Waitall`` and
-    the like complete a request without telling: use ``type(request).Waitall``.
+    the like complete a request without telling, ``MPI.Prequest.Startall`` starts one so: use ``type(request).Waitall``
+    and ``type(request).Startall``.
 
     MPI calls come from one thread of a rank at a time.
     """
@@ -114,7 +115,7 @@ class TrackedComm(Sends):
     def irecv(self, buf: Spec = None, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> TrackedRequest:
         """Begin to receive an object of up to 32 KiB (``mpi4py.rc.irecv_bufsz``), or what fits the buffer."""
         if buf is None:
-            buf = mpi4py.rc.irecv_bufsz
+            buf = getattr(mpi4py.rc, "irecv_bufsz", 32768)  # mpi4py 4.0 has it as a constant
         return self._irecv(MPI.Intracomm.irecv, bytearray(buf) if isinstance(buf, int) else buf, source, tag)
 
     def _irecv(self, irecv: Callable[..., MPI.Request], buf: Spec, source: int, tag: int) -> TrackedRequest:

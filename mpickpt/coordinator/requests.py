@@ -11,7 +11,7 @@ A message that is served after a restart comes by a loopback, as a real request.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from mpi4py import MPI
@@ -328,6 +328,13 @@ class TrackedPrequest(TrackedRequest, MPI.Prequest):
         """Whether it is started, and not complete."""
         return self._posted is not None or self._stand_in is not None
 
+    def _finish(self, seen: MPI.Status, *, failed: bool = False) -> None:
+        """Count what is complete, also if it was started by a call outside our sight."""
+        call, unseen = self._call, self._posted is None and self._stand_in is None
+        if unseen and call.kind == "receive" and seen.Get_source() >= 0:
+            self._posted = replace(call, stamp=self._comm.traffic.ledger.stamp())
+        super()._finish(seen, failed=failed)
+
     def _was_completed(self) -> bool:
         if not self:
             return True
@@ -355,7 +362,7 @@ class TrackedPrequest(TrackedRequest, MPI.Prequest):
             comm.note_sent(call.peer, call.tag)
         elif call.kind == "collective":
             comm.count(call.name)
-        self._post(Posted(comm, call.name, call.kind, call.peer, call.tag, call.memory, call.stamp))
+        self._post(replace(call))
 
     @classmethod
     def Startall(cls, requests: list[MPI.Prequest]) -> None:

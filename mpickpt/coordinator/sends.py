@@ -24,7 +24,11 @@ class Sends(Tracked):
         if dest != MPI.PROC_NULL:
             self.note_sent(dest, tag)
         if not request.Test():
-            traffic.until(request.Test)
+            try:
+                traffic.until(request.Test)
+            except BaseException:  # an interrupt: MPI still reads the buffer
+                TrackedRequest.of(request, self, Posted(self, isend.__name__, "send", dest, tag))
+                raise
 
     def _isend(
         self, isend: Isend, buf: Spec, dest: int, tag: int, pack: Pack | None = None

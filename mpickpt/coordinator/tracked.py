@@ -67,7 +67,7 @@ class Tracked(MPI.Intracomm):
 
     def note_sent(self, dest: int, tag: int) -> None:
         """Count a message that was sent."""
-        self.traffic.sent((self.path, self.world(dest), tag))
+        self.traffic.sent((self.path, self.world(dest), int(tag)))  # it may be an integer of numpy
 
     def note_received(self, source: int, tag: int, data: memoryview | bytearray | None, stamp: int) -> None:
         """Count a message that was received."""

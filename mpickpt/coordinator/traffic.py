@@ -209,7 +209,9 @@ class Traffic:
             return True
         self._look_at_requests()
         lost = self.ledger.unknown()
-        if lost:
+        if self._lost is not None:
+            self.fault = self._lost
+        elif lost:
             self.fault = (
                 f"Epoch {self._epoch} failed: rank {self.rank} received messages that were in flight at the cut "
                 f"({describe(lost)}), but their content could not be copied: they came by a non-blocking receive into "

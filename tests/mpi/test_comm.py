@@ -405,6 +405,35 @@ def test_early_message(run: Run, space: None, kind: str) -> None:
 
 
 @pairs
+def test_probes_of_what_is_served(run: Run) -> None:
+    """Before anything else has been sent; and what a probe has matched is gone for others, and pending at a cut."""
+    if SENDS:
+        run.comm.Send(message(1), OTHER, TAG)
+    run.cut()
+    if RECEIVES:
+        run.comm.Recv(np.zeros(3))
+    run.settle()
+    run.restart()
+    if RECEIVES:
+        status = MPI.Status()
+        assert not run.comm.Iprobe(tag=TAG + 1)
+        assert run.comm.Iprobe(status=status)
+        assert (status.source, status.tag, status.Get_count(MPI.DOUBLE)) == (OTHER, TAG, 3)
+        found = run.comm.Improbe(OTHER, TAG, status)
+        assert (status.source, status.tag, status.Get_count(MPI.DOUBLE)) == (OTHER, TAG, 3)
+        assert found is not None
+        assert not run.comm.Iprobe()
+        assert run.comm.Improbe() is None
+    run.cut()
+    run.settle(fault=f"matched message (source {OTHER if RECEIVES else 0}, tag {TAG})")
+    if RECEIVES:
+        a = np.zeros(3)
+        found.Recv(a, status)
+        assert a.tolist() == message(1).tolist()
+        assert (status.source, status.tag, status.Get_count(MPI.DOUBLE)) == (OTHER, TAG, 3)
+
+
+@pairs
 def test_another_message_than_the_early_one(run: Run) -> None:
     if SENDS:
         run.cut()
@@ -828,6 +857,69 @@ def test_column_by_a_nonblocking_receive(run: Run) -> None:
 
 
 @pairs
+def test_persistent_receive_that_mpi4py_itself_starts(run: Run) -> None:
+    a = np.zeros(3)
+    if SENDS:
+        for number in np.arange(2):
+            run.comm.Send(message(number), OTHER, np.int64(TAG))
+    if RECEIVES:
+        request = run.comm.Recv_init(a, OTHER, TAG)
+        for number in range(2):
+            MPI.Prequest.Startall([request])
+            request.Wait()
+            assert a.tolist() == message(number).tolist()
+            request.Wait()  # it is not active
+        request.Free()
+    run.cut()
+    run.settle()
+    assert run.counts() == (0, 0)
+
+
+@pairs
+def test_receives_that_are_given_up(run: Run) -> None:
+    """A cancelled one is nothing; one that is freed may still take a message, and nobody will know."""
+    status = MPI.Status()
+    request = run.comm.Irecv(np.zeros(3), MPI.ANY_SOURCE, TAG)
+    request.Cancel()
+    request.Wait(status)
+    assert status.Is_cancelled()
+    run.cut()
+    run.settle()
+    if SENDS:
+        run.comm.Send(message(1), OTHER, TAG)
+    if RECEIVES:
+        request = run.comm.Irecv(np.zeros(3), OTHER, TAG)
+        while not request.Get_status():
+            time.sleep(1e-4)
+        request.Free()
+    COMM.Barrier()
+    run.cut()
+    run.settle(fault="was freed while it was pending: no further epoch can be taken in this run.")
+
+
+@pairs
+def test_an_interrupted_send_is_pending(run: Run) -> None:
+    """Its buffer stays alive, and a cut before it is complete has a fault."""
+    if SENDS:
+        run.traffic._idle = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            run.comm.Ssend(message(1), OTHER, TAG)
+        run.traffic._idle = run._idle
+    run.cut()
+    run.settle(fault=f"has a pending Issend (dest {1 if COMM.rank < 2 else 3}, tag {TAG}) at the cut")
+    if RECEIVES:
+        run.comm.Recv(np.zeros(3), OTHER, TAG)
+    COMM.Barrier()
+    run.cut()
+    run.settle()
+    assert run.counts() == (0, 0)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pairs
 def test_receives_that_complete_out_of_order(run: Run) -> None:
     if SENDS:
         run.comm.Send(message(1), OTHER, TAG)
@@ -867,19 +959,37 @@ def test_a_wait_lets_the_session_do_its_work(run: Run) -> None:
 
 
 @pairs
-def test_the_exchange_goes_on_in_tracked_calls(run: Run) -> None:
-    """No rank calls advance; the late message is logged, and the balance struck, by the calls of the program."""
-    if SENDS:
-        run.comm.send("late", OTHER, TAG)
+@pytest.mark.parametrize("call", ["Iprobe", "Recv", "Send", "Test"])
+def test_the_exchange_goes_on_in_tracked_calls(run: Run, call: str) -> None:
+    """No rank calls advance; the balance is struck by the calls of the program, of any kind."""
+    comm, a, total = run.comm, np.zeros(1), 1000
+    left, right = (COMM.rank - 1) % COMM.size, (COMM.rank + 1) % COMM.size
+    for _ in range(total):
+        comm.Send(a, right, TAG)
+    request = comm.Irecv(a, left, TAG + 1)
+    COMM.Barrier()
     run.cut()
-    end = time.monotonic() + PATIENCE
-    while COMM.allreduce(run.traffic._exchange is not None):
-        assert time.monotonic() < end
-        run.comm.Iprobe(tag=TAG + 1)
-    if RECEIVES:
-        assert run.comm.recv() == "late"
+    run.traffic.fault = None  # that of the pending receive
+    calls = 0
+    while run.traffic._exchange is not None and calls < total:
+        time.sleep(1e-4)
+        calls += 1
+        if call == "Iprobe":
+            comm.Iprobe(left, TAG)
+        elif call == "Recv":
+            comm.Recv(a, left, TAG)
+        elif call == "Send":
+            comm.Send(a, right, TAG)
+        else:
+            request.Test()
+    assert run.traffic._exchange is None
+    comm.Send(a, right, TAG + 1)
+    request.Wait()
+    sent = COMM.sendrecv(calls if call == "Send" else 0, right, source=left)
+    for _ in range(total + sent - (calls if call == "Recv" else 0)):
+        comm.Recv(a, left, TAG)
     run.settle()
-    assert run.counts() == (COMM.size // 2, 0)
+    assert run.counts() == (total * COMM.size, 0)
 
 
 @pairs
