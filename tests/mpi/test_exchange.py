@@ -43,3 +43,23 @@ def test_all_that_is_sent_comes_in_its_own_round(largest: int) -> None:
         assert came == expected
     for comm in comms:
         comm.Free()
+
+
+@pytest.mark.mpi(min_size=2)
+def test_nobody_is_done_before_all_was_received() -> None:
+    comm = COMM.Dup()
+    came: list[int] = []
+    last = COMM.size - 1
+    if COMM.rank != last:
+        exchange = Exchange(comm, {last: b"news"}, lambda rank, data: came.append(rank))
+        for _ in range(100):
+            assert not exchange.advance()
+            assert exchange._barrier is None, "the last rank has received nothing yet"
+    COMM.Barrier()
+    if COMM.rank == last:
+        exchange = Exchange(comm, {}, lambda rank, data: came.append(rank))
+    end = time.monotonic() + 20
+    while not exchange.advance():
+        assert time.monotonic() < end
+    assert sorted(came) == (list(range(last)) if COMM.rank == last else [])
+    comm.Free()

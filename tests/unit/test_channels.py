@@ -159,6 +159,7 @@ class World:
         assert self.at == [len(p) for p in self.program], "all that was to come has come"
         for rank in range(self.size):
             self.look(rank)
+        assert max(self.cuts) in {0, *self.whole()}, "all that was late has come"
 
     def whole(self) -> list[int]:
         return [epoch for epoch in self.stored if all(data is not None for data in self.stored[epoch])]
