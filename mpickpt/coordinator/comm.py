@@ -16,7 +16,7 @@ from mpi4py import MPI
 from mpickpt.coordinator.buffers import Object, Spec, plain
 from mpickpt.coordinator.collectives import track_collectives
 from mpickpt.coordinator.messages import TrackedMessage
-from mpickpt.coordinator.requests import Posted, TrackedPrequest, TrackedRequest
+from mpickpt.coordinator.requests import Posted, Seen, TrackedPrequest, TrackedRequest
 from mpickpt.coordinator.sends import Sends
 from mpickpt.inflight import Late
 
@@ -24,7 +24,6 @@ ANY_SOURCE, ANY_TAG, PROC_NULL = MPI.ANY_SOURCE, MPI.ANY_TAG, MPI.PROC_NULL
 _improbe = MPI.Intracomm.Improbe
 
 Status = MPI.Status
-Seen = tuple[int, int, int]  # source, tag, bytes of a message
 # A buffer, its memory if that is without gaps, and the loopback's receive into it if it is not.
 Target = tuple[Spec, memoryview | None, MPI.Request | None]
 
@@ -81,7 +80,7 @@ class TrackedComm(Sends):
         MPI.Message.Recv(message, [data, MPI.PACKED])
         self.note_received(source, tag, data, stamp)
         self.traffic.loopback.supply(data)
-        TrackedRequest.of(request, self, origin=(source, tag)).Wait(status)
+        TrackedRequest.of(request, self, origin=seen).Wait(status)
 
     def Recv(self, buf: Spec, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None) -> None:
         """Blocking receive."""

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from mpickpt.coordinator.tracked import Tracked
 
 
+Seen = tuple[int, int, int]  # source, tag, and bytes of a message
+
+
 @dataclass(slots=True)
 class Posted:
     """A call that is under way.
@@ -67,7 +70,7 @@ class TrackedRequest(MPI.Request):
 
     _comm: Tracked
     _posted: Posted | None = None
-    _origin: tuple[int, int] | None = None  # of a served message: source and tag
+    _origin: Seen | None = None  # of a message that comes by the loopback
     _stand_in: MPI.Request | None = None  # the real request of a persistent one that was served or swallowed
     _partner: MPI.Request | None = None  # the send of an Isendrecv
     _memory: bytearray | None = None  # of an object, that mpi4py does not know to be one
@@ -79,7 +82,7 @@ class TrackedRequest(MPI.Request):
         comm: Tracked,
         posted: Posted | None = None,
         *,
-        origin: tuple[int, int] | None = None,
+        origin: Seen | None = None,
     ) -> TrackedRequest:
         """Track a request that mpi4py made; `posted` is None if there is nothing to count."""
         self = cls(request)
@@ -147,7 +150,7 @@ class TrackedRequest(MPI.Request):
     def _finish(self, seen: MPI.Status, *, failed: bool = False) -> None:
         """Count what is complete; `seen` is an empty status if nobody saw it."""
         posted, self._posted = self._posted, None
-        self._stand_in = None
+        self._stand_in = self._origin = None
         if posted is None:
             return
         self._comm.traffic.end(self)
@@ -182,10 +185,13 @@ class TrackedRequest(MPI.Request):
         if not (found[0] if isinstance(found, tuple) else found):
             self._comm.traffic.progress()
             return False
-        if self._origin is not None:
-            seen.Set_source(self._origin[0])
-            seen.Set_tag(self._origin[1])
+        origin = self._origin
         self._finish(seen)
+        if origin is not None:
+            seen.Set_source(origin[0])
+            seen.Set_tag(origin[1])
+            if seen.Get_count() < origin[2]:  # Open MPI does not say so for messages to oneself
+                raise MPI.Exception(MPI.ERR_TRUNCATE)
         if self._memory is not None and test is MPI.Request.test:
             return True, MPI.pickle.loads(self._memory) if self._memory else None
         return found

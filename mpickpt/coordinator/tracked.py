@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 from mpi4py import MPI
 
 from mpickpt.coordinator.buffers import Spec
+from mpickpt.coordinator.requests import Seen
 from mpickpt.inflight import Late
 
 if TYPE_CHECKING:
@@ -103,15 +104,15 @@ class Tracked(MPI.Intracomm):
 
     def supply(
         self, late: Late, spec: Spec, receive: Irecv = MPI.Intracomm.Irecv
-    ) -> tuple[MPI.Request, tuple[int, int]]:
-        """Bring a message into a buffer, by a real request; its source and tag are to be put in its status."""
+    ) -> tuple[MPI.Request, Seen]:
+        """Bring a message into a buffer, by a real request; give what is to be put in its status, too."""
         request = self.traffic.loopback.expect(spec, receive)
         self.traffic.loopback.supply(late.data)
-        return request, (self.local(late.source), late.tag)
+        return request, (self.local(late.source), late.tag, len(late.data))
 
     def serve(
         self, late: Late, spec: Spec, receive: Irecv = MPI.Intracomm.Irecv
-    ) -> tuple[MPI.Request, tuple[int, int]]:
+    ) -> tuple[MPI.Request, Seen]:
         """Bring a message into a buffer, and take it out of those that wait."""
         found = self.supply(late, spec, receive)
         self.traffic.replay.serve(late)

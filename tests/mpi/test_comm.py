@@ -57,7 +57,7 @@ class Run:
         mine = self.traffic.fault
         faults = [text for text in COMM.allgather(mine) if text is not None]
         if fault is None:
-            assert not faults
+            assert not faults, faults
         else:
             assert any(fault in text for text in faults), faults
         return mine
@@ -174,6 +174,9 @@ def probed(comm: MPI.Intracomm, a: Array, source: int, tag: int, status: MPI.Sta
 
 def polling(comm: MPI.Intracomm, a: Array, source: int, tag: int, status: MPI.Status) -> None:
     request = comm.Irecv(a, source, tag)
+    while not request.Get_status(status):
+        time.sleep(1e-4)
+    assert status.tag == TAG
     while not request.Test(status):
         time.sleep(1e-4)
     assert not request
@@ -763,10 +766,12 @@ def test_a_buffer_that_is_too_small(run: Run, restored: bool, buffer: str) -> No
         small = {"count": [np.zeros(40), 3, MPI.DOUBLE], "column": [np.zeros(6), 1, COLUMN]}.get(buffer, small)
         with pytest.raises(MPI.Exception) as caught:
             if buffer == "Irecv":
-                run.comm.Irecv(small, OTHER, TAG).Wait()
+                request = run.comm.Irecv(small, OTHER, TAG)
+                request.Wait()
             else:
                 run.comm.Recv(small, OTHER, TAG)
         assert caught.value.Get_error_class() == MPI.ERR_TRUNCATE
+        assert buffer != "Irecv" or request.Test()
         status = MPI.Status()
         run.comm.Recv(np.zeros(30), OTHER, TAG, status)
         assert status.Get_count(MPI.DOUBLE) == 3
