@@ -19,8 +19,9 @@ pairs = pytest.mark.mpi(min_size=2)
 @pairs
 def test_a_wait_lets_the_session_do_its_work(run: Run) -> None:
     """A rank that waits for another answers what comes in, or both might wait for ever."""
+    COMM.Barrier()
     if SENDS:
-        time.sleep(0.05)
+        time.sleep(0.2)
         run.comm.send(1, OTHER)
     elif RECEIVES:
         run.comm.recv()
@@ -28,7 +29,7 @@ def test_a_wait_lets_the_session_do_its_work(run: Run) -> None:
     run.comm.Barrier()
     run.idled = 0
     if COMM.rank == 0:
-        time.sleep(0.05)
+        time.sleep(0.2)
     run.comm.Allreduce(np.ones(1), np.zeros(1))
     assert run.idled > 5 or COMM.rank == 0
 
@@ -37,7 +38,7 @@ def test_a_wait_lets_the_session_do_its_work(run: Run) -> None:
 @pytest.mark.parametrize("call", ["Iprobe", "Recv", "Send", "Test"])
 def test_the_exchange_goes_on_in_tracked_calls(run: Run, call: str) -> None:
     """No rank calls advance; the balance is struck by the calls of the program, of any kind."""
-    comm, a, total = run.comm, np.zeros(1), 1000
+    comm, a, total = run.comm, np.zeros(1), 3000
     left, right = (COMM.rank - 1) % COMM.size, (COMM.rank + 1) % COMM.size
     for _ in range(total):
         comm.Send(a, right, TAG)
