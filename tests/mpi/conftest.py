@@ -1,4 +1,4 @@
-"""Ranks of one mpiexec each get a temporary directory of their own.
+"""Fixtures of what runs under mpiexec; and ranks of one mpiexec each get a temporary directory of their own.
 
 By default all pytests of a user share one, and each clears away what is left of older ones: ranks would trip over each
 other there.
@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
+from mpi4py import MPI
+
+from crossing import COMM, Run
 
 _made: list[str] = []
 
@@ -26,3 +31,19 @@ def pytest_unconfigure() -> None:
     """Remove it."""
     for path in _made:
         shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    run = Run()
+    yield run
+    run.close()
+    COMM.Barrier()
+
+
+@pytest.fixture
+def space() -> Iterator[None]:
+    """Room for buffered sends."""
+    MPI.Attach_buffer(np.zeros(100_000, np.uint8))
+    yield
+    MPI.Detach_buffer()

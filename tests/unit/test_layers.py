@@ -16,7 +16,10 @@ ROWS = (
     ("__init__", "__main__", "cli"),
     ("api", "session", "driver", "checkpointer", "triggers", "restore", "sources", "reader", "image"),
     ("snapshot", "guard", "store", "coordinator", "progress"),
-    ("protocol", "policy", "options", "layout", "parts", "stats", "errors"),
+    (
+        *("protocol", "channels", "replay", "inflight"),
+        *("policy", "options", "layout", "parts", "stats", "errors"),
+    ),
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
 SIBLINGS = {0, 1, 3}  # not the middle row: what owns a foreign dependency knows of no other

@@ -1,0 +1,142 @@
+"""Messages in flight as bytes, for the checkpoint.
+
+A header of 16 bytes (magic, version, length), the lists as JSON, and then the content of the late messages one after
+another. Nothing is pickled: who reads a checkpoint runs no code of it.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mpickpt.errors import EpochError
+
+_HEADER = struct.Struct("<4sIQ")
+_MAGIC, _VERSION = b"MPKC", 1
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """A message to this rank that was sent before the sender's cut and received after this rank's."""
+
+    path: str
+    source: int
+    tag: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Early:
+    """Messages to this rank that were received before its cut and sent after the sender's.
+
+    Attributes
+    ----------
+    path, source, tag : str, int, int
+        Their channel.
+    count : int
+        How many they are.
+    checksums : tuple of int or None
+        CRC-32C of the last of them, in order; None where the content was not known.
+    """
+
+    path: str
+    source: int
+    tag: int
+    count: int
+    checksums: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Swallow:
+    """Messages from this rank that it will send again although they have arrived: `checksums` has one item for each."""
+
+    path: str
+    dest: int
+    tag: int
+    checksums: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """What was in flight at a cut, as one rank knows it.
+
+    Attributes
+    ----------
+    late : tuple of Late
+        In the order in which they are to be served.
+    early : tuple of Early
+        What other ranks have to swallow.
+    swallow : tuple of Swallow
+        What this rank had to swallow since an earlier restart, and had not sent again yet.
+    """
+
+    late: tuple[Late, ...] = ()
+    early: tuple[Early, ...] = ()
+    swallow: tuple[Swallow, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """Give it as bytes; none if nothing is in flight."""
+        if not (self.late or self.early or self.swallow):
+            return b""
+        lists = {
+            "late": [[m.path, m.source, m.tag, len(m.data)] for m in self.late],
+            "early": [[m.path, m.source, m.tag, m.count, m.checksums] for m in self.early],
+            "swallow": [[m.path, m.dest, m.tag, m.checksums] for m in self.swallow],
+        }
+        text = json.dumps(lists, separators=(",", ":")).encode()
+        return b"".join((_HEADER.pack(_MAGIC, _VERSION, len(text)), text, *(m.data for m in self.late)))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> InFlight:
+        """Read what `to_bytes` gave.
+
+        Raises
+        ------
+        EpochError
+            If it is something else, or another version.
+        """
+        if not data:
+            return cls()
+        try:
+            magic, version, length = _HEADER.unpack_from(data)
+            if (magic, version) != (_MAGIC, _VERSION):
+                raise ValueError(f"it begins with {magic!r}, version {version}")
+            begin = _HEADER.size + length
+            lists = json.loads(data[_HEADER.size : begin])
+            late = []
+            for path, source, tag, size in lists["late"]:
+                late.append(Late(path, source, tag, data[begin : begin + size]))
+                begin += size
+            if begin != len(data):
+                raise ValueError(f"it has {len(data)} bytes instead of {begin}")
+            early = tuple(Early(path, rank, tag, n, tuple(sums)) for path, rank, tag, n, sums in lists["early"])
+            swallow = tuple(Swallow(path, rank, tag, tuple(sums)) for path, rank, tag, sums in lists["swallow"])
+        except (struct.error, ValueError, KeyError, TypeError) as error:
+            raise EpochError(
+                f"The messages in flight of this epoch cannot be read: {error}. They were written by another version "
+                f"of mpickpt, or are damaged; restore an older epoch."
+            ) from error
+        return cls(tuple(late), early, swallow)
+
+
+def route(received: Sequence[Sequence[Early]]) -> list[list[Swallow]]:
+    """Turn what each rank had early into what each rank has to swallow.
+
+    Parameters
+    ----------
+    received : sequence
+        For each rank, its early messages.
+
+    Returns
+    -------
+    list
+        For each rank, those that it sent.
+    """
+    out: list[list[Swallow]] = [[] for _ in received]
+    for rank, messages in enumerate(received):
+        for m in messages:
+            unknown = (None,) * (m.count - len(m.checksums))
+            out[m.source].append(Swallow(m.path, rank, m.tag, (*unknown, *m.checksums)))
+    return out
