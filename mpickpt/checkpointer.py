@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,11 @@ from mpickpt.layout import ArraySpec, Layout, RankLayout, SlotOffsets, objects_r
 from mpickpt.options import Options
 from mpickpt.snapshot import Snapshotter, crc32c
 from mpickpt.store import Store, slot_path, spill_path
+
+if TYPE_CHECKING:
+    from mpickpt.coordinator import Traffic
+
+CHANNELS_ROOM = 64 * 1024  # bytes for messages in flight; more of them spill
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +57,7 @@ class Checkpointer:
         self._digest = b""
         self._layout: Layout | None = None  # on rank 0
         self._targets: dict[int, SlotOffsets] = {}
+        self.traffic: Traffic | None = None  # messages that may be in flight at a cut, where they are tracked
         self._run = 0
         self.directory = options.directory
         coordinator.on_root(self.store.lock, "rank 0 to lock the checkpoint directory")
@@ -95,7 +101,8 @@ class Checkpointer:
         regions = list(self._regions.values())
         own = RankLayout(())
         try:
-            own = RankLayout(tuple(r.spec for r in regions), objects_room_for(len(self._pickled())))
+            room = CHANNELS_ROOM if self.traffic is not None else 0
+            own = RankLayout(tuple(r.spec for r in regions), objects_room_for(len(self._pickled())), room)
         except MpickptError as found:
             error = found
         coordinator.agree(error, f"all ranks to declare their arrays at step {step}")
@@ -179,6 +186,8 @@ class Checkpointer:
         path = slot_path(self.directory, slot)
         offsets = self._targets[slot]
         assert self._sealed is not None
+        if self.traffic is not None:
+            self.traffic.cut(number)
         full = [i for i, region in enumerate(self._sealed) if region.spec.nbytes]
         self.snapshotter.cut(
             path=path,
@@ -194,6 +203,8 @@ class Checkpointer:
             ),
             objects=objects,
             spill=spill_path(path, self._coordinator.rank),
+            channels_follow=self.traffic is not None,
+            channels_spill=spill_path(path, self._coordinator.rank, "channels"),
         )
 
     # -- the end -------------------------------------------------------------------------------------------------

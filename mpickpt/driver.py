@@ -6,13 +6,16 @@ moved by the program alone, at its safe points and inside the calls of ``ckpt.co
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import sys
 import time
 import warnings
 from collections import deque
+from contextlib import suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mpickpt.checkpointer import Checkpointer
 from mpickpt.coordinator import Commit, Coordinator, Share, abort
@@ -20,6 +23,7 @@ from mpickpt.errors import EpochError, Stopped, StoreError, UsageError
 from mpickpt.policy import Clock, should_hurry
 from mpickpt.progress import DrainDisplay
 from mpickpt.protocol import (
+    PATIENCE,
     Abandon,
     Announce,
     AnnounceEnd,
@@ -51,6 +55,9 @@ from mpickpt.snapshot import DrainState, Progress
 from mpickpt.stats import Stats
 from mpickpt.store import slot_path
 from mpickpt.triggers import Triggers
+
+if TYPE_CHECKING:
+    from mpickpt.coordinator import Traffic
 
 LOOK_SECONDS = 0.002  # between two looks at safe points: often enough to answer in time, rare enough to cost nothing
 GLANCE_SECONDS = 0.1  # a wait for the drain returns to Python so often, for Ctrl-C
@@ -106,11 +113,15 @@ class Driver:
         self._blocked_seconds = 0.0
         self._costs = (0.0, 0.0)  # of the last epoch: seconds of its drain, and lost to the program
         self._restart_seconds = 0.0
+        self._channels_due = False
+        self._fault: str | None = None  # why the epoch fails on this rank, if it is not the storage
+        self._in_hand = False  # events are being handled: nothing else may be
 
     # -- safe points ---------------------------------------------------------------------------------------------
 
     def start(self, restart_seconds: float) -> None:
         """Begin to keep time, at the first safe point; reading the checkpoint took `restart_seconds`."""
+        self._protocol.hold = self._checkpointer.traffic is None
         self._restart_seconds = restart_seconds
         self.clock.start(time.perf_counter())
 
@@ -137,6 +148,8 @@ class Driver:
 
     def idle(self) -> None:
         """Take in what has come, in the midst of a step: a call of ``ckpt.comm`` waits."""
+        if self._in_hand:
+            return
         self._look(time.perf_counter())
         self.next_step = self._protocol.next_step
         if self.stopped is not None:
@@ -178,12 +191,15 @@ class Driver:
             seconds: float | None = None
             if drains:
                 self._checkpointer.snapshotter.hurry(True)
-                seconds = math.inf
+                self._give_up_late_messages(time.perf_counter() - since)
+                seconds = GLANCE_SECONDS
             elif stand is Stand.LIMITED and not self._checkpointer.layout_changed:
                 seconds = max(0.0, since + self._protocol.patience - time.perf_counter())
             elif self.stopped is not None:
                 seconds = STOP_SECONDS
             event = self._coordinator.wait(look, self._what(), seconds)
+            if event is None and drains:
+                continue
             if event is None and self.stopped is not None:
                 self._end_the_hard_way(self.stopped)
             if event is None or isinstance(event, Drained):
@@ -215,7 +231,9 @@ class Driver:
         wish = self._triggers.take(now)
         if wish is not None:
             return Asked(wish)
-        epoch = self._protocol.epoch
+        epoch, traffic = self._protocol.epoch, self._checkpointer.traffic
+        if traffic is not None:
+            self._move(traffic)
         if epoch is not None:
             if epoch.posted:
                 commit = self._coordinator.next_commit()
@@ -225,6 +243,30 @@ class Driver:
                 return self._drained(epoch)
         return self._rounds.next_event()
 
+    # -- messages in flight --------------------------------------------------------------------------------------
+
+    def _move(self, traffic: Traffic) -> None:
+        """Bring the exchange of counts further, and hand over the messages in flight when all are known."""
+        if traffic.advance() and self._channels_due:
+            if traffic.fault is None:
+                self._channels_due = False
+                self._checkpointer.snapshotter.add_channels(traffic.in_flight())
+            else:
+                self._give_up(traffic.fault)
+
+    def _give_up(self, reason: str) -> None:
+        """Fail the epoch for want of its messages, if it has not failed already."""
+        self._channels_due = False
+        self._fault = reason
+        with suppress(OSError):
+            self._checkpointer.snapshotter.fail(errno.ECANCELED)
+
+    def _give_up_late_messages(self, stood: float) -> None:
+        """Standing still for its own drain, a rank receives nothing: messages that are not here will not come."""
+        traffic = self._checkpointer.traffic
+        if traffic is not None and self._channels_due and (not traffic.exchanging or stood > PATIENCE):
+            self._give_up(f"{traffic.missing()} The next cut cannot wait for them")
+
     def _drained(self, epoch: Epoch) -> Drained:
         """Note what became of this rank's drain."""
         self._checkpointer.snapshotter.hurry(False)
@@ -232,7 +274,7 @@ class Driver:
         add_progress(self.stats, progress)
         self._costs = (progress.drain_seconds, self._blocked_seconds + progress.fault_seconds)
         if progress.state is DrainState.FAILED:
-            self._warn(epoch.number, epoch.step, epoch.slot, os.strerror(progress.errno))
+            self._warn(epoch.number, epoch.step, epoch.slot, self._fault or os.strerror(progress.errno))
         return Drained(progress.state is DrainState.COMPLETE)
 
     def _settled(self, epoch: Epoch, commit: Commit) -> Event:
@@ -257,10 +299,14 @@ class Driver:
     def _handle(self, event: Event) -> None:
         """Hand an event to the protocol and do as it says."""
         self._todo.extendleft(reversed(self._protocol.handle(event)))
-        while self._todo:
-            outcome = self._carry_out(self._todo.popleft())
-            if outcome is not None:
-                self._todo.extendleft(reversed(self._protocol.handle(outcome)))
+        self._in_hand = True
+        try:
+            while self._todo:
+                outcome = self._carry_out(self._todo.popleft())
+                if outcome is not None:
+                    self._todo.extendleft(reversed(self._protocol.handle(outcome)))
+        finally:
+            self._in_hand = False
 
     def _carry_out(self, instruction: Instruction) -> Event | None:
         match instruction:
@@ -274,7 +320,7 @@ class Driver:
             case Cut(number, step, slot):
                 return self._cut(number, step, slot)
             case Miss(number, step, slot):
-                return self._refused(number, step, slot) or Drained(False)
+                return self._miss(number, step, slot)
             case Post(epoch, complete):
                 self._post(epoch, complete)
             case Hurry():
@@ -306,6 +352,7 @@ class Driver:
         if refused is not None:
             return refused
         self._cut_at, self._costs = began, (0.0, 0.0)
+        self._channels_due, self._fault = self._checkpointer.traffic is not None, None
         try:
             self._checkpointer.arm(number, step, slot)
         except BaseException as error:
@@ -321,6 +368,13 @@ class Driver:
         self.stats.cuts += 1
         self.stats.blocked_seconds += self._blocked_seconds
         return None
+
+    def _miss(self, number: int, step: int, slot: int) -> Event:
+        """Do what the others did at the cut, without making one."""
+        refused = self._refused(number, step, slot)
+        if refused is None and self._checkpointer.traffic is not None:
+            self._checkpointer.traffic.cut(number)
+        return refused or Drained(False)
 
     def _refused(self, number: int, step: int, slot: int) -> Event | None:
         """Do what all ranks do together before a cut, if there is anything of that kind."""
@@ -385,6 +439,8 @@ class Driver:
         if epoch is not None and not epoch.posted:
             snapshotter = self._checkpointer.snapshotter
             snapshotter.hurry(True)
+            if self._channels_due:
+                self._give_up("the session ended before all messages in flight were known")
             while not snapshotter.wait(GLANCE_SECONDS):
                 pass
             self._post(epoch, self._drained(epoch).complete)

@@ -11,31 +11,37 @@ import atexit
 import builtins
 import math
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from mpickpt import restore
 from mpickpt.checkpointer import Checkpointer
-from mpickpt.coordinator import Coordinator
+from mpickpt.coordinator import Coordinator, everywhere
 from mpickpt.driver import Driver
 from mpickpt.errors import LayoutError, MpickptError, Stopped, UsageError
 from mpickpt.guard import close_guard, held, open_guard, refresh_guard
+from mpickpt.inflight import InFlight
 from mpickpt.layout import ArraySpec
 from mpickpt.options import Options
 from mpickpt.parts import Part
 from mpickpt.policy import NEVER, Clock
 from mpickpt.protocol import Protocol
 from mpickpt.restore import Start
+from mpickpt.snapshot import crc32c
 from mpickpt.sources import Remap, Source
 from mpickpt.stats import Restored, Stats
 from mpickpt.triggers import Triggers
+
+if TYPE_CHECKING:
+    from mpickpt.coordinator import Communicator
 
 T = TypeVar("T")
 A = TypeVar("A", bound=NDArray[Any])
@@ -85,6 +91,7 @@ class Session:
         self._claimed: set[str] = set()
         self._late: set[str] = set()
         self._driver = self._drive(start)
+        self._traffic = coordinator.track(self._driver.idle, crc32c)
         self._restart_seconds = time.perf_counter() - began
         self._started = False
         self._resume = start.restored.step if start.restored else 0
@@ -252,6 +259,25 @@ class Session:
         self._checkpointer.drop(name)
         self._claimed.discard(name)
 
+    @property
+    def comm(self) -> Communicator:
+        """A communicator of the session's ranks whose messages may cross safe points.
+
+        It is an `mpi4py.MPI.Intracomm` like any other. What is in flight on it at a cut is saved with the epoch; after
+        a restart late messages are served again, and those that were received already are not sent twice
+        (docs/messages.md). All ranks take it before the first safe point.
+
+        Raises
+        ------
+        UsageError
+            After the first safe point, if it was not taken before.
+        """
+        self._check_open()
+        if self._started and self._checkpointer.traffic is None:
+            raise UsageError("Take ckpt.comm before the first safe point, on all ranks: messages count from there on.")
+        self._traffic.taken = True
+        return self._traffic.comm
+
     # -- safe points ---------------------------------------------------------------------------------------------
 
     def range(self, *args: int) -> Iterator[int]:
@@ -325,9 +351,10 @@ class Session:
 
     def _start(self, step: int) -> None:
         """Fix the layout at the first safe point, and let go of what was read but not asked for."""
-        if self._source is not None:
-            self._late = self._source.names() - self._claimed
-            self._source = None
+        source, self._source = self._source, None
+        if source is not None:
+            self._late = source.names() - self._claimed
+        self._track(source)
         self._checkpointer.fix_layout(step)
         self._checkpointer.provide_all(step, self._epochs)
         self._driver.start(self._restart_seconds)
@@ -339,6 +366,37 @@ class Session:
                 f"the program did not ask for before its first safe point; the next epochs will be without.",
                 stacklevel=4,
             )
+
+    def _track(self, source: Source | None) -> None:
+        """Find out whether any rank took `comm`, and go back to the messages in flight; collective."""
+        coordinator = self._coordinator
+        error: MpickptError | None = None
+        data, late, early = b"", 0, 0
+        try:
+            if source is not None:
+                data = source.channels()
+                found = InFlight.from_bytes(data)
+                late, early = len(found.late), sum(e.count for e in found.early)
+        except MpickptError as wrong:
+            error = wrong
+        coordinator.agree(error, "all ranks to read the messages in flight")
+        told = coordinator.gather((self._traffic.taken, late, early), "all ranks to say whether they took ckpt.comm")
+        summed = None if told is None else tuple(map(sum, zip(*told, strict=True)))
+        takers, all_late, all_early = coordinator.broadcast(summed, "rank 0 to tell of ckpt.comm") or (0, 0, 0)
+        if (all_late or all_early) and not takers:
+            raise everywhere(
+                LayoutError(
+                    f"The epoch that was restored from {self.options.directory} holds messages in flight, but no rank "
+                    f"takes ckpt.comm, which would serve them."
+                )
+            )
+        if takers:
+            self._checkpointer.traffic = self._traffic
+        if all_late or all_early:
+            self._traffic.restore(data, coordinator.gather, coordinator.scatter)
+            if coordinator.rank == 0:
+                line = f"mpickpt: {all_late} late and {all_early} early messages are served again"
+                print(line, file=sys.stderr, flush=True)
 
     def writable(self, array: NDArray[Any]) -> AbstractContextManager[None]:
         """Keep an array writable for others inside a ``with`` block, over cuts too; it is copied at them instead.
@@ -381,6 +439,7 @@ class Session:
         self._end()
         try:
             self._checkpointer.close()
+            self._traffic.close()
             self._coordinator.close()
         finally:
             close_guard()

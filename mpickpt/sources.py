@@ -38,6 +38,9 @@ class Source(Protocol):
     def object(self, name: str, replicated: bool, remap: Remap | None) -> Any:  # noqa: ANN401  (objects may be anything)
         """Give the object called `name`."""
 
+    def channels(self) -> bytes:
+        """Give the messages that were in flight to this rank."""
+
     def names(self) -> set[str]:
         """All names of arrays and objects that this rank should ask for."""
 
@@ -87,6 +90,10 @@ class SameRanks:
         if name not in self._unpickled():
             raise _missing("object", name, self.where)
         return self._unpickled()[name]
+
+    def channels(self) -> bytes:
+        """Give the messages that were in flight to this rank."""
+        return self.image.read_channels()[0]
 
     def names(self) -> set[str]:
         """All that this rank saved."""
@@ -155,6 +162,21 @@ class OtherRanks:
         if replicated:
             return self._old_object(0, name)
         raise self._needs_remap("Object", name, "replicated=True")
+
+    def channels(self) -> bytes:
+        """Messages between other ranks have no meaning on these: there may be none.
+
+        Raises
+        ------
+        LayoutError
+            If there are some.
+        """
+        if any(image.channels_bytes for image in self.images):
+            raise LayoutError(
+                f"{self.where} holds messages that were in flight between {len(self.images)} ranks, which have no "
+                f"meaning on {self.size}: restart it on {len(self.images)}, or go back to an epoch without (restart=)."
+            )
+        return b""
 
     def names(self) -> set[str]:
         """All global arrays; other things may have had a meaning on other ranks only."""

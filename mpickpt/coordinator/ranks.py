@@ -34,6 +34,8 @@ from mpickpt.errors import MpickptError, UsageError, WaitTimeout
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from mpickpt.coordinator.traffic import Traffic
+
     Communicator = MPI.Intracomm
 
 T = TypeVar("T")
@@ -128,6 +130,12 @@ class Coordinator:
         self.rank: int = comm.rank
         self.size: int = comm.size
         self._commit: Pending | None = None
+
+    def track(self, idle: Callable[[], None], crc32c: Callable[[bytes | bytearray | memoryview], int]) -> Traffic:
+        """Make the tracked communicator of the session; collective. For the arguments see `Traffic`."""
+        from mpickpt.coordinator.traffic import Traffic  # which cannot be imported without MPI
+
+        return Traffic(self._meetings, idle, crc32c)
 
     # -- meetings ------------------------------------------------------------------------------------------------
 

@@ -223,6 +223,11 @@ class Traffic:
     def _oldest_posted(self, channel: Channel) -> int | None:
         return min((r.stamp for r in self._pending.values() if r.may_take(channel)), default=None)
 
+    @property
+    def exchanging(self) -> bool:
+        """Whether the counts of other ranks are still to come."""
+        return self._exchange is not None
+
     def missing(self) -> str:
         """Tell what `advance` waits for."""
         if self._exchange is not None:
