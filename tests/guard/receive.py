@@ -24,6 +24,13 @@ LARGE = 64 << 20
 LARGE_CASES = ("Recv", "Irecv", "Sendrecv", "Bcast", "Allgather", "Win_create", "File_Read_at")
 
 
+def stays_in_use(name: str) -> bool:
+    """Tell whether a call's buffer may be written to when the call has returned."""
+    return name.startswith(("I", "File_I", "Get", "Rget", "Fetch", "Compare", "Win_")) or name.endswith(
+        ("_init", "_begin")
+    )
+
+
 class Report:
     """What was done on this rank, and what went wrong."""
 
@@ -54,8 +61,22 @@ class Report:
         if not np.array_equal(bench.image(), expected):
             self.wrong.append(f"rank {comm.rank}: {name}, {size} bytes: torn image")
         comm.Barrier()
+        if name in self.done:
+            changed = np.flatnonzero(into != expected[start : start + total]) + start
+            self.check_held(name, size, bench, np.unique(changed // BLOCK), (start + total - 1) // BLOCK)
         bench.close()
         close_guard()
+
+
+    def check_held(self, name: str, size: int, bench: Bench, changed: np.ndarray, last: int) -> None:
+        """Cut once more: a buffer that stays in use stays writable, and nothing else does."""
+        bench.cut()
+        writable = np.flatnonzero(bench.writable())
+        good = writable.size == 0
+        if stays_in_use(name):
+            good = bool(np.isin(changed, writable).all() and ((writable > 0) & (writable <= last)).all())
+        if not good:
+            self.wrong.append(f"rank {bench.rank}: {name}, {size} bytes: writable after a cut: {writable.tolist()}")
 
 
 def main() -> None:
