@@ -1,9 +1,9 @@
 /* The plain forms of MPI calls that write to memory, made as a C program makes them: mpi4py, which the other cases go
  * through, calls the large-count forms wherever the library has them.
  *
- * What is received is one element for each sender. An element has `n` bytes at either end of a hole of some blocks, which
- * nobody writes to: only a guard that knows the element's extent opens the blocks of the hole, and one that does not
- * look at the call opens none of them.
+ * What is received is one element for each sender. An element has `n` bytes at either end of a hole of some blocks,
+ * which nobody writes to: only a guard that knows the element's extent opens the blocks of the hole, and one that does
+ * not look at the call opens none of them.
  *
  * call_NAME receives. Where the buffer stays in use, post_NAME begins and end_NAME completes, and the caller cuts in
  * between. Each returns what MPI returned. Errors end the job: also those that the guard would make by asking the
@@ -16,7 +16,7 @@ static unsigned char *into, *want, *sent;
 static MPI_Aint apart, stride, from, to;
 static int n, rank, size, left, right;
 static const char *path;
-static MPI_Comm comm, ring, grid;
+static MPI_Comm comm, graph, ring, grid; /* all hear all; each hears its left; a grid of one dimension */
 static MPI_Datatype type;
 static MPI_Op maximum;
 static MPI_Request request, sending;
@@ -69,7 +69,7 @@ static void reaches(int count) {
     to = count ? (count - 1) * stride + apart + n : 0;
 }
 
-/* -- for the caller ------------------------------------------------------------------------------------------------- */
+/* -- for the caller ------------------------------------------------------------------------------------------------ */
 
 /* `apart_` bytes lie between the begins of an element's two ends; `want_` is a copy of all that is received into. */
 int prepare(MPI_Fint comm_, unsigned char *into_, unsigned char *want_, long apart_, int n_, const char *path_) {
@@ -99,10 +99,11 @@ int prepare(MPI_Fint comm_, unsigned char *into_, unsigned char *want_, long apa
         one[r] = 1;
         places[r] = size - 1 - r;
         bytes_places[r] = (int)(places[r] * stride);
-        address_places[r] = places[r] * stride;
+        address_places[r] = r * stride;
         types[r] = type;
     }
-    MPI_Dist_graph_create_adjacent(comm, size, all, one, size, all, one, MPI_INFO_NULL, 0, &ring);
+    MPI_Dist_graph_create_adjacent(comm, size, all, one, size, all, one, MPI_INFO_NULL, 0, &graph);
+    MPI_Dist_graph_create_adjacent(comm, 1, &left, one, 1, &right, one, MPI_INFO_NULL, 0, &ring);
     MPI_Cart_create(comm, 1, &size, (int[]){1}, 0, &grid);
     sent = calloc((size_t)size, (size_t)stride);
     for (int r = 0; r < size; r++) put(sent, r, rank, r);
@@ -119,12 +120,13 @@ void reach(long out[2]) {
 void finish(void) {
     MPI_Type_free(&type);
     MPI_Op_free(&maximum);
+    MPI_Comm_free(&graph);
     MPI_Comm_free(&ring);
     MPI_Comm_free(&grid);
     free(sent);
 }
 
-/* -- messages between two ranks ------------------------------------------------------------------------------------- */
+/* -- messages between two ranks ------------------------------------------------------------------------------------ */
 
 /* Sends the right neighbour its element, and says what comes from the left. */
 static void send_right(void) {
@@ -208,7 +210,7 @@ int end_Recv_init(void) {
     return error;
 }
 
-/* -- collectives ---------------------------------------------------------------------------------------------------- */
+/* -- collectives --------------------------------------------------------------------------------------------------- */
 
 static int waited(void) { return MPI_Wait(&request, MPI_STATUS_IGNORE); }
 
@@ -348,15 +350,15 @@ int call_Neighbor_alltoall(void) { /* on a grid of one dimension each rank has t
 }
 
 int call_Neighbor_allgatherv(void) {
-    expect_shares(1);
+    put(want, places[0], left, 0); /* one neighbour, so the other places and counts are not looked at */
+    from = places[0] * stride;
+    to = from + apart + n;
     return MPI_Neighbor_allgatherv(sent, 1, type, into, one, places, type, ring);
 }
 
 int call_Neighbor_alltoallw(void) {
-    MPI_Aint in_order[16];
-    for (int r = 0; r < size; r++) in_order[r] = r * stride;
-    expect_each(1);
-    return MPI_Neighbor_alltoallw(sent, one, in_order, types, into, one, address_places, types, ring);
+    expect_each(0);
+    return MPI_Neighbor_alltoallw(sent, one, address_places, types, into, one, address_places, types, graph);
 }
 
 int post_Igatherv(void) {
@@ -377,7 +379,7 @@ int end_Ialltoallw(void) {
     return waited();
 }
 
-/* -- one-sided, and files ------------------------------------------------------------------------------------------- */
+/* -- one-sided, and files ------------------------------------------------------------------------------------------ */
 
 int post_Win_create(void) {
     return MPI_Win_create(into, to, 1, MPI_INFO_NULL, comm, &window);
