@@ -25,7 +25,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--channels", type=int, default=256)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds of further work on a block of mean loudness")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds of further work on a block, in the mean")
     parser.add_argument("--out", help="write each channel's greatest amplitude in each block here (.npy)")
     return parser.parse_args()
 
@@ -60,6 +60,11 @@ def smooth(block: Signals, level: Signals, rate: float) -> None:
         sample[:] = level
 
 
+def linger(pause: float, rank: int, number: int) -> None:
+    """Work a little, or much, or not at all: the ranks are slow in turns, so that blocks wait now here, now there."""
+    time.sleep(pause * ((number // 20 + rank) % 3))
+
+
 def give(comm: MPI.Intracomm, block: Signals, peaks: Signals, blocks: dict[str, int]) -> None:
     """Pass a block on to the next rank; the last one notes its peaks."""
     if comm.rank == comm.size - 1:
@@ -90,7 +95,7 @@ def main() -> None:
             most = min(step + 1 + AHEAD, args.steps)
             while blocks["passed on"] <= step or (blocks["passed on"] < most and can_go_on(comm, blocks)):
                 take(comm, rng, block, blocks["passed on"])
-                time.sleep(args.pause * abs(block[0, 0]))
+                linger(args.pause, comm.rank, blocks["passed on"])
                 smooth(block, level, rate)
                 give(comm, block, peaks, blocks)
         while not last and blocks["acknowledged"] < args.steps:
