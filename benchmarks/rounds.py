@@ -94,7 +94,7 @@ def _simulate(size: int) -> None:
     from simulator import Job, Simulation  # noqa: PLC0415
 
     begin = time.perf_counter()
-    job = Job(size, 120, lambda rank, step: 1.0, asks=[(5.0, size - 1, False)], longest_drain=0.5)
+    job = Job(size, 20, lambda rank, step: 1.0, in_mpi=True, asks=[(5.0, size - 1, False)], longest_drain=0.5)
     simulation = Simulation(job)
     simulation.run()
     rounds = simulation.ranks[0].protocol.rounds

@@ -37,6 +37,8 @@ class Job:
         Duration of a step, of (rank, step).
     needs : callable
         What a step has to receive before it ends, of (rank, step): pairs of another rank and its step.
+    in_mpi : bool
+        The network moves during a step, too: the program calls MPI all the time.
     tracked : bool
         A rank that waits for a message handles what comes, as in a call of ``ckpt.comm``.
     hop : callable
@@ -57,6 +59,7 @@ class Job:
     steps: int
     seconds: Callable[[int, int], float]
     needs: Callable[[int, int], list[tuple[int, int]]] = lambda rank, step: []
+    in_mpi: bool = False
     tracked: bool = False
     hop: Callable[[int], float] = lambda rank: 1e-5
     longest_drain: float = 1.0
@@ -270,7 +273,7 @@ class Simulation:
             machine.handle(p.Left())
             if rank.stopped is not None:
                 break
-            yield Wait(until=self.now + self.job.seconds(rank.rank, step), in_mpi=False)
+            yield Wait(until=self.now + self.job.seconds(rank.rank, step), in_mpi=self.job.in_mpi)
             for other, theirs in self.job.needs(rank.rank, step):
                 yield from self._receive(rank, self.ranks[other], theirs)
             if rank.stopped is not None:

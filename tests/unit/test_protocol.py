@@ -70,6 +70,7 @@ def _jobs(draw: st.DrawFn) -> Job:
         steps=steps,
         seconds=lambda rank, step: pace[rank] * (0.5 + rnd.random()),
         needs=_needs(kind, size, steps, draw(st.integers(2, 40)), rnd),
+        in_mpi=draw(st.booleans()),
         tracked=kind == "early" or draw(st.booleans()),
         hop=lambda rank: hop * rnd.random(),
         longest_drain=1.5 * drain,

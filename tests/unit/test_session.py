@@ -22,6 +22,7 @@ from mpi4py import MPI  # starts MPI before the first test, so that its descript
 
 import mpickpt
 from mpickpt import progress
+from mpickpt.inflight import InFlight, Late
 from mpickpt.layout import RECORD
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store, slot_path, spill_path
@@ -157,7 +158,7 @@ def test_other_damage_falls_back(tmp_path: Path, what: str, capfd: pytest.Captur
 @pytest.mark.parametrize("damaged", [False, True])
 def test_damaged_messages_in_flight_fall_back(tmp_path: Path, damaged: bool) -> None:
     run(tmp_path, stop=25)
-    slot, message = tmp_path / "slot-1.h5", b"a message"
+    slot, message = tmp_path / "slot-1.h5", InFlight((Late("0", 0, 7, b"text"),)).to_bytes()
     at = Store(tmp_path, crc32c).offsets(1)[0].record
     record = np.fromfile(slot, RECORD, 1, offset=at)
     record["channels_bytes"], record["channels_crc"], record["channels_spilled"] = len(message), crc32c(message), 1
@@ -168,7 +169,10 @@ def test_damaged_messages_in_flight_fall_back(tmp_path: Path, damaged: bool) -> 
     spill_path(slot, 0, "channels").write_bytes(message)
     if damaged:
         flip(spill_path(slot, 0, "channels"), 4)
-    assert run(tmp_path, stop=22)["first"] == (10 if damaged else 20)
+        assert run(tmp_path, stop=22)["first"] == 10
+    else:
+        with pytest.raises(mpickpt.LayoutError, match="holds messages in flight, but no rank takes ckpt.comm"):
+            run(tmp_path, stop=22)
 
 
 def test_all_damaged_is_an_error_and_changes_nothing(tmp_path: Path) -> None:

@@ -1,25 +1,4 @@
-"""The life of an epoch on one rank, as a state machine without I/O: events in, instructions out.
-
-A cut that the number of the step does not tell (a signal, a clock, a command) is agreed on in a *round*:
-
-1. Whoever wants it passes the wish up a binomial tree of ranks to rank 0, each rank at most once a round.
-2. Rank 0 sends a *marker* to all, once the last epoch is settled.
-3. Each rank proposes a step a few steps ahead of its own (the *lookahead*); the greatest of all is the step of the
-   cut. A rank goes on computing meanwhile. It stops only if it comes to its own proposal before the answer does,
-   which is counted, and makes the next lookahead longer.
-4. At the first safe point at or beyond that step the rank is cut.
-
-A rank that stands still may be what others wait for: then no answer can come. So it stands for a limited time, goes
-on, and if the answer tells it that it has *missed* the cut, the epoch fails on all ranks and is tried again.
-
-An epoch goes through these stations: *cut*, *drained* (this rank's image is on disk, or the drain failed), *posted*
-(this rank has told the others), *settled* (the answer of all ranks is here). Only the last tells which slot holds the
-newest epoch that is whole everywhere; that one is never overwritten, so the next cut waits for it.
-
-`Protocol.handle` is the only way in. Whoever drives it carries out the instructions in their order, feeds back what
-comes of them, and stays where it is as long as `Protocol.stands` says so: `mpickpt.driver` by MPI, a simulator in the
-tests.
-"""
+"""The state machine; the head of the package says what it does."""
 
 from __future__ import annotations
 
@@ -30,6 +9,40 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mpickpt.policy import NEVER, choose_slot
+from mpickpt.protocol.events import (
+    Agreed,
+    Asked,
+    BelowClosed,
+    BelowLeft,
+    Closing,
+    Drained,
+    Ended,
+    Event,
+    GaveUp,
+    Left,
+    Marked,
+    Passed,
+    Reached,
+    Refused,
+    Settled,
+)
+from mpickpt.protocol.instructions import (
+    Abandon,
+    Announce,
+    AnnounceEnd,
+    Cut,
+    Epoch,
+    Hurry,
+    Instruction,
+    Miss,
+    PassOn,
+    PassOnLeft,
+    Post,
+    Propose,
+    SayBelowClosed,
+    Stop,
+)
+from mpickpt.protocol.tree import children
 
 FIRST_LATENCY = 0.02  # seconds from a marker to the answer, before any was measured
 LOOKAHEAD_MARGIN = 2.0  # lookahead, in latencies
@@ -39,268 +52,12 @@ PATIENT_STEPS = 3  # and so many of its steps: the others may be in the midst of
 STOP_ATTEMPTS = 3  # epochs that may fail before a program that is to stop ends without
 
 
-# -- events --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Reached:
-    """The rank stands at the safe point of `step`, at `now` seconds of any steady clock."""
-
-    step: int
-    now: float
-
-
-@dataclass(frozen=True)
-class Left:
-    """The rank goes on from the safe point where it stood."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Somebody on this rank wants a cut: a signal, the program, or on rank 0 the clock or a command."""
-
-    stop: bool = False
-
-
-@dataclass(frozen=True)
-class Passed:
-    """A rank further down the tree wants a cut; it had seen `rounds` markers when it was asked."""
-
-    rounds: int
-    stop: bool
-
-
-@dataclass(frozen=True)
-class Marked:
-    """The marker of a round came, at `now` seconds."""
-
-    stop: bool
-    now: float
-
-
-@dataclass(frozen=True)
-class Agreed:
-    """The greatest of all proposals came, at `now` seconds; `left` is a rank that left the session, or None."""
-
-    step: int
-    left: int | None
-    now: float
-
-
-@dataclass(frozen=True)
-class GaveUp:
-    """What the rank stands still for did not come within the time that it may stand still."""
-
-
-@dataclass(frozen=True)
-class Drained:
-    """The drain of this rank has ended."""
-
-    complete: bool
-
-
-@dataclass(frozen=True)
-class Refused:
-    """The storage refuses the slot of the epoch, on all ranks: nothing was cut."""
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What all ranks together know of the epoch.
-
-    Attributes
-    ----------
-    whole : bool
-        It is complete on every rank.
-    missed : bool
-        A rank came past its step.
-    left : int or None
-        A rank that left the session by an exception.
-    """
-
-    whole: bool
-    missed: bool
-    left: int | None = None
-
-
-@dataclass(frozen=True)
-class Closing:
-    """The program ends its session on this rank."""
-
-
-@dataclass(frozen=True)
-class BelowClosed:
-    """A child in the tree, and all below it, are closing."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """Rank 0 says that there will be no more markers; `left` is a rank that left the session, or None."""
-
-    left: int | None
-
-
-@dataclass(frozen=True)
-class BelowLeft:
-    """A rank further down the tree has left the session by an exception."""
-
-    rank: int
-
-
-Event = (
-    Reached | Left | Asked | Passed | Marked | Agreed | GaveUp | Drained | Refused | Settled | Closing | BelowClosed
-    | Ended | BelowLeft
-)  # fmt: skip
-
-
-# -- instructions --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PassOn:
-    """Send `Passed` to the parent."""
-
-    rounds: int
-    stop: bool
-
-
-@dataclass(frozen=True)
-class Announce:
-    """Send the marker to all, from rank 0."""
-
-    stop: bool
-
-
-@dataclass(frozen=True)
-class Propose:
-    """Post this rank's share of the maximum, and listen for the next marker."""
-
-    step: int
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Fix the image of this rank now. The answer is `Drained` at some time, or `Refused` at once."""
-
-    number: int
-    step: int
-    slot: int
-
-
-@dataclass(frozen=True)
-class Miss:
-    """Take part in what all ranks do together at a cut, without being cut: ``Drained(False)`` or `Refused` follows."""
-
-    number: int
-    step: int
-    slot: int
-
-
-@dataclass(frozen=True)
-class Post:
-    """Post this rank's share of the answer about the epoch."""
-
-    epoch: Epoch
-    complete: bool
-
-
-@dataclass(frozen=True)
-class Hurry:
-    """Drain at normal priority."""
-
-
-@dataclass(frozen=True)
-class Stop:
-    """End the program: the epoch that it was to make before is `whole`, or could not be made."""
-
-    whole: bool
-
-
-@dataclass(frozen=True)
-class Abandon:
-    """Rank `left` has left the session by an exception: nothing can become whole any more."""
-
-    left: int
-
-
-@dataclass(frozen=True)
-class SayBelowClosed:
-    """Send `BelowClosed` to the parent."""
-
-
-@dataclass(frozen=True)
-class PassOnLeft:
-    """Send `BelowLeft` to the parent."""
-
-    rank: int
-
-
-@dataclass(frozen=True)
-class AnnounceEnd:
-    """Send `Ended` to all in the place of a marker, from rank 0."""
-
-    left: int | None
-
-
-Instruction = (
-    PassOn | Announce | Propose | Cut | Miss | Post | Hurry | Stop | Abandon | SayBelowClosed | PassOnLeft | AnnounceEnd
-)  # fmt: skip
-
-
 class Stand(Enum):
     """Whether the rank has to stand still where it is, taking in what comes."""
 
     NO = 0
     LIMITED = 1  # for some time, then `GaveUp`: it may be what others wait for
     PATIENT = 2
-
-
-# -- the tree ------------------------------------------------------------------------------------------------------
-
-
-def parent(rank: int) -> int:
-    """Give the parent of `rank` > 0 in the binomial tree: its lowest one-bit is taken away."""
-    return rank & (rank - 1)
-
-
-def children(rank: int, size: int) -> list[int]:
-    """Give the ranks whose parent is `rank`; at most log2(size) of them."""
-    lowest = rank & -rank or size
-    found, bit = [], 1
-    while bit < lowest and rank + bit < size:
-        found.append(rank + bit)
-        bit *= 2
-    return found
-
-
-# -- the machine ---------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Epoch:
-    """An epoch that is not settled.
-
-    Attributes
-    ----------
-    number, step, slot : int
-        Its number, the step of the safe point where this rank was cut, and its slot.
-    stop : bool
-        The program ends when it is whole.
-    agreed : bool
-        It comes from a round, not from the number of the step.
-    missed : bool
-        This rank came past it.
-    posted : bool
-        The others were told.
-    """
-
-    number: int
-    step: int
-    slot: int
-    stop: bool = False
-    agreed: bool = False
-    missed: bool = False
-    posted: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,96 @@
+"""The life of an epoch on one rank, as a state machine without I/O: events in, instructions out.
+
+A cut that the number of the step does not tell (a signal, a clock, a command) is agreed on in a *round*:
+
+1. Whoever wants it passes the wish up a binomial tree of ranks to rank 0, each rank at most once a round.
+2. Rank 0 sends a *marker* to all, once the last epoch is settled.
+3. Each rank proposes a step a few steps ahead of its own (the *lookahead*); the greatest of all is the step of the
+   cut. A rank goes on computing meanwhile. It stops only if it comes to its own proposal before the answer does,
+   which is counted, and makes the next lookahead longer.
+4. At the first safe point at or beyond that step the rank is cut.
+
+A rank that stands still may be what others wait for: then no answer can come. So it stands for a limited time, goes
+on, and if the answer tells it that it has *missed* the cut, the epoch fails on all ranks and is tried again.
+
+An epoch goes through these stations: *cut*, *drained* (this rank's image is on disk, or the drain failed), *posted*
+(this rank has told the others), *settled* (the answer of all ranks is here). Only the last tells which slot holds the
+newest epoch that is whole everywhere; that one is never overwritten, so the next cut waits for it.
+
+`Protocol.handle` is the only way in. Whoever drives it carries out the instructions in their order, feeds back what
+comes of them, and stays where it is as long as `Protocol.stands` says so: `mpickpt.driver` by MPI, a simulator in the
+tests.
+"""
+
+from mpickpt.protocol.events import (
+    Agreed,
+    Asked,
+    BelowClosed,
+    BelowLeft,
+    Closing,
+    Drained,
+    Ended,
+    Event,
+    GaveUp,
+    Left,
+    Marked,
+    Passed,
+    Reached,
+    Refused,
+    Settled,
+)
+from mpickpt.protocol.instructions import (
+    Abandon,
+    Announce,
+    AnnounceEnd,
+    Cut,
+    Epoch,
+    Hurry,
+    Instruction,
+    Miss,
+    PassOn,
+    PassOnLeft,
+    Post,
+    Propose,
+    SayBelowClosed,
+    Stop,
+)
+from mpickpt.protocol.machine import PATIENCE, STOP_ATTEMPTS, Protocol, Stand
+from mpickpt.protocol.tree import children, parent
+
+__all__ = [
+    "Abandon",
+    "Agreed",
+    "Announce",
+    "AnnounceEnd",
+    "Asked",
+    "BelowClosed",
+    "BelowLeft",
+    "Closing",
+    "Cut",
+    "Drained",
+    "Ended",
+    "Epoch",
+    "Event",
+    "GaveUp",
+    "Hurry",
+    "Instruction",
+    "Left",
+    "Marked",
+    "Miss",
+    "PATIENCE",
+    "PassOn",
+    "PassOnLeft",
+    "Passed",
+    "Post",
+    "Propose",
+    "Protocol",
+    "Reached",
+    "Refused",
+    "STOP_ATTEMPTS",
+    "SayBelowClosed",
+    "Settled",
+    "Stand",
+    "Stop",
+    "children",
+    "parent",
+]

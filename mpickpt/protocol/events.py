@@ -1,0 +1,116 @@
+"""What can happen to a rank, as far as the protocol is concerned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Reached:
+    """The rank stands at the safe point of `step`, at `now` seconds of any steady clock."""
+
+    step: int
+    now: float
+
+
+@dataclass(frozen=True)
+class Left:
+    """The rank goes on from the safe point where it stood."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Somebody on this rank wants a cut: a signal, the program, or on rank 0 the clock or a command."""
+
+    stop: bool = False
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A rank further down the tree wants a cut; it had seen `rounds` markers when it was asked."""
+
+    rounds: int
+    stop: bool
+
+
+@dataclass(frozen=True)
+class Marked:
+    """The marker of a round came, at `now` seconds."""
+
+    stop: bool
+    now: float
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """The greatest of all proposals came, at `now` seconds; `left` is a rank that left the session, or None."""
+
+    step: int
+    left: int | None
+    now: float
+
+
+@dataclass(frozen=True)
+class GaveUp:
+    """What the rank stands still for did not come within the time that it may stand still."""
+
+
+@dataclass(frozen=True)
+class Drained:
+    """The drain of this rank has ended."""
+
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The storage refuses the slot of the epoch, on all ranks: nothing was cut."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What all ranks together know of the epoch.
+
+    Attributes
+    ----------
+    whole : bool
+        It is complete on every rank.
+    missed : bool
+        A rank came past its step.
+    left : int or None
+        A rank that left the session by an exception.
+    """
+
+    whole: bool
+    missed: bool
+    left: int | None = None
+
+
+@dataclass(frozen=True)
+class Closing:
+    """The program ends its session on this rank."""
+
+
+@dataclass(frozen=True)
+class BelowClosed:
+    """A child in the tree, and all below it, are closing."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Rank 0 says that there will be no more markers; `left` is a rank that left the session, or None."""
+
+    left: int | None
+
+
+@dataclass(frozen=True)
+class BelowLeft:
+    """A rank further down the tree has left the session by an exception."""
+
+    rank: int
+
+
+Event = (
+    Reached | Left | Asked | Passed | Marked | Agreed | GaveUp | Drained | Refused | Settled | Closing | BelowClosed
+    | Ended | BelowLeft
+)  # fmt: skip

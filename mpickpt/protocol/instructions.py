@@ -1,0 +1,123 @@
+"""What the protocol can tell a rank to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Epoch:
+    """An epoch that is not settled.
+
+    Attributes
+    ----------
+    number, step, slot : int
+        Its number, the step of the safe point where this rank was cut, and its slot.
+    stop : bool
+        The program ends when it is whole.
+    agreed : bool
+        It comes from a round, not from the number of the step.
+    missed : bool
+        This rank came past it.
+    posted : bool
+        The others were told.
+    """
+
+    number: int
+    step: int
+    slot: int
+    stop: bool = False
+    agreed: bool = False
+    missed: bool = False
+    posted: bool = False
+
+
+@dataclass(frozen=True)
+class PassOn:
+    """Send `Passed` to the parent."""
+
+    rounds: int
+    stop: bool
+
+
+@dataclass(frozen=True)
+class Announce:
+    """Send the marker to all, from rank 0."""
+
+    stop: bool
+
+
+@dataclass(frozen=True)
+class Propose:
+    """Post this rank's share of the maximum, and listen for the next marker."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Fix the image of this rank now. The answer is `Drained` at some time, or `Refused` at once."""
+
+    number: int
+    step: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Take part in what all ranks do together at a cut, without being cut: ``Drained(False)`` or `Refused` follows."""
+
+    number: int
+    step: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class Post:
+    """Post this rank's share of the answer about the epoch."""
+
+    epoch: Epoch
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Hurry:
+    """Drain at normal priority."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the program: the epoch that it was to make before is `whole`, or could not be made."""
+
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Abandon:
+    """Rank `left` has left the session by an exception: nothing can become whole any more."""
+
+    left: int
+
+
+@dataclass(frozen=True)
+class SayBelowClosed:
+    """Send `BelowClosed` to the parent."""
+
+
+@dataclass(frozen=True)
+class PassOnLeft:
+    """Send `BelowLeft` to the parent."""
+
+    rank: int
+
+
+@dataclass(frozen=True)
+class AnnounceEnd:
+    """Send `Ended` to all in the place of a marker, from rank 0."""
+
+    left: int | None
+
+
+Instruction = (
+    PassOn | Announce | Propose | Cut | Miss | Post | Hurry | Stop | Abandon | SayBelowClosed | PassOnLeft | AnnounceEnd
+)  # fmt: skip
