@@ -264,7 +264,10 @@ class Driver:
     def _give_up_late_messages(self, stood: float) -> None:
         """Standing still for its own drain, a rank receives nothing: messages that are not here will not come."""
         traffic = self._checkpointer.traffic
-        if traffic is not None and self._channels_due and (not traffic.exchanging or stood > PATIENCE):
+        if traffic is None:
+            return
+        self._move(traffic)  # the last tracked call may have brought all that is needed
+        if self._channels_due and (not traffic.exchanging or stood > PATIENCE):
             self._give_up(f"{traffic.missing()} The next cut cannot wait for them")
 
     def _drained(self, epoch: Epoch) -> Drained:

@@ -1,7 +1,7 @@
 """The jobs as the crash tests run them: sizes, command lines, and what a whole epoch of each must hold."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +16,7 @@ Field = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Job:
-    """A job, its size, and how often it is cut.
+    """A job, its size, and how often it is cut: at every so many steps, or after an interval if there is one.
 
     `holds` is called with a slot that holds a whole epoch and the twin's result, and asserts that the values in the
     slot are those of the step at which it was cut.
@@ -26,6 +26,7 @@ class Job:
     size: tuple[str, ...]
     every: int
     holds: Callable[[Seen, Field], None]
+    interval: str | None = None
 
     def plain(self, out: Path) -> list[str | Path]:
         """Give the command line of the plain twin."""
@@ -34,12 +35,13 @@ class Job:
     def checkpointed(self, directory: Path, out: Path) -> list[str | Path]:
         """Give the command line of the checkpointed twin under ``mpickpt run``."""
         program = [JOBS / self.name / "checkpointed.py", *self.size, "--out", out]
-        return ["-m", "mpickpt", "run", "--dir", directory, "--every", str(self.every), *program]
+        often = ["--every", str(self.every)] if self.interval is None else ["--interval", self.interval]
+        return ["-m", "mpickpt", "run", "--dir", directory, *often, *program]
 
 
 def with_size(job: Job, *size: str) -> Job:
     """Give the same job with other sizes."""
-    return Job(job.name, size, job.every, job.holds)
+    return replace(job, size=size)
 
 
 HEAT_ROWS, HEAT_COLS, HEAT_STEPS, HEAT_EVERY = 501, 256, 2400, 80
@@ -93,6 +95,23 @@ def nbody_holds(slot: Seen, result: Field) -> None:
     np.testing.assert_array_equal(slot.fields["pos"], result[slot.step - 1], err_msg=str(slot.path))
 
 
+def farm_holds(slot: Seen, result: Field) -> None:
+    """Compare the results that the master had taken with the twin's: so many in a step as there are workers."""
+    results = slot.fields["results"]
+    taken = results != 0.0
+    assert taken.sum() == slot.step * len(results), slot.path
+    np.testing.assert_array_equal(results[taken], result[taken], err_msg=str(slot.path))
+
+
+def pipeline_holds(slot: Seen, result: Field) -> None:
+    """Compare the peaks of the blocks that had come to the last rank with the twin's: up to eight ahead of the step."""
+    peaks = slot.fields["peaks"]
+    come = int(peaks.any(axis=1).sum())
+    assert slot.step <= come <= slot.step + 8, slot.path
+    np.testing.assert_array_equal(peaks[:come], result[:come], err_msg=str(slot.path))
+    assert not peaks[come:].any(), slot.path
+
+
 HEAT = Job(
     "heat",
     ("--rows", str(HEAT_ROWS), "--cols", str(HEAT_COLS), "--steps", str(HEAT_STEPS)),
@@ -101,3 +120,5 @@ HEAT = Job(
 )
 CG = Job("cg", ("--grid", str(CG_GRID), "--tolerance", "1e-14", "--steps", "2000"), 20, cg_holds)
 NBODY = Job("nbody", ("--bodies", "101", "--steps", "900"), 8, nbody_holds)
+FARM = Job("farm", ("--steps", "250", "--pause", "0.01"), 12, farm_holds)
+PIPELINE = Job("pipeline", ("--channels", "64", "--steps", "500", "--pause", "0.002"), 25, pipeline_holds)

@@ -1,73 +1,18 @@
 """One rank dies by SIGKILL at a random instant; the restart ends with the bits of the uninterrupted twin."""
 
-import random
-import shutil
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import Twin
 from kill_jobs import CG, HEAT, NBODY, Job
-from mpijob import MpiJob, mpi_job
-from slots import Seen, h5dump, is_whole, newest_whole, read_all, read_records
+from kills import check_result, kill_time_and_again
+from mpijob import mpi_job
+from slots import h5dump, read_all
 
 # One test is a chain: kill, start again, kill, …; the last start is left alone. 5 kills in a chain, 5 chains on each of
 # 2 numbers of ranks: 50 instants for each job.
 CHAINS = range(5)
 JOBS = pytest.mark.parametrize("job", [HEAT, CG, NBODY], ids=lambda job: job.name)
-
-
-# Kinds of instants: a random time after the start, after the first cut of this start, or after its first whole epoch;
-# and the longest time.
-START, CUT, WHOLE = ("start", 1.0), ("cut", 0.1), ("whole", 0.25)
-KINDS = [START, CUT, WHOLE, WHOLE, WHOLE]
-
-
-def runs(directory: Path, *, whole: bool) -> set[int]:
-    """Give the runs that have left a record in the directory, or a whole epoch."""
-    found = [records for records in read_records(directory) if is_whole(records) or not whole]
-    return {int(run) for records in found for run in records["run"]}
-
-
-def wait_for_first(kind: str, job: MpiJob, directory: Path) -> None:
-    """Wait until this start of the job has got as far as `kind` says, or the job ended."""
-    if kind == "start":
-        return
-    before = runs(directory, whole=False)
-    limit = time.monotonic() + 60
-    while job.running() and runs(directory, whole=kind == "whole") <= before:
-        assert time.monotonic() < limit, f"no checkpoint in 60 s\n{job.output()}"
-        time.sleep(0.01)
-
-
-def check_slots(job: Job, directory: Path, twin_result: np.ndarray, before: Seen | None) -> Seen | None:
-    """Read all slots; compare the whole ones with the truth; give the newest whole one.
-
-    What was whole before must not have been lost, and a start that went on from step s must not cut before s.
-    """
-    slots = read_all(directory)
-    for slot in slots:
-        shapes = {name: field.shape for name, field in slot.fields.items()}
-        assert shapes and all(shapes.values()), f"{slot.path} has no global arrays: {shapes}"
-        if slot.whole:
-            job.holds(slot, twin_result)
-        h5dump(slot.path)
-    newest = newest_whole(slots)
-    if before is not None:
-        assert newest is not None, f"epoch {before.epoch} was whole and is lost: {slots}"
-        assert newest.epoch >= before.epoch
-        known = set(before.records["run"].tolist())
-        for slot in slots:
-            later = slot.records[(slot.records["epoch"] > before.epoch) & ~np.isin(slot.records["run"], list(known))]
-            assert (later["step"] > before.step).all(), f"a start did not resume at step {before.step}: {later}"
-    return newest
-
-
-def check_result(job: MpiJob, out: Path, expected: np.ndarray) -> None:
-    """Compare the result of a run that was left alone with the twin's, bit for bit."""
-    assert job.wait(60) == 0, job.output()
-    assert np.load(out).tobytes() == expected.tobytes(), job.output()
 
 
 @pytest.mark.timeout(180)
@@ -77,38 +22,7 @@ def check_result(job: MpiJob, out: Path, expected: np.ndarray) -> None:
 def test_restart_after_sigkill_ends_with_the_twins_bits(
     job: Job, ranks: int, chain: int, folder: Path, twin: Twin
 ) -> None:
-    """Kill, look at the slots, start again, five times over; then compare the result with the twin's."""
-    seed = f"{job.name}-{ranks}-{chain}"
-    print("seed", seed)
-    dice = random.Random(seed)
-    directory, out, log = folder / "ckpt", folder / "out.npy", folder / "log"
-    expected = twin(job, ranks)
-    newest: Seen | None = None
-    resumed = 0
-    for kind, longest in dice.sample(KINDS, len(KINDS)):
-        while True:
-            with mpi_job(ranks, job.checkpointed(directory, out), log) as run:
-                wait_for_first(kind, run, directory)
-                time.sleep(dice.uniform(0, longest))
-                killed = run.kill_rank(dice.randrange(ranks))
-                if killed:
-                    run.wait(30)
-            if killed:
-                break
-            check_result(run, out, expected)  # the job was quicker than the dice: that was no instant; begin anew
-            shutil.rmtree(directory)
-            newest = None
-        resumed += newest is not None
-        newest = check_slots(job, directory, expected, newest)
-
-    with mpi_job(ranks, job.checkpointed(directory, out), log) as run:
-        check_result(run, out, expected)
-    if newest is not None:
-        resumed += 1
-        assert newest.announcement in run.output()
-    check_slots(job, directory, expected, newest)
-    print(f"{len(KINDS)} kills, {resumed} starts resumed from an epoch")
-    assert resumed > len(KINDS) // 2, "most starts began from nothing, so that this run proves little"
+    kill_time_and_again(f"{job.name}-{ranks}-{chain}", job, ranks, folder, twin)
 
 
 @pytest.mark.timeout(120)

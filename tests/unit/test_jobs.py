@@ -14,6 +14,8 @@ SIZES = {
     "heat": ["--rows", "67", "--cols", "50", "--steps", "40"],
     "cg": ["--grid", "31", "--tolerance", "1e-6"],
     "nbody": ["--bodies", "21", "--steps", "40"],
+    "farm": ["--steps", "40"],
+    "pipeline": ["--channels", "16", "--steps", "40"],
 }
 JOBS = pytest.mark.parametrize("job", SIZES)
 

@@ -1,0 +1,109 @@
+"""A pipeline: blocks of noise flow through the ranks, and each smooths them by a recursive filter of its own.
+
+Each rank passes on one block in each step, and up to eight more if they have come; up to eight may be on the way to the
+next rank, which acknowledges each. So the ranks are seldom at the same block, and there are messages between them at
+any instant. The result has the same bits whenever the number of ranks is the same.
+"""
+
+import argparse
+import time
+
+import numpy as np
+from mpi4py import MPI
+from numpy.typing import NDArray
+
+import mpickpt
+
+Signals = NDArray[np.float64]
+SAMPLES = 16  # of each channel in a block
+AHEAD = 8
+BLOCK, ACKNOWLEDGED = 1, 2  # tags
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--channels", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds of further work on a block, in the mean")
+    parser.add_argument("--out", help="write each channel's greatest amplitude in each block here (.npy)")
+    return parser.parse_args()
+
+
+def can_go_on(comm: MPI.Intracomm, blocks: dict[str, int]) -> bool:
+    """Tell whether a block can be passed on without waiting: it has come, and fewer than eight are on the way."""
+    if comm.rank < comm.size - 1:
+        while comm.Iprobe(source=comm.rank + 1, tag=ACKNOWLEDGED):
+            acknowledge(comm, blocks)
+    has_room = comm.rank == comm.size - 1 or blocks["passed on"] - blocks["acknowledged"] < AHEAD
+    return has_room and (comm.rank == 0 or comm.Iprobe(source=comm.rank - 1, tag=BLOCK))
+
+
+def acknowledge(comm: MPI.Intracomm, blocks: dict[str, int]) -> None:
+    """Wait until the next rank says that it has taken one more block."""
+    blocks["acknowledged"] = comm.recv(source=comm.rank + 1, tag=ACKNOWLEDGED)
+
+
+def take(comm: MPI.Intracomm, rng: np.random.Generator, block: Signals, number: int) -> None:
+    """Get the next block from the rank before; rank 0 makes it."""
+    if comm.rank == 0:
+        rng.standard_normal(out=block)
+    else:
+        comm.Recv(block, source=comm.rank - 1, tag=BLOCK)
+        comm.send(number + 1, dest=comm.rank - 1, tag=ACKNOWLEDGED)
+
+
+def smooth(block: Signals, level: Signals, rate: float) -> None:
+    """Replace each sample by the running mean of its channel; `level` holds it from block to block."""
+    for sample in block:
+        level += rate * (sample - level)
+        sample[:] = level
+
+
+def linger(pause: float, rank: int, number: int) -> None:
+    """Work a little, or much, or not at all: the ranks are slow in turns, so that blocks wait now here, now there."""
+    time.sleep(pause * ((number // 20 + rank) % 3))
+
+
+def give(comm: MPI.Intracomm, block: Signals, peaks: Signals, blocks: dict[str, int]) -> None:
+    """Pass a block on to the next rank; the last one notes its peaks."""
+    if comm.rank == comm.size - 1:
+        np.abs(block).max(axis=0, out=peaks[blocks["passed on"]])
+    else:
+        while blocks["passed on"] - blocks["acknowledged"] == AHEAD:
+            acknowledge(comm, blocks)
+        comm.Send(block, dest=comm.rank + 1, tag=BLOCK)
+    blocks["passed on"] += 1
+
+
+def main() -> None:
+    """Run the job."""
+    args = parse()
+    comm = MPI.COMM_WORLD
+    last = comm.rank == comm.size - 1
+    rate = 1 / (comm.rank + 2)
+    block = np.empty((SAMPLES, args.channels))
+
+    whole = mpickpt.Part((args.steps, args.channels), start=(0, 0))
+    with mpickpt.open("pipeline.ckpt", comm, every=100) as ckpt:
+        comm = ckpt.comm
+        rng = ckpt.object("rng", np.random.default_rng(1))
+        blocks = ckpt.object("blocks", {"passed on": 0, "acknowledged": 0})
+        level = ckpt.array("level", args.channels, fill=0.0)
+        peaks = ckpt.array("peaks", (args.steps if last else 0, args.channels), fill=0.0, part=whole)
+        for step in ckpt.range(args.steps):
+            most = min(step + 1 + AHEAD, args.steps)
+            while blocks["passed on"] <= step or (blocks["passed on"] < most and can_go_on(comm, blocks)):
+                take(comm, rng, block, blocks["passed on"])
+                linger(args.pause, comm.rank, blocks["passed on"])
+                smooth(block, level, rate)
+                give(comm, block, peaks, blocks)
+        while not last and blocks["acknowledged"] < args.steps:
+            acknowledge(comm, blocks)
+
+    if args.out and last:
+        np.save(args.out, peaks)
+
+
+if __name__ == "__main__":
+    main()
