@@ -278,7 +278,7 @@ class Driver:
         self._costs = (progress.drain_seconds, self._blocked_seconds + progress.fault_seconds)
         if progress.state is DrainState.FAILED:
             self._warn(epoch.number, epoch.step, epoch.slot, self._fault or os.strerror(progress.errno))
-        return Drained(progress.state is DrainState.COMPLETE)
+        return Drained(progress.state is DrainState.COMPLETE, progress.drain_seconds)
 
     def _settled(self, epoch: Epoch, commit: Commit) -> Event:
         """Note what all ranks found out about the epoch."""

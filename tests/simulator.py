@@ -391,13 +391,13 @@ class Simulation:
         cuts[rank.rank] = step
         rank.cut_at.append(self.now)
         self._write(rank, slot, number, complete=False)
-        end = self.now + self.job.longest_drain * (1 + 2 * self._random.random()) / 3
-        self._at(end, lambda: None if rank.dead else self._end_drain(rank, slot, number))
+        seconds = self.job.longest_drain * (1 + 2 * self._random.random()) / 3
+        self._at(self.now + seconds, lambda: None if rank.dead else self._end_drain(rank, slot, number, seconds))
 
-    def _end_drain(self, rank: Rank, slot: int, number: int) -> None:
+    def _end_drain(self, rank: Rank, slot: int, number: int, seconds: float) -> None:
         complete = not self.job.fails(rank.rank, number)
         self._write(rank, slot, number, complete=complete)
-        self._tell(rank, p.Drained(complete))
+        self._tell(rank, p.Drained(complete, seconds))
 
     def _write(self, rank: Rank, slot: int, number: int, *, complete: bool) -> None:
         disk = self._disks.setdefault(slot, [(0, False)] * self.job.size)

@@ -57,9 +57,10 @@ class GaveUp:
 
 @dataclass(frozen=True)
 class Drained:
-    """The drain of this rank has ended."""
+    """The drain of this rank has ended, `seconds` after its cut."""
 
     complete: bool
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

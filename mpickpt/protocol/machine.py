@@ -49,6 +49,8 @@ LOOKAHEAD_MARGIN = 2.0  # lookahead, in latencies
 FORGETTING = 0.7  # of a latency that the next round does not reach
 PATIENCE = 5.0  # seconds that a rank stands still at the least before it gives up
 PATIENT_STEPS = 3  # and so many of its steps: the others may be in the midst of one
+EPOCH_PATIENCES = 3  # so many times as long it stands for an epoch to be settled, or if that is longer,
+DRAIN_PATIENCE = 2.0  # so many times as long as its own drain took
 STOP_PATIENCES = 4  # so many times as long ranks that stop wait for others that do not come to their end
 STOP_ATTEMPTS = 3  # epochs that may fail before a program that is to stop ends without
 
@@ -144,6 +146,7 @@ class Protocol:
         self._appointments: deque[_Appointment] = deque()  # still to come
         self._missed: deque[_Appointment] = deque()  # passed without being cut, in their order
         self._stop_attempts = 0
+        self._drain_seconds = 0.0  # of the last epoch
         self._holds = False  # between the last cut and the end of the program
         # the end
         self._children = len(children(rank, size))
@@ -175,7 +178,9 @@ class Protocol:
     def patience(self) -> float:
         """Seconds until a rank that `stands` for a limited time gives up, from the end of its own drain on."""
         usual = max(PATIENCE, PATIENT_STEPS * self._per_step) if self._per_step > 0 else PATIENCE
-        return PATIENT_STEPS * usual if self._holds else usual
+        if self._lacks_answer or self.epoch is None:
+            return usual
+        return max(EPOCH_PATIENCES * usual, DRAIN_PATIENCE * self._drain_seconds)
 
     @property
     def newest_whole(self) -> int | None:
@@ -225,6 +230,7 @@ class Protocol:
             case GaveUp():
                 return self._gave_up_standing()
             case Drained():
+                self._drain_seconds = event.seconds
                 return self._drained(event.complete)
             case Refused():
                 return self._settled(Settled(False, False))
