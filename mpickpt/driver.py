@@ -24,6 +24,7 @@ from mpickpt.policy import Clock, should_hurry
 from mpickpt.progress import DrainDisplay
 from mpickpt.protocol import (
     PATIENCE,
+    STOP_PATIENCES,
     Abandon,
     Announce,
     AnnounceEnd,
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.002  # between two looks at safe points: often enough to answer in time, rare enough to cost nothing
 GLANCE_SECONDS = 0.1  # a wait for the drain returns to Python so often, for Ctrl-C
-STOP_SECONDS = 20.0  # that a program which is to stop waits for ranks that do not come to their end
 MISSED = "a rank had to go on before it knew the step of the cut; it is tried again"
 
 
@@ -196,7 +196,7 @@ class Driver:
             elif stand is Stand.LIMITED and not self._checkpointer.layout_changed:
                 seconds = max(0.0, since + self._protocol.patience - time.perf_counter())
             elif self.stopped is not None:
-                seconds = STOP_SECONDS
+                seconds = STOP_PATIENCES * self._protocol.patience
             event = self._coordinator.wait(look, self._what(), seconds)
             if event is None and drains:
                 continue
@@ -407,7 +407,7 @@ class Driver:
             text = f"mpickpt: stopped as asked, but no epoch in {directory} could be made whole"
         else:
             text = f"mpickpt: stopped as asked; no new epoch could be made whole, epoch {newest} of {directory} stays"
-        if self._coordinator.rank == 0:
+        if self._coordinator.rank == 0 and not self._closing:  # otherwise it has come to its end by itself
             print(text, file=sys.stderr, flush=True)
         return Stopped(newest)
 

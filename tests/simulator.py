@@ -138,6 +138,8 @@ class Simulation:
         For each epoch, the step of its cut on each rank that was cut for it.
     whole : list of int
         Epochs that became whole, in their order.
+    aborted : bool
+        Ranks that were to stop did not all come to their end, and were ended.
     """
 
     def __init__(self, job: Job) -> None:
@@ -146,6 +148,7 @@ class Simulation:
         self.ranks = [Rank(job, rank) for rank in range(job.size)]
         self.cuts: dict[int, dict[int, int]] = {}
         self.whole: list[int] = []
+        self.aborted = False
         self._programs = [self._program(rank) for rank in self.ranks]
         self._listeners: dict[int, list[Rank]] = defaultdict(list)
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
@@ -166,11 +169,11 @@ class Simulation:
             self._at(self.job.dies[0], lambda: setattr(self.ranks[self.job.dies[1]], "dead", True))
         for rank in self.ranks:
             self._resume(rank)
-        while self._agenda and self._running:
+        while self._agenda and self._running > 0:
             self.now, _, act = heapq.heappop(self._agenda)
             assert self.now < FOREVER, self._stuck()
             act()
-        assert not self._running or self.job.dies, self._stuck()
+        assert self._running <= 0 or self.job.dies, self._stuck()
 
     def _stuck(self) -> str:
         where = [f"rank {r.rank} in step {r.step}: {r.waiting}" for r in self.ranks if r.waiting]
@@ -279,7 +282,7 @@ class Simulation:
             if rank.stopped is not None:
                 break
         self._perform(rank, machine.handle(p.Closing()))
-        yield from self._stand(rank)
+        yield from self._stand(rank, closing=True)
         self._enter(rank, 2**60)
 
     def _enter(self, rank: Rank, step: int) -> None:
@@ -297,15 +300,21 @@ class Simulation:
                 yield Wait(condition=lambda: other.step >= theirs)
         self._listeners[other.rank].remove(rank)
 
-    def _stand(self, rank: Rank) -> Program:
+    def _stand(self, rank: Rank, *, closing: bool = False) -> Program:
         """Stay where the rank is, taking in what comes, as long as the protocol wants it."""
         machine, since = rank.protocol, self.now
         began = self.now
-        while (stand := machine.stands) is not p.Stand.NO and rank.stopped is None:
+        while (stand := machine.stands) is not p.Stand.NO and (closing or rank.stopped is None):
             drains = machine.epoch is not None and not machine.epoch.posted  # which is waited for in any case
             until = since + machine.patience if stand is p.Stand.LIMITED and not drains else math.inf
+            if closing and rank.stopped is not None:
+                until = since + p.STOP_PATIENCES * machine.patience
             yield Wait(until, lambda: self._next(rank, take=False) is not None)
             event = self._next(rank)
+            if event is None and closing:  # as the driver does: what counts is on disk
+                self.aborted = True
+                self._running = 0
+                return
             if event is None:
                 event, since = p.GaveUp(), self.now
                 rank.gave_up += 1

@@ -54,7 +54,7 @@ from mpickpt.protocol.instructions import (
     SayBelowClosed,
     Stop,
 )
-from mpickpt.protocol.machine import PATIENCE, STOP_ATTEMPTS, Protocol, Stand
+from mpickpt.protocol.machine import PATIENCE, STOP_ATTEMPTS, STOP_PATIENCES, Protocol, Stand
 from mpickpt.protocol.tree import children, parent
 
 __all__ = [
@@ -87,6 +87,7 @@ __all__ = [
     "Reached",
     "Refused",
     "STOP_ATTEMPTS",
+    "STOP_PATIENCES",
     "SayBelowClosed",
     "Settled",
     "Stand",

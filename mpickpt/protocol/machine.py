@@ -49,6 +49,7 @@ LOOKAHEAD_MARGIN = 2.0  # lookahead, in latencies
 FORGETTING = 0.7  # of a latency that the next round does not reach
 PATIENCE = 5.0  # seconds that a rank stands still at the least before it gives up
 PATIENT_STEPS = 3  # and so many of its steps: the others may be in the midst of one
+STOP_PATIENCES = 4  # so many times as long ranks that stop wait for others that do not come to their end
 STOP_ATTEMPTS = 3  # epochs that may fail before a program that is to stop ends without
 
 
@@ -62,11 +63,15 @@ class Stand(Enum):
 
 @dataclass(frozen=True)
 class _Appointment:
-    """A step of a cut; `agreed` on in a round, or told by the number of the step."""
+    """A cut at the first safe point at or beyond `step`; `agreed` on in a round, or told by the number of the step.
+
+    `before` is the safe point before that, where it is known.
+    """
 
     step: int
     stop: bool = False
     agreed: bool = True
+    before: int = -1
 
 
 class Protocol:
@@ -269,13 +274,13 @@ class Protocol:
         if self._closing:
             return Stand.PATIENT
         if self._standing and self._lacks_answer:
-            if self._step >= self._next_every:  # whose number depends on whether the answer comes before it
-                return Stand.PATIENT
             return Stand.NO if self._gave_up else Stand.LIMITED
         if not self._standing or self.epoch is None or self._missed:
             return Stand.NO
         if self._is_due:
-            return Stand.PATIENT if self.hold else Stand.LIMITED
+            # Where no message crosses a safe point, waiting for all is safe as long as no rank can have missed a cut,
+            # and without rounds none can.
+            return Stand.PATIENT if self.hold and self.rounds == 0 else Stand.LIMITED
         return Stand.LIMITED if self._holds else Stand.NO
 
     def _go_on(self) -> list[Instruction]:
@@ -302,11 +307,12 @@ class Protocol:
         return self._appointment_is_due or self._step >= self._next_every
 
     def _cut_if_due(self) -> list[Instruction]:
-        if self._missed and self.epoch is None:
+        if self._missed and self.epoch is None and not self._lacks_answer:
             return self._begin(self._missed.popleft(), missed=True)
         if not self._is_due:
             return []
-        if self._missed:  # waiting for those that are before it was to no avail
+        # After others that were missed, or maybe after one that is not agreed on yet: waiting was to no avail.
+        if self._missed or self._lacks_answer:
             self._miss_due()
             return []
         due = self._appointments.popleft() if self._appointment_is_due else _Appointment(self._next_every, agreed=False)
@@ -320,6 +326,7 @@ class Protocol:
         self.epoch = Epoch(self._number, self._step, slot, stop=due.stop, agreed=due.agreed, missed=missed)
         if due.agreed:
             self._open = False
+        self._end_every(due)
         if missed:
             self.missed += 1
             return [Miss(self._number, self._step, slot)]
@@ -331,10 +338,21 @@ class Protocol:
     def _miss_due(self) -> None:
         """Take what is due here for missed."""
         if self._appointment_is_due:
+            self._end_every(self._appointments[0])
             self._missed.append(self._appointments.popleft())
         else:
-            self._missed.append(_Appointment(self._next_every, agreed=False))
+            self._missed.append(_Appointment(self._step, agreed=False, before=self._before))
         self._skip_every()
+
+    def _missed_but(self, agreed: _Appointment) -> list[_Appointment]:
+        """Give the missed cuts but for one that falls on the same safe point, and is the same cut, or behind a stop."""
+        others = [missed for missed in self._missed if not missed.before < agreed.step <= missed.step]
+        return [missed for missed in others if not (agreed.stop and missed.step > agreed.step)]
+
+    def _end_every(self, passed: _Appointment) -> None:
+        """Make no cut after the one before a stop: ranks learn at different steps that it is whole."""
+        if passed.stop:
+            self._every, self._next_every = None, NEVER
 
     def _skip_every(self) -> None:
         if self._every is not None and self._step >= self._next_every:
@@ -367,7 +385,8 @@ class Protocol:
         if epoch.stop:
             self._stop_attempts += 1
             if event.whole or (self._stop_attempts >= STOP_ATTEMPTS and not event.missed):
-                return [Stop(event.whole)]
+                self._no_more = True
+                return [Stop(event.whole), *self._go_on()]
         if not event.whole and (epoch.stop or (epoch.agreed and event.missed)) and self.rank == 0:
             self._wanted = True
             self._wanted_stop = self._wanted_stop or epoch.stop
@@ -428,8 +447,13 @@ class Protocol:
         if event.step >= NEVER:  # a rank has come to its end, and cannot be cut any more
             self._open, self._no_more = False, True
             return self._go_on()
-        passed = (self._before if self._standing else self._step) >= event.step
-        (self._missed if passed else self._appointments).append(_Appointment(event.step, self._stop))
+        agreed = _Appointment(event.step, self._stop)
+        if (self._before if self._standing else self._step) >= event.step:
+            self._end_every(agreed)
+            self._missed = deque(sorted([*self._missed_but(agreed), agreed], key=lambda missed: missed.step))
+        else:
+            self._missed = deque(self._missed_but(agreed))
+            self._appointments.append(agreed)
         return self._go_on()
 
     # -- the end -------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ JSON object: how often each case was done, and what went wrong.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -16,55 +15,20 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 from mpi_cases import CASES, Stage
+from protected import BLOCK, Bench
 
 from mpickpt.guard import close_guard, open_guard
-from mpickpt.layout import SlotOffsets
-from mpickpt.snapshot import DrainState, Snapshotter
 
-BLOCK = 64 * 1024
 SIZES = (1, 1000, 3 * BLOCK // 2)  # bytes a rank: within a page, within a block, across blocks
 LARGE = 64 << 20
 LARGE_CASES = ("Recv", "Irecv", "Sendrecv", "Bcast", "Allgather", "Win_create", "File_Read_at")
 
 
-class Bench:
-    """A region, its slot, and cuts into it."""
-
-    def __init__(self, nbytes: int, folder: Path, rank: int) -> None:
-        self.rank = rank
-        self.region = Snapshotter.allocate(nbytes)
-        self.path = folder / f"slot-{rank}-{nbytes}"
-        crcs = 4 * (nbytes // BLOCK + 1)
-        with self.path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, nbytes + 4 * 4096 + crcs)
-        data = -(-nbytes // 4096) * 4096
-        self.offsets = SlotOffsets(data, (0,), (data + 8192,), data + 4096, 4096)
-        self.snapshotter = Snapshotter()
-        self.snapshotter.add(self.region, owned=True)
-        self.snapshotter.seal(BLOCK, max(nbytes // 4, 2 * BLOCK))
-        self.epoch = 0
-
-    def cut(self) -> np.ndarray:
-        """Cut, and give a copy of the region as it is at the cut."""
-        self.snapshotter.wait()
-        self.epoch += 1
-        expected = self.region.copy()
-        self.snapshotter.cut(
-            path=self.path, epoch=self.epoch, step=0, rank=self.rank, run=1, digest=bytes(32), offsets=self.offsets,
-            objects=b"", spill=None,
-        )  # fmt: skip
-        return expected
-
-    def image(self) -> np.ndarray:
-        """Wait for the drain and give what it saved."""
-        self.snapshotter.wait()
-        assert self.snapshotter.progress().state is DrainState.COMPLETE, self.snapshotter.progress()
-        return np.fromfile(self.path, np.uint8, self.region.size)
-
-    def close(self) -> None:
-        """Undo everything."""
-        self.snapshotter.close()
-        self.path.unlink()
+def stays_in_use(name: str) -> bool:
+    """Tell whether a call's buffer may be written to when the call has returned."""
+    return name.startswith(("I", "File_I", "Get", "Rget", "Fetch", "Compare", "Win_")) or name.endswith(
+        ("_init", "_begin")
+    )
 
 
 class Report:
@@ -97,8 +61,22 @@ class Report:
         if not np.array_equal(bench.image(), expected):
             self.wrong.append(f"rank {comm.rank}: {name}, {size} bytes: torn image")
         comm.Barrier()
+        if name in self.done:
+            changed = np.flatnonzero(into != expected[start : start + total]) + start
+            self.check_held(name, size, bench, np.unique(changed // BLOCK), (start + total - 1) // BLOCK)
         bench.close()
         close_guard()
+
+
+    def check_held(self, name: str, size: int, bench: Bench, changed: np.ndarray, last: int) -> None:
+        """Cut once more: a buffer that stays in use stays writable, and nothing else does."""
+        bench.cut()
+        writable = np.flatnonzero(bench.writable())
+        good = writable.size == 0
+        if stays_in_use(name):
+            good = bool(np.isin(changed, writable).all() and ((writable > 0) & (writable <= last)).all())
+        if not good:
+            self.wrong.append(f"rank {bench.rank}: {name}, {size} bytes: writable after a cut: {writable.tolist()}")
 
 
 def main() -> None:

@@ -32,12 +32,23 @@ AT = BLOCK + 13  # in the midst of a page
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
 
+def _build(folder: Path, binding: str) -> Path:
+    path = folder / f"libguarded-{binding}.so"
+    options = ["-O1", "-shared", "-fPIC", "-Wl,-z,relro", f"-Wl,-z,{binding}"]
+    subprocess.run(["cc", *options, "-o", path, SOURCE], check=True, timeout=60)
+    return path
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The test's own shared library, bound lazily and not made read-only, as many are."""
-    path = tmp_path_factory.mktemp("guarded") / "libguarded.so"
-    subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-Wl,-z,lazy", "-o", path, SOURCE], check=True, timeout=60)
-    return path
+    return _build(tmp_path_factory.mktemp("guarded"), "lazy")
+
+
+@pytest.fixture(scope="module")
+def read_only_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, bound when it is loaded and made read-only then, as the distributions have it."""
+    return _build(tmp_path_factory.mktemp("guarded"), "now")
 
 
 @pytest.fixture
@@ -176,8 +187,10 @@ def _linkage(library: Path) -> dict[str, bytes]:
     return found
 
 
-def test_all_is_put_back(armed: Armed, library: Path, messages: Path) -> None:
+@pytest.mark.parametrize("kind", ["library", "read_only_library"])
+def test_all_is_put_back(armed: Armed, messages: Path, kind: str, request: pytest.FixtureRequest) -> None:
     """Relocation entries, and the protection of the pages that they lie in."""
+    library = request.getfixturevalue(kind)
     calls = ctypes.CDLL(str(library))
     into = np.zeros(100, np.uint8).ctypes.data_as(ctypes.c_void_p)
     for name in NAMES:  # binds each entry: what the loader does at the first call is not ours to undo
@@ -186,8 +199,10 @@ def test_all_is_put_back(armed: Armed, library: Path, messages: Path) -> None:
     assert before
     for _ in range(2):
         open_guard()
-        assert _linkage(library) != before
+        patched = _linkage(library)
         close_guard()
+        assert patched != before
+        assert patched.keys() == before.keys()  # the protection is as it was while the guard is open, too
         assert _linkage(library) == before
 
 

@@ -89,7 +89,10 @@ def test_nothing_breaks(job: Job) -> None:
     simulation = _ran(job)
     if simulation.whole:
         assert simulation.whole_on_disk()
-    if job.dies:
+    if simulation.aborted:
+        why = job.dies or job.tracked or any(rank.gave_up for rank in simulation.ranks)
+        assert why, "ranks were ended that would have come"
+    if job.dies or simulation.aborted:
         return
     for number, cuts in simulation.cuts.items():
         assert len(cuts) == job.size or any(rank.protocol.missed for rank in simulation.ranks), f"epoch {number}"
@@ -219,6 +222,70 @@ def test_every_needs_no_message() -> None:
     kinds = {kind for rank in simulation.ranks for kind in rank.sent}
     assert not {"share of answer", "answer"} & kinds
     assert simulation.ranks[0].sent["marker"] == 3, "one marker, to three children, that says that there are no more"
+
+
+def _rank_1_that_gave_up(every: int | None) -> p.Protocol:
+    """It proposed step 12, stood there, and went on to step 13; nobody knows the answer."""
+    machine = p.Protocol(1, 2, every=every)
+    for step in (9, 10):
+        assert machine.handle(p.Reached(step, float(step))) == []
+    assert machine.handle(p.Marked(False, 10.0)) == [p.Propose(12)]
+    assert machine.stands is p.Stand.NO
+    machine.handle(p.Reached(12, 12.0))
+    assert machine.stands is p.Stand.LIMITED
+    assert machine.handle(p.GaveUp()) == []
+    assert machine.stands is p.Stand.NO
+    machine.handle(p.Left())
+    assert machine.next_step == 13
+    machine.handle(p.Reached(13, 13.0))
+    return machine
+
+
+def test_a_missed_cut_is_told_at_once() -> None:
+    machine = _rank_1_that_gave_up(None)
+    assert machine.handle(p.Agreed(12, None, 13.5)) == [p.Miss(1, 13, 0)]
+    (post,) = machine.handle(p.Drained(False))
+    assert isinstance(post, p.Post)
+    assert (post.complete, post.epoch.missed) == (False, True)
+
+
+def test_an_answer_that_comes_late_but_in_time() -> None:
+    machine = _rank_1_that_gave_up(None)
+    assert machine.handle(p.Agreed(13, None, 13.5)) == [p.Cut(1, 13, 0)]
+
+
+def test_a_cut_by_its_step_while_the_answer_is_unknown() -> None:
+    """Its number depends on whether the cut that is being agreed on comes before it: it is missed, too."""
+    machine = _rank_1_that_gave_up(14)
+    machine.handle(p.Left())
+    assert machine.handle(p.Reached(14, 14.0)) == []
+    assert machine.stands is p.Stand.NO
+    assert machine.handle(p.Agreed(12, None, 14.5)) == [p.Miss(1, 14, 0)]
+    first, *more = machine.handle(p.Drained(False))
+    assert isinstance(first, p.Post)
+    assert more == []
+    assert machine.handle(p.Settled(False, True)) == [p.Miss(2, 14, 0)]
+
+
+def test_a_cut_by_its_step_that_is_the_one_agreed_on() -> None:
+    machine = _rank_1_that_gave_up(14)
+    machine.handle(p.Left())
+    machine.handle(p.Reached(14, 14.0))
+    machine.handle(p.Left())
+    machine.handle(p.Reached(15, 15.0))
+    assert machine.handle(p.Agreed(14, None, 15.5)) == [p.Miss(1, 15, 0)]
+    machine.handle(p.Drained(False))
+    assert machine.handle(p.Settled(False, True)) == []
+
+
+def test_no_cut_by_its_step_after_one_that_is_to_stop() -> None:
+    machine = p.Protocol(0, 1, every=10)
+    machine.hold = False
+    machine.handle(p.Reached(3, 3.0))
+    assert machine.handle(p.Asked(True)) == [p.Announce(True)]
+    machine.handle(p.Marked(True, 3.0))
+    assert p.Cut(1, 3, 0) in machine.handle(p.Agreed(3, None, 3.0))
+    assert machine.next_step > 10**9
 
 
 def test_first_safe_point_is_no_cut() -> None:
