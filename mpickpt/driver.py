@@ -146,10 +146,11 @@ class Driver:
         if self.stopped is not None:
             raise self.stopped
 
-    def idle(self) -> None:
-        """Take in what has come, in the midst of a step: a call of ``ckpt.comm`` waits."""
+    def idle(self, step: int = -1) -> None:
+        """Take in what has come, in the midst of `step`: a call of ``ckpt.comm`` waits."""
         if self._in_hand:
             return
+        self._protocol.handle(Left(step))
         self._look(time.perf_counter())
         self.next_step = self._protocol.next_step
         if self.stopped is not None:

@@ -91,7 +91,7 @@ class Session:
         self._claimed: set[str] = set()
         self._late: set[str] = set()
         self._driver = self._drive(start)
-        self._traffic = coordinator.track(self._driver.idle, crc32c)
+        self._traffic = coordinator.track(self._idle, crc32c)
         self._restart_seconds = time.perf_counter() - began
         self._started = False
         self._resume = start.restored.step if start.restored else 0
@@ -348,6 +348,14 @@ class Session:
             self._driver.safe_point(step)
         finally:
             self._next_step, self._next_look = self._driver.next_step, self._driver.next_look
+
+    def _idle(self) -> None:
+        """Take in what has come while a call of ``ckpt.comm`` waits, in the midst of a step."""
+        try:
+            self._driver.idle(self._step if self._started else -1)
+        finally:
+            if self._started and not self._closed:
+                self._next_step = self._driver.next_step  # a cut may have been agreed on meanwhile
 
     def _start(self, step: int) -> None:
         """Fix the layout at the first safe point, and let go of what was read but not asked for."""

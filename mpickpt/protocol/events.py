@@ -15,7 +15,9 @@ class Reached:
 
 @dataclass(frozen=True)
 class Left:
-    """The rank goes on from the safe point where it stood."""
+    """The rank goes on from the safe point where it stood, or has since passed that of `step` without looking."""
+
+    step: int = -1
 
 
 @dataclass(frozen=True)

@@ -214,8 +214,10 @@ class Protocol:
         match event:
             case Reached():
                 return self._reached(event)
-            case Left():
+            case Left(step):
                 self._standing = self._holds = False
+                if step > self._step:
+                    self._before, self._step = self._step, step
                 return []
             case Asked():
                 if self._is_ahead and self._stop >= event.stop:  # the cut that is agreed on is still to come here

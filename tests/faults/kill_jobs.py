@@ -120,5 +120,5 @@ HEAT = Job(
 )
 CG = Job("cg", ("--grid", str(CG_GRID), "--tolerance", "1e-14", "--steps", "2000"), 20, cg_holds)
 NBODY = Job("nbody", ("--bodies", "101", "--steps", "900"), 8, nbody_holds)
-FARM = Job("farm", ("--steps", "250", "--pause", "0.01"), 12, farm_holds)
+FARM = Job("farm", ("--steps", "400", "--pause", "0.01"), 16, farm_holds)
 PIPELINE = Job("pipeline", ("--channels", "64", "--steps", "500", "--pause", "0.002"), 25, pipeline_holds)

@@ -13,7 +13,7 @@ from slots import read_all
 
 JOBS = pytest.mark.parametrize("job", [FARM, PIPELINE], ids=lambda job: job.name)
 SERVED = re.compile(r"mpickpt: (\d+) late and (\d+) early messages are served again")
-INTERVAL = "0.15s"
+INTERVAL = "0.1s"
 
 
 @pytest.mark.parametrize("interval", [None, INTERVAL])
