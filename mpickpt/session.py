@@ -87,7 +87,7 @@ class Session:
             undo.pop_all()
         self.restored: Restored | None = start.restored
         self._source = start.source
-        self._epochs = start.epochs
+        self._epochs, self._protected = start.epochs, start.protected
         self._claimed: set[str] = set()
         self._late: set[str] = set()
         self._driver = self._drive(start)
@@ -364,7 +364,7 @@ class Session:
             self._late = source.names() - self._claimed
         self._track(source)
         self._checkpointer.fix_layout(step)
-        self._checkpointer.provide_all(step, self._epochs)
+        self._checkpointer.provide_all(step, self._epochs, self._protected)
         self._driver.start(self._restart_seconds)
         self._started = True
         if self._late:

@@ -2,7 +2,8 @@
 
 usage: damage_job.py DIRECTORY STOP [--grow-at STEP] [--forbid-at STEP]
 
-At --grow-at the object grows by 16 MiB on each rank; at --forbid-at the directory loses its permission to be written.
+At --grow-at the object grows by 16 MiB on each rank; at --forbid-at the directory loses its permission to be written,
+and one more array makes the next epochs need new slots.
 Rank 0 prints a checksum of the final state.
 """
 
@@ -39,6 +40,8 @@ with mpickpt.open(args.directory, comm, every=10) as ckpt:
         log["steps"] += 1
         if step == args.grow_at:
             log["filler"] = bytes(GROWTH)
+        if step == args.forbid_at:
+            ckpt.array("more", 10)
         if step == args.forbid_at and comm.rank == 0:
             os.chmod(args.directory, 0o555)  # noqa: PTH101  (a script has no Path yet)
     assert log["steps"] == args.stop

@@ -376,7 +376,7 @@ def test_a_directory_that_loses_its_permission(ranks: int, folder: Path, expecte
     assert "Epoch 2 (step 20) failed: Slot file" in done.output
     assert "slot-1.h5" in done.output
     assert "Permission denied" in done.output
-    assert [(s.epoch, s.step) for s in slots(directory)] == [(1, 10)]
+    assert [(s.epoch, s.step) for s in slots(directory) if s.whole] == [(1, 10)]
     directory.chmod(0o755)
     again = run(ranks, folder, directory, LATER)
     went_well(again)

@@ -37,7 +37,7 @@ def _report(told: str) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, 4], ids=lambda ranks: f"{ranks}ranks")
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_every_call_into_protected_memory(transport: str, ranks: int, tmp_path: Path) -> None:
     """Right data, and the image of the cut, for messages of a byte up to 64 MiB."""
