@@ -8,16 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from make_epoch import write_epoch
 from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
 
 import mpickpt
+from mpickpt.cli import ls
 from mpickpt.cli.main import main, parser
 from mpickpt.cli.tables import human_bytes, human_seconds
-from mpickpt.layout import Layout, RankLayout
+from mpickpt.layout import RECORD, Layout, RankLayout
 from mpickpt.snapshot import crc32c
-from mpickpt.store import Store
+from mpickpt.store import SlotInfo, Store
 
 MPI.COMM_WORLD.Dup().Free()
 
@@ -232,3 +234,24 @@ def test_human_figures() -> None:
         *("0 B", "1023 B", "1.5 KiB", "5.0 MiB", "3.0 GiB", "2.0 TiB"),
     ]
     assert [human_seconds(s) for s in (0.0015, 2, 90, 5400, 172800)] == ["1.5 ms", "2.0 s", "1.5 min", "1.5 h", "2.0 d"]
+
+
+def test_ls_tells_how_far_each_rank_is() -> None:
+    records = np.zeros(6, RECORD)
+    records["epoch"] = [7, 7, 7, 6, 7, 6]
+    records["state"] = [2, 1, 1, 2, 3, 2]
+    slot = SlotInfo(Path("slot-0.h5"), 0, world_size=6, records=records)
+    assert ls._progress(slot) == (
+        "epoch 7 in progress, of 6 ranks: 2 not cut yet (ranks 3, 5), 2 draining (ranks 1-2), 1 complete (rank 0), "
+        "1 failed (rank 4)"
+    )
+
+
+def test_ls_of_a_running_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with mpickpt.open(tmp_path, every=1) as ckpt:
+        ckpt.array("u", 10)
+        ckpt.step()
+        assert main(["ls", str(tmp_path)]) == 0
+        assert "in use by process" in capsys.readouterr().out
+    assert main(["ls", str(tmp_path)]) == 0
+    assert "in use" not in capsys.readouterr().out
