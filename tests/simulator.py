@@ -17,6 +17,7 @@ import random
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from mpickpt import protocol as p
@@ -163,10 +164,11 @@ class Simulation:
 
     def run(self) -> None:
         """Run until all ranks have ended, or none can go on because one has died."""
-        for seconds, rank, stop in self.job.asks:
-            self._at(seconds, lambda rank=rank, stop=stop: self._ask(self.ranks[rank], stop))
+        for seconds, who, stop in self.job.asks:
+            self._at(seconds, partial(self._ask, self.ranks[who], stop))
         if self.job.dies:
-            self._at(self.job.dies[0], lambda: setattr(self.ranks[self.job.dies[1]], "dead", True))
+            seconds, who = self.job.dies
+            self._at(seconds, partial(setattr, self.ranks[who], "dead", True))
         for rank in self.ranks:
             self._resume(rank)
         while self._agenda and self._running > 0:
@@ -202,11 +204,16 @@ class Simulation:
                 self._move(rank)
             if not self._is_over(wait):
                 if wait.until < math.inf:
-                    self._at(wait.until, lambda waits=rank.waits: self._resume(rank) if rank.waits == waits else None)
+                    self._at(wait.until, partial(self._wake, rank, rank.waits))
                 return
         if rank.waiting is not None:
             rank.waiting = None
             self._running -= 1
+
+    def _wake(self, rank: Rank, waits: int) -> None:
+        """Resume a rank whose time is over, if it still is in the wait that this is about."""
+        if rank.waits == waits:
+            self._resume(rank)
 
     def _is_over(self, wait: Wait) -> bool:
         return self.now >= wait.until or wait.condition()
@@ -288,7 +295,7 @@ class Simulation:
     def _enter(self, rank: Rank, step: int) -> None:
         rank.step = step
         for other in self._listeners[rank.rank]:
-            self._at(self.now, lambda other=other: self._resume(other))
+            self._at(self.now, partial(self._resume, other))
 
     def _receive(self, rank: Rank, other: Rank, theirs: int) -> Program:
         self._listeners[other.rank].append(rank)
