@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -175,21 +174,21 @@ class Checkpointer:
             On all ranks, if the next slot cannot be created.
         """
         self.provide(choose_slot(self._options.keep, epochs, protected), step)
+        fitting = self._coordinator.on_root(self._fitting, "rank 0 to look at the slots")
         for index in range(self._options.keep):
-            fits = partial(self._fits, index)
-            if epochs.get(index) is None or self._coordinator.on_root(fits, f"rank 0 to look at slot {index}"):
+            if epochs.get(index) is None or index in fitting:
                 with suppress(StoreError):
                     self.provide(index, step)
 
-    def _fits(self, index: int) -> bool:
-        """Whether slot `index` has the present layout, on rank 0."""
+    def _fitting(self) -> set[int]:
+        """Find the slots that have the present layout, on rank 0."""
         assert self._layout is not None
-        return any(slot.index == index and slot.digest == self._layout.digest for slot in self.store.slots())
+        return {slot.index for slot in self.store.slots() if slot.digest == self._layout.digest}
 
     def _provide(self, index: int) -> list[SlotOffsets]:
         """Make sure on rank 0 that slot `index` has the present layout."""
         assert self._layout is not None
-        if not self._fits(index):
+        if index not in self._fitting():
             self.store.create(index, self._layout)
         return self.store.offsets(index)
 

@@ -7,7 +7,6 @@ moved by the program alone, at its safe points and inside the calls of ``ckpt.co
 from __future__ import annotations
 
 import errno
-import math
 import os
 import sys
 import time
@@ -164,14 +163,9 @@ class Driver:
         if epoch is not None and not epoch.posted:
             progress = self._checkpointer.snapshotter.progress()
             saved = progress.blocks_saved / max(1, progress.blocks)
-            if should_hurry(saved, now - self._cut_at, self._seconds_left(now)):
+            left = min(self._protocol.seconds_to_next_cut(), self.clock.seconds_left(now))
+            if should_hurry(saved, now - self._cut_at, left):
                 self._checkpointer.snapshotter.hurry(True)
-
-    def _seconds_left(self, now: float) -> float:
-        """Estimate how long it is to the next cut."""
-        steps, seconds_per_step = self._protocol.steps_to_next_cut(), self._protocol.seconds_per_step
-        by_step = math.inf if steps is None or seconds_per_step is None else steps * seconds_per_step
-        return min(by_step, self.clock.seconds_left(now))
 
     # -- standing still ------------------------------------------------------------------------------------------
 

@@ -28,7 +28,6 @@ from mpickpt.coordinator import Coordinator, everywhere
 from mpickpt.driver import Driver
 from mpickpt.errors import LayoutError, MpickptError, Stopped, UsageError
 from mpickpt.guard import close_guard, held, open_guard, refresh_guard
-from mpickpt.inflight import InFlight
 from mpickpt.layout import ArraySpec
 from mpickpt.options import Options
 from mpickpt.parts import Part
@@ -379,19 +378,17 @@ class Session:
         """Find out whether any rank took `comm`, and go back to the messages in flight; collective."""
         coordinator = self._coordinator
         error: MpickptError | None = None
-        data, late, early = b"", 0, 0
+        data = b""
         try:
             if source is not None:
                 data = source.channels()
-                found = InFlight.from_bytes(data)
-                late, early = len(found.late), sum(e.count for e in found.early)
         except MpickptError as wrong:
             error = wrong
         coordinator.agree(error, "all ranks to read the messages in flight")
-        told = coordinator.gather((self._traffic.taken, late, early), "all ranks to say whether they took ckpt.comm")
+        told = coordinator.gather((self._traffic.taken, len(data)), "all ranks to say whether they took ckpt.comm")
         summed = None if told is None else tuple(map(sum, zip(*told, strict=True)))
-        takers, all_late, all_early = coordinator.broadcast(summed, "rank 0 to tell of ckpt.comm") or (0, 0, 0)
-        if (all_late or all_early) and not takers:
+        takers, in_flight = coordinator.broadcast(summed, "rank 0 to tell of ckpt.comm") or (0, 0)
+        if in_flight and not takers:
             raise everywhere(
                 LayoutError(
                     f"The epoch that was restored from {self.options.directory} holds messages in flight, but no rank "
@@ -400,10 +397,10 @@ class Session:
             )
         if takers:
             self._checkpointer.traffic = self._traffic
-        if all_late or all_early:
-            self._traffic.restore(data, coordinator.gather, coordinator.scatter)
+        if in_flight:
+            late, early = self._traffic.restore(data, coordinator.gather, coordinator.scatter)
             if coordinator.rank == 0:
-                line = f"mpickpt: {all_late} late and {all_early} early messages are served again"
+                line = f"mpickpt: {late} late messages are served again, {early} early ones are not sent twice"
                 print(line, file=sys.stderr, flush=True)
 
     def writable(self, array: NDArray[Any]) -> AbstractContextManager[None]:

@@ -35,9 +35,10 @@ class Triggers:
     directory : pathlib.Path or None
         Where to look for the file; None on all ranks but rank 0.
     clock : Clock or None
-        The clock; None on all ranks but rank 0, and where cuts are made by steps.
+        The clock; None on all ranks but rank 0.
     signals : bool
-        Whether to install handlers. Only the main thread can: elsewhere signals are left alone.
+        Whether to install handlers. Only the main thread can: elsewhere signals are left alone, and so is one whose
+        handler is not Python's and could not be put back.
     """
 
     def __init__(self, directory: Path | None, clock: Clock | None, *, signals: bool) -> None:
@@ -49,7 +50,7 @@ class Triggers:
         if self._file is not None:
             self._file.unlink(missing_ok=True)  # of another run
         if signals and threading.current_thread() is threading.main_thread():
-            for number in (CUT_SIGNAL, STOP_SIGNAL):
+            for number in (n for n in (CUT_SIGNAL, STOP_SIGNAL) if signal.getsignal(n) is not None):
                 self._before[number] = signal.signal(number, self._on_signal)
 
     def request(self, *, stop: bool) -> None:

@@ -28,7 +28,8 @@ def execute(args: argparse.Namespace) -> int:
     """Print the table."""
     if not args.directory.is_dir():
         raise StoreError(f"{args.directory} is not a directory.", path=args.directory)
-    slots = Store(args.directory, crc32c).slots()
+    store = Store(args.directory, crc32c)
+    slots = store.slots()
     if not slots:
         print(f"There are no slots in {args.directory}.")
         return 0
@@ -39,7 +40,7 @@ def execute(args: argparse.Namespace) -> int:
         table.add_row(*_row(slot))
     out = console()
     out.print(table)
-    holder = Store(args.directory, crc32c).holder()
+    holder = store.holder()
     if holder is not None:
         out.print(f"in use by {holder}", highlight=False)
         newest = max(slots, key=lambda slot: slot.newest)
@@ -72,7 +73,7 @@ def _ranks(ranks: list[int]) -> str:
 
 
 def _row(slot: SlotInfo) -> tuple[str, ...]:
-    newest = int(slot.records["epoch"].max(initial=0))
+    newest = slot.newest
     begun = slot.records[slot.records["epoch"] == newest] if newest else slot.records[:0]
     return (
         slot.path.name,

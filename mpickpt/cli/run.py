@@ -23,25 +23,23 @@ from mpickpt.coordinator import abort, world_rank_and_size
 from mpickpt.errors import MpickptError, Stopped, UsageError
 from mpickpt.options import command_line
 
+OPTIONS = {
+    "dir": ("DIR", "the checkpoint directory"),
+    "every": ("STEPS", "cut each time so many steps are done"),
+    "interval": ("TIME", "cut each time so much time went by: 90s, 10min, 1h30min; auto: as often as is best"),
+    "keep": ("N", "number of slots, at least 2"),
+    "restart": ("WHAT", "auto: the newest whole epoch; never: begin anew; or the number of an epoch"),
+    "pool": ("SIZE", "room on each rank for copies of what changes before it is saved: 256MiB, 25%%"),
+    "mtbf": ("TIME", "mean time between failures of the job, for --interval auto; 1d"),
+}
+
 INTERRUPTED = 130  # the exit code that shells give to a program that Ctrl-C ended
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
     parser.usage = "mpickpt run [options] (app.py | -m module) [arguments]"
-    options = {
-        "dir": ("DIR", "the checkpoint directory"),
-        "every": ("STEPS", "cut each time so many steps are done"),
-        "interval": ("TIME", "cut each time so much time went by: 90s, 10min, 1h30min; auto: as often as is best"),
-        "keep": ("N", "number of slots, at least 2"),
-        "restart": ("WHAT", "auto: the newest whole epoch; never: begin anew; or the number of an epoch"),
-        "pool": (
-            "SIZE",
-            "room on each rank for copies of what changes before it is saved: 256MiB, 25%%",
-        ),
-        "mtbf": ("TIME", "mean time between failures of the job, for --interval auto; 1d"),
-    }
-    for name, (metavar, text) in options.items():
+    for name, (metavar, text) in OPTIONS.items():
         parser.add_argument(f"--{name}", metavar=metavar, help=text)
     parser.add_argument("-m", dest="is_module", action="store_true", help="the program is a module, as for python -m")
     parser.add_argument("program", help="the program to run")
@@ -50,8 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Run the program as ``__main__``; gives its exit code, or ends all ranks."""
-    names = ("dir", "every", "interval", "keep", "restart", "pool", "mtbf")
-    command_line.given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    command_line.given = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
     _check_program(args.program, args.is_module)
     sys.argv = [args.program, *args.arguments]
     if not sys.flags.safe_path:

@@ -39,7 +39,7 @@ class Rounds:
     def __init__(self, comm: MPI.Intracomm, maximum: MPI.Op) -> None:
         self._comm = comm.Dup()
         self._maximum = maximum
-        # One of each is in use at a time, so that a round allocates nothing.
+        # One of each is in use at a time.
         self._content, self._own, self._result = (np.empty(2, np.int64) for _ in range(3))
         self._message = np.empty(3, np.int64)
         self._rank: int = comm.rank
@@ -63,9 +63,9 @@ class Rounds:
         """Tell all that no more markers will come, and which rank left the session by an exception; on rank 0."""
         self._broadcast(_END, _NOBODY if left is None else left)
 
-    def propose(self, step: int, *, left: int | None = None) -> None:
+    def propose(self, step: int) -> None:
         """Post this rank's share of the answer, and listen for the next marker."""
-        self._own[0], self._own[1] = step, _NOBODY if left is None else left
+        self._own[0], self._own[1] = step, _NOBODY
         request = self._comm.Iallreduce(self._own, self._result, op=self._maximum)
         self._answer = Pending(request, self._result, self._own)
         if self._rank != 0:
@@ -84,8 +84,8 @@ class Rounds:
         self._send_up(_LEFT, rank, 0)
 
     def _broadcast(self, kind: int, left: int) -> None:
-        self._content[0], self._content[1] = kind, left
-        self._sent.append(Pending(self._comm.Ibcast(self._content, root=0), self._content))
+        content = np.array([kind, left], np.int64)  # the last one may still be on its way when a rank leaves
+        self._sent.append(Pending(self._comm.Ibcast(content, root=0), content))
 
     def _send_up(self, *content: int) -> None:
         message = np.array(content, np.int64)
@@ -140,8 +140,10 @@ class Rounds:
 
     def leave(self) -> None:
         """Answer the next marker in advance, as this rank will not be there; what is posted stays with MPI."""
-        if self._rank != 0 and self._marker is not None:
-            self.propose(NEVER, left=self._rank)
         for pending in (self._answer, self._marker, self._below, *self._sent):
             if pending is not None:
                 abandon(pending)
+        if self._marker is not None:
+            own = np.array([NEVER, self._rank], np.int64)
+            result = np.empty_like(own)
+            abandon(Pending(self._comm.Iallreduce(own, result, op=self._maximum), result, own))

@@ -27,7 +27,7 @@ from mpickpt.coordinator.messages import TrackedMessage
 from mpickpt.coordinator.ranks import everywhere, wait_limit
 from mpickpt.coordinator.requests import TrackedRequest
 from mpickpt.errors import EpochError, MpickptError, WaitTimeout
-from mpickpt.inflight import Early, InFlight, Swallow, route
+from mpickpt.inflight import InFlight, Swallow, route
 
 T = TypeVar("T")
 
@@ -257,7 +257,7 @@ class Traffic:
         data: bytes,
         gather: Callable[[object, str], list[Any] | None],
         scatter: Callable[[list[Any] | None, str], Any],
-    ) -> None:
+    ) -> tuple[int, int]:
         """Go back to the messages in flight of an epoch; collective, before the first tracked call.
 
         Parameters
@@ -266,6 +266,11 @@ class Traffic:
             What `in_flight` gave on this rank.
         gather, scatter : callable
             Those of the `Coordinator`.
+
+        Returns
+        -------
+        late, early : int
+            How many messages of all ranks are served again, and how many are not sent twice.
 
         Raises
         ------
@@ -279,16 +284,21 @@ class Traffic:
             found = InFlight.from_bytes(data)
         except EpochError as wrong:
             error = EpochError(f"Rank {self.rank}: {wrong}")
-        all_found = gather((error, found.early), what)
-        answers: list[MpickptError | list[Swallow]] | None = None
+        all_found = gather((error, found), what)
+        answers: list[MpickptError | tuple[int, int, list[Swallow]]] | None = None
         if all_found is not None:
             first = next((e for e, _ in all_found if e is not None), None)
-            early: list[tuple[Early, ...]] = [early for _, early in all_found]
-            answers = [first] * self.size if first is not None else list(route(early))
-        answer: MpickptError | list[Swallow] = scatter(answers, what)
+            everyone = [each for _, each in all_found]
+            late = sum(len(each.late) for each in everyone)
+            swallows = route([each.early for each in everyone])
+            early = sum(len(s.checksums) for each in (*swallows, *(e.swallow for e in everyone)) for s in each)
+            answers = [first or (late, early, swallow) for swallow in swallows]
+        answer: MpickptError | tuple[int, int, list[Swallow]] = scatter(answers, what)
         if isinstance(answer, MpickptError):
             raise everywhere(answer)
-        self.replay.load(found.late, (*found.swallow, *answer))
+        late, early, swallow = answer
+        self.replay.load(found.late, (*found.swallow, *swallow))
+        return late, early
 
     def close(self) -> None:
         """Give the communicators back; collective."""

@@ -132,7 +132,7 @@ class Protocol:
         self._closing = False
         self._next_every = NEVER
         self._pace = (-1, 0.0)
-        self._per_step = math.nan
+        self._per_step = 0.0  # seconds of a step; 0 before it is known
         # the round
         self._passed_on = (-1, False)
         self._wanted = self._wanted_stop = False  # on rank 0
@@ -177,7 +177,7 @@ class Protocol:
     @property
     def patience(self) -> float:
         """Seconds until a rank that `stands` for a limited time gives up, from the end of its own drain on."""
-        usual = max(PATIENCE, PATIENT_STEPS * self._per_step) if self._per_step > 0 else PATIENCE
+        usual = max(PATIENCE, PATIENT_STEPS * self._per_step)
         if self._lacks_answer or self.epoch is None:
             return usual
         return max(EPOCH_PATIENCES * usual, DRAIN_PATIENCE * self._drain_seconds)
@@ -195,17 +195,12 @@ class Protocol:
     @property
     def _steps_of_latency(self) -> int:
         """So many whole steps the answer takes, with a margin."""
-        return math.floor(LOOKAHEAD_MARGIN * self._latency / self._per_step) if self._per_step > 0 else 0
+        return math.floor(LOOKAHEAD_MARGIN * self._latency / self._per_step) if self._per_step else 0
 
-    @property
-    def seconds_per_step(self) -> float | None:
-        """How long a step takes, if it is known."""
-        return self._per_step if self._per_step > 0 else None
-
-    def steps_to_next_cut(self) -> int | None:
-        """So many steps are left to the next cut, if that is known."""
+    def seconds_to_next_cut(self) -> float:
+        """Estimate how long it is to the next cut whose step is known, at this rank's pace; infinite if none is."""
         nearest = min([self._next_every, *(appointment.step for appointment in self._appointments)])
-        return None if nearest >= NEVER else max(0, nearest - self._step)
+        return max(0, nearest - self._step) * self._per_step if nearest < NEVER and self._per_step else math.inf
 
     # -- events --------------------------------------------------------------------------------------------------
 

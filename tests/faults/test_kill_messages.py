@@ -12,7 +12,7 @@ from mpijob import mpi_job
 from slots import read_all
 
 JOBS = pytest.mark.parametrize("job", [FARM, PIPELINE], ids=lambda job: job.name)
-SERVED = re.compile(r"mpickpt: (\d+) late and (\d+) early messages are served again")
+SERVED = re.compile(r"mpickpt: (\d+) late messages are served again, (\d+) early")
 INTERVAL = "0.1s"
 
 
