@@ -51,7 +51,7 @@ class Checkpointer:
         self._coordinator = coordinator
         self._options = options
         self.store = Store(options.directory, crc32c)
-        self.snapshotter = Snapshotter(direct=options.direct)
+        self.snapshotter = Snapshotter(direct=options.direct, predict=options.predict)
         self.objects: dict[str, Any] = {}
         self._regions: dict[str, _Region] = {}
         self._sealed: list[_Region] | None = None  # keeps their memory alive while it is protected
@@ -180,6 +180,23 @@ class Checkpointer:
                 with suppress(StoreError):
                     self.provide(index, step)
 
+    def resume(self, index: int, epoch: int) -> None:
+        """Tell the snapshotter that the arrays came from slot `index`, if that slot has the present layout."""
+        if index in self._targets:
+            with suppress(OSError):  # then the slot gets all of them again, and is none the worse for it
+                self.snapshotter.resume(slot_path(self.directory, index), self._offsets(index), epoch)
+
+    def _offsets(self, index: int) -> SlotOffsets:
+        """Say where this rank's bytes lie in slot `index`, but for empty arrays: the snapshotter has none."""
+        assert self._sealed is not None
+        full = [i for i, region in enumerate(self._sealed) if region.spec.nbytes]
+        offsets = self._targets[index]
+        return replace(
+            offsets,
+            arrays=tuple(offsets.arrays[i] for i in full),
+            checksums=tuple(offsets.checksums[i] for i in full),
+        )
+
     def _fitting(self) -> set[int]:
         """Find the slots that have the present layout, on rank 0."""
         assert self._layout is not None
@@ -196,11 +213,8 @@ class Checkpointer:
         """Pickle the objects and have the snapshotter fix the image, which it drains from then on."""
         objects = self._pickled()
         path = slot_path(self.directory, slot)
-        offsets = self._targets[slot]
-        assert self._sealed is not None
         if self.traffic is not None:
             self.traffic.cut(number)
-        full = [i for i, region in enumerate(self._sealed) if region.spec.nbytes]
         self.snapshotter.cut(
             path=path,
             epoch=number,
@@ -208,11 +222,7 @@ class Checkpointer:
             rank=self._coordinator.rank,
             run=self._run,
             digest=self._digest,
-            offsets=replace(
-                offsets,
-                arrays=tuple(offsets.arrays[i] for i in full),
-                checksums=tuple(offsets.checksums[i] for i in full),
-            ),
+            offsets=self._offsets(slot),
             objects=objects,
             spill=spill_path(path, self._coordinator.rank),
             channels_follow=self.traffic is not None,

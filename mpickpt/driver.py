@@ -162,7 +162,7 @@ class Driver:
         epoch = self._protocol.epoch
         if epoch is not None and not epoch.posted:
             progress = self._checkpointer.snapshotter.progress()
-            saved = progress.blocks_saved / max(1, progress.blocks)
+            saved = progress.blocks_saved / max(1, progress.blocks_due)
             left = min(self._protocol.seconds_to_next_cut(), self.clock.seconds_left(now))
             if should_hurry(saved, now - self._cut_at, left):
                 self._checkpointer.snapshotter.hurry(True)
@@ -175,7 +175,7 @@ class Driver:
         def look() -> Event | None:
             if display is not None:
                 progress = self._checkpointer.snapshotter.progress()
-                display.update(progress.blocks_saved, progress.blocks)
+                display.update(progress.blocks_saved, progress.blocks_due)
             return self._next_event(time.perf_counter())
 
         since = time.perf_counter()
@@ -272,7 +272,7 @@ class Driver:
         add_progress(self.stats, progress)
         self._costs = (progress.drain_seconds, self._blocked_seconds + progress.fault_seconds)
         if progress.state is DrainState.FAILED:
-            self._warn(epoch.number, epoch.step, epoch.slot, self._fault or os.strerror(progress.errno))
+            self._warn(epoch.number, epoch.step, epoch.slot, self._fault or _explain(progress.errno))
         return Drained(progress.state is DrainState.COMPLETE, progress.drain_seconds)
 
     def _settled(self, epoch: Epoch, commit: Commit) -> Event:
@@ -465,3 +465,13 @@ def add_progress(stats: Stats, progress: Progress) -> None:
     stats.blocks_copied += progress.blocks_copied
     stats.bytes_written += progress.bytes_written
     stats.bytes_waiting += progress.bytes_waiting
+
+
+def _explain(number: int) -> str:
+    """Say what an errno of the snapshotter means."""
+    if number == errno.ESTALE:
+        return (
+            "the slot is not as this rank left it, so something else has written to it or put another file in its "
+            "place; nothing was written to it, and the next epoch there saves everything"
+        )
+    return os.strerror(number)

@@ -80,6 +80,8 @@ class Options:
         Mean time between failures of the job in seconds, for the best interval.
     signals : bool
         Whether SIGUSR1 makes a cut, and SIGTERM a cut and the end.
+    predict : bool
+        Whether to drain first what was written to first in the last interval.
     """
 
     directory: Path
@@ -91,6 +93,7 @@ class Options:
     direct: bool = True
     mtbf: float = DEFAULT_MTBF
     signals: bool = True
+    predict: bool = True
 
 
 def parse_directory(value: object) -> Path:
@@ -196,6 +199,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "direct": parse_switch,
     "mtbf": parse_seconds,
     "signals": parse_switch,
+    "predict": parse_switch,
 }
 
 

@@ -364,6 +364,8 @@ class Session:
         self._track(source)
         self._checkpointer.fix_layout(step)
         self._checkpointer.provide_all(step, self._epochs, self._protected)
+        if self.restored is not None and self._protected is not None:
+            self._checkpointer.resume(self._protected, self.restored.epoch)
         self._driver.start(self._restart_seconds)
         self._started = True
         if self._late:

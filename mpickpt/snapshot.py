@@ -45,8 +45,9 @@ class Progress:
         Whether it is under way, whole on this rank, or failed.
     errno : int
         Why it failed; 0 otherwise.
-    blocks, blocks_saved, blocks_copied : int
-        Blocks of all regions; those saved; those that the program copied because it wrote to them first.
+    blocks, blocks_due, blocks_saved, blocks_copied : int
+        Blocks of all regions; those that the slot lacked; those of them that are saved; those that the program copied
+        because it wrote to them first.
     bytes_written, bytes_waiting : int
         Bytes handed to the storage, and those of them that were drained while the program waited in a call.
     blocked_seconds, drain_seconds, stall_seconds, fault_seconds : float
@@ -63,6 +64,7 @@ class Progress:
     state: DrainState
     errno: int
     blocks: int
+    blocks_due: int
     blocks_saved: int
     blocks_copied: int
     bytes_written: int
@@ -138,10 +140,12 @@ class Snapshotter:
     ----------
     direct : bool
         Write past the page cache (O_DIRECT) where the file system can.
+    predict : bool
+        Drain first what the program wrote to first in the last interval; otherwise in the order of addresses.
     """
 
-    def __init__(self, *, direct: bool = True) -> None:
-        self._session = _native.Session(direct)
+    def __init__(self, *, direct: bool = True, predict: bool = True) -> None:
+        self._session = _native.Session(direct, predict)
 
     @staticmethod
     def allocate(nbytes: int, *, huge: bool = True) -> NDArray[np.uint8]:
@@ -189,6 +193,27 @@ class Snapshotter:
             size that is no power of two of at least 4096.
         """
         self._session.seal(block_bytes, pool_bytes)
+
+    def resume(self, path: Path, offsets: SlotOffsets, epoch: int) -> None:
+        """Say before the first cut that the regions were restored from a slot, which need not get all of them again.
+
+        What the program did to them since they were read is found out by their checksums.
+
+        Parameters
+        ----------
+        path : Path
+            The slot file.
+        offsets : SlotOffsets
+            Where this rank's bytes lie in it, arrays in the order of `add`.
+        epoch : int
+            The epoch that it holds.
+
+        Raises
+        ------
+        OSError
+            ESTALE if it holds something else; EBUSY after a cut. Nothing is lost then but time: all is written.
+        """
+        self._session.resume(str(path), offsets.record, list(offsets.checksums), epoch)
 
     def unseal(self) -> None:
         """Wait for the drain, make all pages writable, stop the threads and forget the regions.
@@ -308,6 +333,7 @@ class Snapshotter:
             state=DrainState(now["state"]),
             errno=now["errno"],
             blocks=now["blocks"],
+            blocks_due=now["blocks_due"],
             blocks_saved=now["blocks_saved"],
             blocks_copied=now["blocks_copied"],
             bytes_written=now["bytes_written"],

@@ -25,7 +25,8 @@ extern "C" {
 #define MPK_ALLOC_HUGE 1u /* advise huge pages */
 
 /* Flags of mpk_session_create. */
-#define MPK_SESSION_BUFFERED 1u /* never use O_DIRECT */
+#define MPK_SESSION_BUFFERED 1u   /* never use O_DIRECT */
+#define MPK_SESSION_BY_ADDRESS 2u /* drain in the order of addresses, whatever is written to first: to measure against */
 
 /* Flags of mpk_guard_open. */
 #define MPK_GUARD_KEEPS_CORES 1u /* the drain does not make use of the time that the program waits in calls */
@@ -90,7 +91,8 @@ typedef struct mpk_progress {
     uint64_t epoch;
     enum mpk_drain_state state;
     int error; /* errno, when FAILED */
-    uint64_t blocks, blocks_saved, blocks_copied, bytes_written;
+    uint64_t blocks, blocks_due; /* of all regions; and those of them that the slot lacked */
+    uint64_t blocks_saved, blocks_copied, bytes_written;
     uint64_t bytes_waiting; /* of bytes_written, those drained while the program waited in a call */
     uint64_t blocked_ns, drain_ns, stall_ns;
     uint64_t fault_ns; /* that writes to protected blocks took, copies and stalls included, summed over threads */
@@ -112,6 +114,13 @@ MPK_API int mpk_region_add(mpk_session *session, void *memory, size_t bytes, uns
 /* Fixes the regions, reserves the pool and starts the drain threads. block_bytes is a power of two and at least a
  * page; pool_bytes is rounded up to whole blocks. -EBUSY while another session of the process is sealed. */
 MPK_API int mpk_session_seal(mpk_session *session, size_t block_bytes, size_t pool_bytes);
+
+/* Says that the regions were restored from a slot, before the first cut: what the program has not changed by then need not
+ * be written when this slot's turn comes. Offsets as in mpk_plan; `epoch` is the one that the slot holds, complete. Protects
+ * all pages, so threads that write to regions must stand still. A failure does no harm: then all is written. -ESTALE when the
+ * slot holds something else; -EBUSY after a cut. */
+MPK_API int mpk_session_resume(mpk_session *session, const char *path, uint64_t record_offset,
+                               const uint64_t *checksum_offsets, uint64_t epoch);
 
 /* Waits for the drain, makes all pages writable, stops the threads, forgets the regions. An epoch whose channels are
  * still due fails with ECANCELED: nobody could bring them any more. */

@@ -75,7 +75,10 @@ static void unhold(const_bytes_array data) { mpk_unhold(data.data(), data.size()
 
 class Session {
   public:
-    explicit Session(bool direct) { check(mpk_session_create(&session_, direct ? 0 : MPK_SESSION_BUFFERED)); }
+    Session(bool direct, bool predict) {
+        unsigned flags = (direct ? 0 : MPK_SESSION_BUFFERED) | (predict ? 0 : MPK_SESSION_BY_ADDRESS);
+        check(mpk_session_create(&session_, flags));
+    }
     ~Session() {
         nb::gil_scoped_release release;
         mpk_session_destroy(session_);
@@ -94,6 +97,11 @@ class Session {
             result = mpk_session_seal(session_, block_bytes, pool_bytes);
         }
         check(result);
+    }
+    void resume(const std::string &path, uint64_t record_offset, const std::vector<uint64_t> &checksum_offsets,
+                uint64_t epoch) {
+        if (checksum_offsets.size() != kept_.size()) throw nb::value_error("as many offsets as regions are needed");
+        check(mpk_session_resume(session_, path.c_str(), record_offset, checksum_offsets.data(), epoch), path.c_str());
     }
     void unseal() {
         {
@@ -145,6 +153,7 @@ class Session {
         d["state"] = static_cast<int>(p.state);
         d["errno"] = p.error;
         d["blocks"] = p.blocks;
+        d["blocks_due"] = p.blocks_due;
         d["blocks_saved"] = p.blocks_saved;
         d["blocks_copied"] = p.blocks_copied;
         d["bytes_written"] = p.bytes_written;
@@ -185,9 +194,10 @@ NB_MODULE(_native, m) {
 #undef FIELD
     m.attr("RECORD_OFFSETS") = offsets;
     nb::class_<Session>(m, "Session")
-        .def(nb::init<bool>(), "direct"_a)
+        .def(nb::init<bool, bool>(), "direct"_a, "predict"_a)
         .def("add", &Session::add, "data"_a.noconvert(), "owned"_a)
         .def("seal", &Session::seal, "block_bytes"_a, "pool_bytes"_a)
+        .def("resume", &Session::resume, "path"_a, "record_offset"_a, "checksum_offsets"_a, "epoch"_a)
         .def("unseal", &Session::unseal)
         .def("cut", &Session::cut, nb::kw_only(), "path"_a, "epoch"_a, "step"_a, "rank"_a, "run"_a, "digest"_a,
              "data_offsets"_a, "checksum_offsets"_a, "record_offset"_a, "objects"_a, "objects_offset"_a,

@@ -16,12 +16,9 @@
 
 #include "session.h"
 
-#define RUN_BYTES ((size_t)4 << 20) /* adjacent blocks are written in one call of at most this size */
-#define RUN_BLOCKS 64
-
 typedef struct run {
     uint32_t first, count;
-    uint64_t words[RUN_BLOCKS]; /* what each block's word was when it was claimed: FLYING or LANDING */
+    uint64_t words[MPK__CHUNK_BLOCKS]; /* what each block's word was when it was claimed: FLYING or LANDING */
 } run;
 
 void mpk__drain_ring_in_handler(mpk_session *s) {
@@ -52,24 +49,29 @@ static bool claim(mpk_session *s, uint32_t b, bool copied_only, uint64_t *word) 
     }
 }
 
-/* Claims the next run of blocks that are due, from the cursor on and around. What is due only ever becomes less, so
- * one round that finds nothing means that nothing is left to claim. Under pressure those that free a slot come first. */
+/* Claims adjacent blocks of a chunk, from its first that can be claimed on. */
+static bool claim_in_chunk(mpk_session *s, const mpk__chunk *chunk, bool copied_only, run *out) {
+    out->count = 0;
+    for (uint32_t b = chunk->first; b < chunk->first + chunk->count; b++) {
+        if (claim(s, b, copied_only, &out->words[out->count])) {
+            if (out->count++ == 0) out->first = b;
+        } else if (out->count) {
+            return true;
+        }
+    }
+    return out->count != 0;
+}
+
+/* Claims the next run of blocks that are due, in the order of the epoch from the cursor on and around. What is due only
+ * ever becomes less, so one round that finds nothing means that nothing is left to claim. Under pressure those that free
+ * a slot come first. A thread that was late in the last epoch may read an order that is just being made: it then misses
+ * blocks, but the bell rings for those. */
 static bool claim_run(mpk_session *s, bool copied_only, run *out) {
-    uint32_t start = atomic_load(&s->cursor);
-    size_t limit = RUN_BYTES / s->block_bytes;
-    if (limit < 1) limit = 1;
-    if (limit > RUN_BLOCKS) limit = RUN_BLOCKS;
-    for (uint32_t i = 0; i < s->n_blocks; i++) {
-        uint32_t b = (start + i) % s->n_blocks;
-        if (!claim(s, b, copied_only, &out->words[0])) continue;
-        out->first = b;
-        out->count = 1;
-        uint32_t end = s->n_blocks;
-        while (out->count < limit && b + out->count < end &&
-               s->block_region[b + out->count] == s->block_region[b] &&
-               claim(s, b + out->count, copied_only, &out->words[out->count]))
-            out->count++;
-        if (!copied_only) atomic_store(&s->cursor, (b + out->count) % s->n_blocks);
+    uint32_t start = atomic_load(&s->cursor), n = atomic_load(&s->n_ordered);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t at = (start + i) % n;
+        if (!claim_in_chunk(s, &s->chunks[atomic_load(&s->order[at])], copied_only, out)) continue;
+        if (!copied_only) atomic_store(&s->cursor, at); /* there may be more in the chunk */
         return true;
     }
     return false;
@@ -77,7 +79,7 @@ static bool claim_run(mpk_session *s, bool copied_only, run *out) {
 
 /* Computing is the last resort: it reads all of the block, in time that the program may want. */
 static void set_checksum(mpk_session *s, uint32_t b, const mpk__place *place, uint64_t word) {
-    if (s->crc_is_known[b]) return;
+    if (atomic_load(&s->history[b].crc_is_known)) return;
     if (mpk__state_of(word) == MPK__LANDING)
         memcpy(s->crc[b], s->pool.crc[mpk__slot_of(word)], sizeof s->crc[b]);
     else
@@ -138,6 +140,7 @@ int mpk_add_channels(mpk_session *s, const void *data, size_t bytes) {
 static void begin(mpk_session *s, bool urgent) {
     uint32_t not_yet = 0;
     if (urgent && atomic_compare_exchange_strong(&s->begun, &not_yet, 1)) {
+        mpk__order_chunks(s);
         int error = mpk__writer_open(s);
         if (error) mpk__drain_fail(s, -error);
         atomic_store(&s->begun, 2);
@@ -148,10 +151,11 @@ static void begin(mpk_session *s, bool urgent) {
     while ((now = atomic_load(&s->begun)) != 2) mpk__prim_wait_in_handler(&s->begun, now, -1);
 }
 
-/* Writes the pieces of a run and their checksums. After a failure nothing more is written, but all else goes on. */
-static void put(mpk_session *s, mpk__drain_thread *self, uint32_t first, uint32_t count, const uint64_t *words) {
-    if (atomic_load(&s->error)) return;
-    struct iovec pieces[RUN_BLOCKS];
+/* Writes the pieces of a run and computes their checksums. After a failure neither is done, but all else goes on.
+ * Tells whether there are checksums. */
+static bool put(mpk_session *s, mpk__drain_thread *self, uint32_t first, uint32_t count, const uint64_t *words) {
+    if (atomic_load(&s->error)) return false;
+    struct iovec pieces[MPK__CHUNK_BLOCKS];
     mpk__place start = mpk__block_place(s, first);
     for (uint32_t i = 0; i < count; i++) {
         mpk__place place = mpk__block_place(s, first + i);
@@ -163,18 +167,22 @@ static void put(mpk_session *s, mpk__drain_thread *self, uint32_t first, uint32_
     mpk__chaos();
     int error = mpk__writer_put(s, self, pieces, (int)count, start.region->data_offset + start.offset);
     if (error) mpk__drain_fail(s, -error);
+    return true;
 }
 
 static void save_run(mpk_session *s, mpk__drain_thread *self, run *r) {
     begin(s, self->urgent);
-    put(s, self, r->first, r->count, r->words);
+    bool has_checksums = put(s, self, r->first, r->count, r->words);
     mpk__chaos();
     for (uint32_t i = 0; i < r->count; i++) {
         uint32_t b = r->first + i;
         uint64_t word = r->words[i];
         if (mpk__state_of(word) == MPK__FLYING) {
-            uint64_t done = mpk__word(mpk__cut_of(word), 0, MPK__SAVED);
-            if (atomic_compare_exchange_strong(&s->blocks[b], &word, done)) continue;
+            uint64_t done = mpk__word(mpk__cut_of(word), 0, MPK__CLEAN);
+            if (atomic_compare_exchange_strong(&s->blocks[b], &word, done)) {
+                mpk__history_note_saved(s, b, has_checksums);
+                continue;
+            }
             /* The program wrote to it meanwhile, so what reached the file may be torn: once more, from the pool. */
             put(s, self, b, 1, &word);
         }
@@ -189,6 +197,7 @@ static void drain(mpk__drain_thread *self) {
     mpk_session *s = self->session;
     run r;
     while (is_wanted(self)) {
+        begin(s, self->urgent); /* which makes the order */
         bool pressed = mpk__pool_is_pressed(&s->pool);
         if (!(pressed && claim_run(s, true, &r)) && !claim_run(s, false, &r)) return;
         save_run(s, self, &r);
@@ -220,7 +229,7 @@ int mpk__drain_start_threads(mpk_session *s) {
     for (int i = 0; i < MPK__DRAIN_THREADS && !error; i++) {
         mpk__drain_thread *t = &s->drains[i];
         *t = (mpk__drain_thread){.session = s, .urgent = i >= MPK__IDLE_THREADS};
-        size_t run_bytes = s->block_bytes > RUN_BYTES ? s->block_bytes : RUN_BYTES;
+        size_t run_bytes = s->block_bytes > MPK__CHUNK_BYTES ? s->block_bytes : MPK__CHUNK_BYTES;
         t->bounce = mpk__prim_map(run_bytes + MPK__IO_ALIGN, false, false);
         error = t->bounce ? -pthread_create(&t->thread, NULL, run_thread, t) : -ENOMEM;
         if (error)
@@ -236,7 +245,7 @@ int mpk__drain_start_threads(mpk_session *s) {
 void mpk__drain_stop_threads(mpk_session *s) {
     atomic_store(&s->stop, 1);
     mpk__drain_ring_in_handler(s);
-    size_t run_bytes = s->block_bytes > RUN_BYTES ? s->block_bytes : RUN_BYTES;
+    size_t run_bytes = s->block_bytes > MPK__CHUNK_BYTES ? s->block_bytes : MPK__CHUNK_BYTES;
     for (uint32_t i = 0; i < s->drains_running; i++) {
         if (!mpk__is_forked_child()) pthread_join(s->drains[i].thread, NULL);
         mpk__prim_unmap(s->drains[i].bounce, run_bytes + MPK__IO_ALIGN);

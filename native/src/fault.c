@@ -53,7 +53,8 @@ static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
     if (mpk__pool_is_pressed(&s->pool)) mpk__drain_ring_in_handler(s);
     mpk__place place = mpk__block_place(s, b);
     /* The checksum first: it brings the block into the cache, so that both together take hardly longer than the copy alone. */
-    if (!s->crc_is_known[b]) mpk__checksum_in_handler(s, &place, place.memory, s->pool.crc[slot]);
+    if (!atomic_load(&s->history[b].crc_is_known))
+        mpk__checksum_in_handler(s, &place, place.memory, s->pool.crc[slot]);
     mpk__pool_put_in_handler(&s->pool, slot, place.memory, place.bytes);
     mpk__chaos();
     /* While the word is ARMED or FLYING of this cut nobody has opened the page, so the copy is the image: also when
@@ -82,7 +83,7 @@ static void save_and_open_in_handler(mpk_session *s, uint32_t b) {
         case MPK__FLYING:
             if (copy_block_in_handler(s, b, word)) return;
             break;
-        case MPK__SAVED:
+        case MPK__CLEAN:
             mpk__chaos();
             if (!atomic_compare_exchange_strong(&s->blocks[b], &word, mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE)))
                 break;
@@ -103,6 +104,7 @@ void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b) {
         return;
     }
     uint64_t start = mpk__prim_now_ns();
+    mpk__history_note_write_in_handler(s, b, start);
     save_and_open_in_handler(s, b);
     atomic_fetch_add(&s->fault_ns, mpk__prim_now_ns() - start);
 }

@@ -40,6 +40,7 @@ void mpk__prim_name_thread(const char *name);
 
 /* Opening: -1 in *direct_fd when the file system has no O_DIRECT. */
 int mpk__prim_open_slot(const char *path, bool want_direct, bool writing, int *direct_fd, int *buffered_fd);
+int mpk__prim_file_id(int fd, uint64_t id[2]); /* the same for no other file that exists: 0 or -errno */
 int mpk__prim_create_file(const char *path); /* 0600, emptied; a descriptor or -errno */
 void mpk__prim_close(int fd);
 

@@ -103,6 +103,14 @@ int mpk__prim_open_slot(const char *path, bool want_direct, bool writing, int *d
     return 0;
 }
 
+int mpk__prim_file_id(int fd, uint64_t id[2]) {
+    struct stat status;
+    if (fstat(fd, &status) != 0) return -errno;
+    id[0] = (uint64_t)status.st_dev;
+    id[1] = (uint64_t)status.st_ino;
+    return 0;
+}
+
 int mpk__prim_create_file(const char *path) {
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, S_IRUSR | S_IWUSR);
     return fd < 0 ? -errno : fd;

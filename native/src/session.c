@@ -13,6 +13,7 @@ int mpk_session_create(mpk_session **out, unsigned flags) {
     mpk_session *s = calloc(1, sizeof *s);
     if (!s) return -ENOMEM;
     s->want_direct = !(flags & MPK_SESSION_BUFFERED);
+    s->ignores_deadlines = flags & MPK_SESSION_BY_ADDRESS;
     s->epoch.direct_fd = s->epoch.buffered_fd = -1;
     *out = s;
     return 0;
@@ -105,7 +106,7 @@ int mpk__session_is_valid(const mpk_session *s) {
     if (atomic_load(&s->pool.used) != 0 || atomic_load(&s->pending) != 0) return 0;
     for (uint32_t b = 0; b < s->n_blocks; b++) {
         enum mpk__block_state state = mpk__state_of(atomic_load(&s->blocks[b]));
-        if (state != MPK__WRITABLE && state != MPK__SAVED) return 0;
+        if (state != MPK__WRITABLE && state != MPK__CLEAN) return 0;
     }
     uint32_t free_slots = 0; /* each pool slot is on the free list, once */
     for (uint32_t i = (uint32_t)atomic_load(&s->pool.free_list); i && free_slots <= s->pool.n_slots; free_slots++)
@@ -128,12 +129,10 @@ static int number_blocks(mpk_session *s) {
     s->blocks = calloc(room, sizeof *s->blocks);
     s->block_region = calloc(room, sizeof *s->block_region);
     s->crc = calloc(room, sizeof *s->crc);
-    s->crc_is_known = calloc(room, sizeof *s->crc_is_known);
     s->by_address = calloc(s->n_regions + 1, sizeof *s->by_address);
     s->opened = calloc(room, sizeof *s->opened);
     s->holds = calloc(room, sizeof *s->holds);
-    if (!s->blocks || !s->block_region || !s->crc || !s->crc_is_known || !s->by_address || !s->opened || !s->holds)
-        return -ENOMEM;
+    if (!s->blocks || !s->block_region || !s->crc || !s->by_address || !s->opened || !s->holds) return -ENOMEM;
     memset((void *)s->opened, 1, room);
     for (uint32_t i = 0; i < s->n_regions; i++) {
         for (uint32_t b = 0; b < s->regions[i].n_blocks; b++) s->block_region[s->regions[i].first_block + b] = i;
@@ -147,19 +146,19 @@ static int number_blocks(mpk_session *s) {
 
 static void release_blocks(mpk_session *s) {
     mpk__pool_destroy(&s->pool);
+    mpk__history_destroy(s);
+    mpk__order_destroy(s);
     free((void *)s->blocks);
     free((void *)s->opened);
     free((void *)s->holds);
     free(s->block_region);
     free(s->crc);
-    free(s->crc_is_known);
     free(s->by_address);
     s->blocks = NULL;
     s->opened = NULL;
     s->holds = NULL;
     s->block_region = s->by_address = NULL;
     s->crc = NULL;
-    s->crc_is_known = NULL;
     s->n_blocks = 0;
 }
 
@@ -170,6 +169,8 @@ int mpk_session_seal(mpk_session *s, size_t block_bytes, size_t pool_bytes) {
     s->block_bytes = block_bytes;
     mpk_crc32c(0, "", 0); /* makes its tables, which the handler must not */
     int error = number_blocks(s);
+    if (!error) error = mpk__history_create(s);
+    if (!error) error = mpk__order_create(s);
     if (!error) error = mpk__pool_create(&s->pool, block_bytes, (pool_bytes + block_bytes - 1) / block_bytes);
     if (!error) error = mpk__fault_watch(s);
     if (error) {
@@ -194,39 +195,48 @@ static void open_all(mpk_session *s) {
     }
 }
 
-/* Protects a region but for the blocks that are held, in as few calls as can be. */
-static int protect_region(mpk_session *s, const mpk__region *r) {
+/* Puts a block into its state for this cut, and tells whether its pages are to be protected now. */
+static bool arm_block(mpk_session *s, uint32_t b) {
+    mpk__history *h = &s->history[b];
+    bool is_closed = mpk__state_of(atomic_load(&s->blocks[b])) == MPK__CLEAN && !s->is_distrusted;
+    h->is_held = !is_closed && atomic_load(&s->holds[b]) != 0;
+    if (!h->is_held && atomic_exchange(&s->opened[b], 0)) atomic_fetch_add(&s->n_closed, 1);
+    enum mpk__block_state state = h->is_held ? MPK__WRITABLE : h->is_due ? MPK__ARMED : MPK__CLEAN;
+    atomic_store(&s->blocks[b], mpk__word(s->cut, 0, state));
+    return !is_closed && !h->is_held;
+}
+
+int mpk__protect_blocks(mpk_session *s, bool (*wants)(mpk_session *, uint32_t)) {
     int error = 0;
-    for (uint32_t from = 0, to; from < r->n_blocks; from = to) {
-        to = from + 1;
-        bool held = atomic_load(&s->holds[r->first_block + from]) != 0;
-        while (to < r->n_blocks && (atomic_load(&s->holds[r->first_block + to]) != 0) == held) to++;
-        size_t start = from * s->block_bytes, end = to < r->n_blocks ? to * s->block_bytes : r->span;
-        int failed = held ? 0 : mpk__prim_protect_in_handler(r->pages + start, end - start, false);
-        if (failed && !error) error = failed;
+    for (uint32_t i = 0; i < s->n_regions; i++) {
+        const mpk__region *r = &s->regions[i];
+        uint32_t n = 0; /* wanted blocks just before block k */
+        for (uint32_t k = 0; k <= r->n_blocks; k++) {
+            if (k < r->n_blocks && wants(s, r->first_block + k)) {
+                n++;
+            } else if (n) {
+                size_t start = (k - n) * s->block_bytes, end = k < r->n_blocks ? k * s->block_bytes : r->span;
+                int failed = mpk__prim_protect_in_handler(r->pages + start, end - start, false);
+                if (failed && !error) error = failed;
+                n = 0;
+            }
+        }
     }
+    s->is_distrusted = error != 0;
     return error;
 }
 
 /* The cut itself. A word is ARMED before its page is protected: a write in between, of a thread that should stand still, is
  * then one before the cut and not a torn image. Held blocks are copied, which may wait for room in the pool. */
 static int arm(mpk_session *s) {
-    int error = 0;
-    uint32_t n_held = 0;
-    for (uint32_t b = 0; b < s->n_blocks; b++) n_held += atomic_load(&s->holds[b]) != 0;
-    atomic_store(&s->n_closed, s->n_blocks - n_held);
+    int error = mpk__protect_blocks(s, arm_block);
+    bool first = true;
     for (uint32_t b = 0; b < s->n_blocks; b++) {
-        bool held = n_held && atomic_load(&s->holds[b]);
-        if (!held) atomic_store(&s->opened[b], 0);
-        atomic_store(&s->blocks[b], mpk__word(s->cut, 0, held ? MPK__WRITABLE : MPK__ARMED));
+        if (!s->history[b].is_held) continue;
+        if (first) mpk__drain_ring_in_handler(s); /* it makes the room */
+        first = false;
+        mpk__copy_held_block(s, b);
     }
-    for (uint32_t i = 0; i < s->n_regions; i++) {
-        int failed = protect_region(s, &s->regions[i]);
-        if (failed && !error) error = failed;
-    }
-    if (n_held) mpk__drain_ring_in_handler(s); /* it makes the room */
-    for (uint32_t b = 0; n_held && b < s->n_blocks; b++)
-        if (atomic_load(&s->holds[b])) mpk__copy_held_block(s, b);
     return error;
 }
 
@@ -278,6 +288,8 @@ static int take_plan(mpk_session *s, const mpk_plan *plan) {
     e->channels.offset = plan->channels_offset;
     e->channels_room = plan->channels_room;
     e->record_offset = plan->record_offset;
+    e->holding = mpk__holding_of(s, plan->path);
+    if (!e->holding) return -ENOMEM;
     e->record = (mpk_record){
         .rank = plan->rank,
         .epoch = plan->epoch,
@@ -304,13 +316,6 @@ static void copy_edges(mpk_session *s) {
     }
 }
 
-/* A block that is still as it was saved has the checksum that was computed then; a failed epoch computed none. */
-static void note_known_checksums(mpk_session *s) {
-    bool complete = atomic_load(&s->drain_state) == MPK_DRAIN_COMPLETE;
-    for (uint32_t b = 0; b < s->n_blocks; b++)
-        s->crc_is_known[b] = complete && mpk__state_of(atomic_load(&s->blocks[b])) == MPK__SAVED;
-}
-
 int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     if (!s->sealed || mpk__is_forked_child()) return -EINVAL;
     if (plan->channels_follow && !plan->channels_spill_path) return -EINVAL;
@@ -320,9 +325,9 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     if (!error) error = mpk__fault_install();
     if (error) return error;
     copy_edges(s);
-    note_known_checksums(s);
     s->cut++;
     s->epoch.started_ns = start;
+    s->n_due = mpk__history_advance(s);
     atomic_store(&s->epoch_number, plan->epoch);
     atomic_store(&s->bytes_written, 0);
     atomic_store(&s->bytes_waiting, 0);
@@ -334,7 +339,7 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     atomic_store(&s->cursor, 0);
     bool follow = plan->channels_follow;
     atomic_store(&s->channels, follow ? MPK__CHANNELS_DUE : MPK__CHANNELS_NONE);
-    atomic_store(&s->pending, s->n_blocks + (follow ? 2 : 1));
+    atomic_store(&s->pending, s->n_due + (follow ? 2 : 1));
     /* A drain thread that is still awake from the last epoch may begin on the first blocks at once: all that it needs
      * is in place, and the program stands still. */
     atomic_store(&s->drain_state, MPK_DRAIN_ACTIVE);
@@ -372,7 +377,8 @@ void mpk_session_progress(const mpk_session *s, mpk_progress *out) {
         .state = (enum mpk_drain_state)state,
         .error = active ? 0 : atomic_load(&s->error),
         .blocks = s->n_blocks,
-        .blocks_saved = pending < s->n_blocks ? s->n_blocks - pending : 0,
+        .blocks_due = s->n_due,
+        .blocks_saved = pending < s->n_due ? s->n_due - pending : 0,
         .blocks_copied = atomic_load(&s->blocks_copied),
         .bytes_written = atomic_load(&s->bytes_written),
         .bytes_waiting = atomic_load(&s->bytes_waiting),

@@ -9,11 +9,11 @@
  *     FLYING    read-only, a drain thread is writing it straight from the program's memory
  *     COPIED    its image lies in a pool slot, writable again
  *     LANDING   COPIED, and a drain thread has it in hand
- *     SAVED     saved, read-only until its first write
+ *     CLEAN     nothing due, read-only until its first write: as it was at the last cut
  *
- *     cut:    any      -> ARMED
- *     drain:  ARMED    -> FLYING -> SAVED         COPIED -> LANDING -> WRITABLE
- *     write:  ARMED    -> COPIED                  FLYING -> LANDING         SAVED -> WRITABLE
+ *     cut:    WRITABLE -> ARMED               CLEAN -> ARMED, if the slot holds something older, else CLEAN
+ *     drain:  ARMED    -> FLYING -> CLEAN     COPIED -> LANDING -> WRITABLE
+ *     write:  ARMED    -> COPIED              FLYING -> LANDING         CLEAN -> WRITABLE
  *
  * The cut number makes a word of an earlier cut differ from the same state in this one, so that a handler that was
  * held up for a whole epoch cannot succeed with an old copy. Whoever wins a swap owns what follows from it; a block
@@ -32,7 +32,7 @@ enum mpk__block_state {
     MPK__FLYING,
     MPK__COPIED,
     MPK__LANDING,
-    MPK__SAVED,
+    MPK__CLEAN,
 };
 
 #define MPK__NO_SLOT 0xffffffu /* also the limit of a pool, in slots */
@@ -110,10 +110,44 @@ typedef struct mpk__epoch {
     mpk_record record; /* the drain threads' until the epoch ends */
     int direct_fd, buffered_fd;
     uint64_t started_ns;
+    struct mpk__holding *holding; /* of the slot */
 } mpk__epoch;
 
+/* What is known of a block from the cuts before. All but the atomics belongs to the owner of the session, and while an
+ * epoch is drained to the drain thread that has the block in hand. */
+typedef struct mpk__history {
+    uint32_t version;          /* the first cut at which it was as it is now */
+    uint32_t deadline_us;      /* from a cut to its first write: in the interval before this cut; MPK__NOT_WRITTEN */
+    _Atomic uint32_t written_us; /* the same since this cut */
+    uint32_t restored_crc;     /* of a block that `is_restored`: its checksum in the slot that was restored */
+    bool is_due;               /* the slot of this cut lacks it */
+    bool is_held;              /* copied at this cut, as others may be writing to it */
+    bool is_restored;          /* read from a slot, and not compared with it since */
+    _Atomic bool crc_is_known; /* mpk_session.crc is that of its content at this cut */
+} mpk__history;
+
+#define MPK__NOT_WRITTEN UINT32_MAX
+#define MPK__RESTORED_CUT 1u /* the number of the cut that a restored image counts as; the first real one comes after it */
+
+/* What a slot file holds of this rank. */
+typedef struct mpk__holding {
+    struct mpk__holding *next;
+    char *path;
+    uint32_t cut; /* the image of this cut; 0: nothing that can be relied on */
+    uint64_t epoch, run;
+    uint64_t file[2]; /* which file it was */
+} mpk__holding;
+
+/* Adjacent blocks of a region, which are written in one call when all are due; the unit of the drain's order. */
+#define MPK__CHUNK_BYTES ((size_t)4 << 20) /* at most, unless a block is larger */
+#define MPK__CHUNK_BLOCKS 64
+typedef struct mpk__chunk {
+    uint32_t first, count;
+} mpk__chunk;
+
 struct mpk_session {
-    bool want_direct, sealed;
+    bool want_direct, ignores_deadlines, sealed;
+    bool is_distrusted;     /* not all could be protected at the last cut: any block may have changed unseen */
     mpk__region *regions; /* in the order of mpk_region_add */
     uint32_t n_regions;
     uint32_t *by_address; /* indices into regions, ascending addresses */
@@ -125,7 +159,13 @@ struct mpk_session {
     _Atomic uint16_t *holds; /* per block: ranges that others may write to at any time; never protected while there are any */
     _Atomic uint32_t n_closed; /* blocks that are not opened */
     uint32_t (*crc)[2];     /* per block: before and behind the border of the region's blocks in the file */
-    bool *crc_is_known;     /* per block: not written since crc was computed; set at the cut, read by all until the next */
+    mpk__history *history;  /* per block */
+    mpk__holding *holdings; /* a list: one for each slot that was written to or restored */
+    mpk__chunk *chunks;
+    uint32_t n_chunks;
+    _Atomic uint32_t *order; /* chunks with blocks that are due, as they are to be drained; made when the slot is opened */
+    _Atomic uint32_t n_ordered;
+    double drain_us;        /* that a block took in the last drain; 0: not known */
     mpk__pool pool;
     mpk__drain_thread drains[MPK__DRAIN_THREADS];
     uint32_t drains_running;
@@ -140,7 +180,8 @@ struct mpk_session {
     _Atomic uint32_t pending;     /* blocks not yet saved, and one each for: the slot not yet open, channels due, each
                                    * failure that is being noted; 0: committed, or about to be */
     _Atomic uint32_t channels;    /* enum mpk__channels */
-    _Atomic uint32_t cursor;      /* where to look for the next block to drain */
+    _Atomic uint32_t cursor;      /* where in `order` to look for the next block to drain */
+    uint32_t n_due;               /* blocks that this epoch writes */
     _Atomic int error;            /* errno of the first failure: what is still due is dropped */
     _Atomic int use_direct;
     _Atomic uint64_t epoch_number, bytes_written, bytes_waiting, blocks_copied, blocked_ns, drain_ns, stall_ns, fault_ns;
@@ -156,6 +197,9 @@ typedef struct mpk__place {
 } mpk__place;
 
 mpk__place mpk__block_place(const mpk_session *s, uint32_t b);
+/* Asks for each block whether it is wanted, and protects those that are, adjacent ones in one call after all of them were
+ * asked for. */
+int mpk__protect_blocks(mpk_session *s, bool (*wants)(mpk_session *s, uint32_t b));
 /* CRC-32C of a block's image. In the file a region's blocks begin `head` bytes earlier than in memory, so that an image
  * lies in two of the file's blocks, and has a checksum for its part in each. */
 static inline size_t mpk__bytes_before_border(const mpk_session *s, const mpk__place *place) {
@@ -210,6 +254,22 @@ bool mpk__drain_fail(mpk_session *s, int error); /* an errno; false: too late, o
 int mpk__writer_open(mpk_session *s);
 int mpk__writer_put(mpk_session *s, mpk__drain_thread *self, const struct iovec *pieces, int n, uint64_t offset);
 void mpk__writer_commit(mpk_session *s);
+bool mpk__record_is_complete(const mpk_record *record, uint64_t epoch);
+
+/* history.c */
+int mpk__history_create(mpk_session *s);
+void mpk__history_destroy(mpk_session *s);
+/* Finds out at a cut what changed since the last one and what the slot lacks; gives the number of blocks that are due. */
+uint32_t mpk__history_advance(mpk_session *s);
+void mpk__history_note_write_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns);
+/* The block is saved as it was at the cut and was not written to since. */
+void mpk__history_note_saved(mpk_session *s, uint32_t b, bool crc_is_known);
+mpk__holding *mpk__holding_of(mpk_session *s, const char *path); /* NULL: no memory */
+
+/* order.c */
+int mpk__order_create(mpk_session *s);
+void mpk__order_destroy(mpk_session *s);
+void mpk__order_chunks(mpk_session *s); /* for the cut that begins to be drained */
 
 /* guard.c */
 bool mpk__program_waits(void); /* some thread of the program waits in a call: its core is free */

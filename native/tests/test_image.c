@@ -2,10 +2,12 @@
  * of a thousand cuts (or as many as the first argument says) every byte and every checksum is compared.
  *
  * 1 to 4 threads; arrays on pages of their own, and of any alignment, which share pages with their neighbours; a pool
- * of one block, of a quarter and of all; O_DIRECT and buffered. */
+ * of one block, of a quarter and of all; O_DIRECT and buffered. Three slots are written to in any order, and from cut to
+ * cut the threads write to everything, to a part of one array, or to nothing, so that slots lack more or less. Some epochs
+ * fail. */
 #include "check.h"
 
-enum { BLOCK = 16384, REGIONS = 5, MAX_THREADS = 4, RECORD_AT = 0, OBJECTS_AT = 4096, DATA_AT = 8192 };
+enum { BLOCK = 16384, REGIONS = 5, MAX_THREADS = 4, SLOTS = 3, RECORD_AT = 0, OBJECTS_AT = 4096, DATA_AT = 8192 };
 
 typedef struct config {
     int threads, aligned, pool_part, direct;
@@ -20,17 +22,46 @@ static region regions[REGIONS];
 static pthread_barrier_t gate;
 static _Atomic int running, finished;
 
+/* What the threads write to until the next cut. */
+static struct window {
+    const region *only; /* NULL: all regions */
+    size_t from, bytes; /* of `only` */
+} window;
+
+typedef struct counts {
+    uint64_t copied, stalled, blocks, due, failed;
+} counts;
+
+static void choose_window(uint64_t *seed) {
+    region *r = &regions[next_random(seed) % REGIONS];
+    window = (struct window){0};
+    switch (next_random(seed) % 4) {
+    case 0: return;
+    case 1: window = (struct window){r, 0, 0}; return; /* nothing */
+    default:
+        window.only = r;
+        window.from = next_random(seed) % r->bytes;
+        window.bytes = next_random(seed) % (3 * BLOCK) + 1;
+        if (window.bytes > r->bytes - window.from) window.bytes = r->bytes - window.from;
+    }
+}
+
 static void *scribble(void *argument) {
     uint64_t seed = (uint64_t)(uintptr_t)argument;
     for (;;) {
         pthread_barrier_wait(&gate); /* the cut is behind us */
         if (atomic_load(&finished)) return NULL;
         while (atomic_load(&running)) {
-            region *r = &regions[next_random(&seed) % REGIONS];
-            size_t at = next_random(&seed) % r->bytes;
+            const region *r = window.only ? window.only : &regions[next_random(&seed) % REGIONS];
+            size_t from = window.only ? window.from : 0, end = window.only ? from + window.bytes : r->bytes;
+            if (from == end) {
+                usleep(100);
+                continue;
+            }
+            size_t at = from + next_random(&seed) % (end - from);
             size_t most = next_random(&seed) % 4 ? 8 : 3 * BLOCK;
             size_t n = next_random(&seed) % most + 1;
-            if (n > r->bytes - at) n = r->bytes - at;
+            if (n > end - at) n = end - at;
             for (size_t i = 0; i < n; i += n > 64 ? 512 : 1) ((volatile uint8_t *)r->memory)[at + i] = (uint8_t)seed;
             if (next_random(&seed) % 16 == 0) mpk__chaos();
         }
@@ -78,22 +109,7 @@ static void check_order(const mpk_session *s, const mpk_plan *plan) {
     CHECK(record.epoch == plan->epoch);
 }
 
-static void one_round(mpk_session *s, const mpk_plan *plan, uint64_t *seed) {
-    for (int i = 0; i < REGIONS; i++) memcpy(regions[i].expected, regions[i].memory, regions[i].bytes);
-    CHECK(mpk_cut(s, plan) == 0);
-    atomic_store(&running, 1);
-    pthread_barrier_wait(&gate);
-    int hurry = next_random(seed) % 2;
-    if (hurry) mpk_session_hurry(s, 1);
-    do check_order(s, plan);
-    while (!mpk_session_wait(s, (int64_t)(next_random(seed) % 2000000)));
-    if (hurry) mpk_session_hurry(s, 0);
-    atomic_store(&running, 0);
-    pthread_barrier_wait(&gate);
-    mpk_progress p;
-    mpk_session_progress(s, &p);
-    CHECK(p.state == MPK_DRAIN_COMPLETE && p.blocks_saved == p.blocks && p.epoch == plan->epoch);
-    CHECK(mpk__session_is_valid(s));
+static void check_epoch(const mpk_plan *plan) {
     mpk_record record = read_record(plan->path, RECORD_AT);
     CHECK(record.state == MPK_COMPLETE && record.epoch == plan->epoch && record.step == plan->step);
     CHECK(record.objects_bytes == plan->objects_bytes);
@@ -105,7 +121,37 @@ static void one_round(mpk_session *s, const mpk_plan *plan, uint64_t *seed) {
         compare(plan->path, &regions[i], plan->data_offsets[i], plan->checksum_offsets[i]);
 }
 
-static void run(const config *c, int rounds, uint64_t *seed, uint64_t *copied, uint64_t *stalled) {
+static void one_round(mpk_session *s, const mpk_plan *plan, uint64_t *seed, counts *sum) {
+    for (int i = 0; i < REGIONS; i++) memcpy(regions[i].expected, regions[i].memory, regions[i].bytes);
+    CHECK(mpk_cut(s, plan) == 0);
+    choose_window(seed);
+    atomic_store(&running, 1);
+    pthread_barrier_wait(&gate);
+    int hurry = next_random(seed) % 2, fail = next_random(seed) % 16 == 0;
+    if (hurry) mpk_session_hurry(s, 1);
+    do {
+        check_order(s, plan);
+        if (fail && next_random(seed) % 2) mpk_fail_epoch(s, ECANCELED); /* in vain if it is over already */
+    } while (!mpk_session_wait(s, (int64_t)(next_random(seed) % 2000000)));
+    if (hurry) mpk_session_hurry(s, 0);
+    atomic_store(&running, 0);
+    pthread_barrier_wait(&gate);
+    mpk_progress p;
+    mpk_session_progress(s, &p);
+    CHECK(p.blocks_saved == p.blocks_due && p.epoch == plan->epoch);
+    CHECK(mpk__session_is_valid(s));
+    CHECK(p.state == MPK_DRAIN_COMPLETE || (fail && p.state == MPK_DRAIN_FAILED && p.error == ECANCELED));
+    sum->copied += p.blocks_copied;
+    sum->stalled += p.stall_ns > 0;
+    sum->blocks += p.blocks;
+    sum->due += p.blocks_due;
+    if (p.state == MPK_DRAIN_COMPLETE)
+        check_epoch(plan);
+    else
+        sum->failed++;
+}
+
+static void run(const config *c, int rounds, uint64_t *seed, counts *sum) {
     uint8_t *heap = lay_out(c->aligned);
     uint64_t data[REGIONS], checksums[REGIONS], at = DATA_AT;
     for (int i = 0; i < REGIONS; i++) {
@@ -113,7 +159,8 @@ static void run(const config *c, int rounds, uint64_t *seed, uint64_t *copied, u
         at = (at + regions[i].bytes + 4095) / 4096 * 4096;
     }
     for (int i = 0; i < REGIONS; i++, at += 4096) checksums[i] = at;
-    char *path = make_slot(at);
+    char *paths[SLOTS];
+    for (int i = 0; i < SLOTS; i++) paths[i] = make_slot(at);
     mpk_session *s;
     CHECK(mpk_session_create(&s, c->direct ? 0 : MPK_SESSION_BUFFERED) == 0);
     size_t blocks = 0;
@@ -132,22 +179,20 @@ static void run(const config *c, int rounds, uint64_t *seed, uint64_t *copied, u
     for (int round = 1; round <= rounds; round++) {
         char objects[64];
         int n = snprintf(objects, sizeof objects, "objects of round %d", round);
-        mpk_plan plan = {.path = path, .data_offsets = data, .checksum_offsets = checksums,
-                         .record_offset = RECORD_AT, .objects = objects, .objects_bytes = (size_t)n,
+        mpk_plan plan = {.path = paths[next_random(seed) % SLOTS], .data_offsets = data,
+                         .checksum_offsets = checksums, .record_offset = RECORD_AT, .objects = objects, .objects_bytes = (size_t)n,
                          .objects_offset = OBJECTS_AT, .epoch = (uint64_t)round, .step = (uint64_t)round * 10};
-        one_round(s, &plan, seed);
-        mpk_progress p;
-        mpk_session_progress(s, &p);
-        *copied += p.blocks_copied;
-        *stalled += p.stall_ns > 0;
+        one_round(s, &plan, seed, sum);
     }
     atomic_store(&finished, 1);
     pthread_barrier_wait(&gate);
     for (int i = 0; i < c->threads; i++) pthread_join(threads[i], NULL);
     pthread_barrier_destroy(&gate);
     mpk_session_destroy(s);
-    unlink(path);
-    free(path);
+    for (int i = 0; i < SLOTS; i++) {
+        unlink(paths[i]);
+        free(paths[i]);
+    }
     for (int i = 0; i < REGIONS; i++) {
         memset(regions[i].memory, 1, regions[i].bytes); /* writable again, and no handler is needed */
         free(regions[i].expected);
@@ -161,7 +206,7 @@ int main(int argc, char **argv) {
     uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : mpk__prim_wall_clock_ns() | 1;
     printf("%d cuts, seed %#llx\n", cuts, (unsigned long long)seed);
     const int configs = MAX_THREADS * 2 * 3 * 2;
-    uint64_t copied = 0, stalled = 0;
+    counts sum = {0};
     int done = 0;
     for (int threads = 1; threads <= MAX_THREADS; threads++)
         for (int aligned = 0; aligned < 2; aligned++)
@@ -169,11 +214,14 @@ int main(int argc, char **argv) {
                 for (int direct = 0; direct < 2; direct++) {
                     config c = {threads, aligned, pool_part, direct};
                     int rounds = (cuts + configs - 1) / configs;
-                    run(&c, rounds, &seed, &copied, &stalled);
+                    run(&c, rounds, &seed, &sum);
                     done += rounds;
                 }
-    printf("%d cuts compared; %llu blocks copied by the writers, %llu cuts with a full pool\n", done,
-           (unsigned long long)copied, (unsigned long long)stalled);
-    CHECK(copied > (uint64_t)done && stalled > 0); /* or the threads wrote too little for this to prove a thing */
+    printf("%d cuts, %llu of them failed; %.0f %% of the blocks written, %llu copied by the writers, %llu cuts with a full pool\n",
+           done, (unsigned long long)sum.failed, 100.0 * (double)sum.due / (double)sum.blocks,
+           (unsigned long long)sum.copied, (unsigned long long)sum.stalled);
+    /* Or the threads wrote too little, or slots lacked too much or too little, for this to prove a thing. */
+    CHECK(sum.copied > (uint64_t)done && sum.stalled > 0 && sum.failed > 0);
+    CHECK(sum.due < sum.blocks * 9 / 10 && sum.due > sum.blocks / 10);
     return 0;
 }

@@ -45,7 +45,7 @@ class Rank:
 
     def wait_for_blocks(self) -> Progress:
         """Wait until nothing but the channels is missing."""
-        while (now := self.snapshotter.progress()).blocks_saved < now.blocks:
+        while (now := self.snapshotter.progress()).blocks_saved < now.blocks_due:
             assert not self.snapshotter.wait(0.01)
         return now
 

@@ -1,0 +1,197 @@
+/* A slot gets what it lacks, and no more: each block that changed since the epoch that it holds, all of them when what it
+ * holds cannot be relied on. */
+#define _GNU_SOURCE
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include "check.h"
+
+enum { BLOCK = 16384, BLOCKS = 64, BYTES = BLOCKS * BLOCK, REST = 5000 };
+static const uint64_t data_at[2] = {4096, 4096 + BYTES}, checksums_at[2] = {4096 + 2 * BYTES, 8192 + 2 * BYTES};
+static uint8_t *arrays[2];
+static _Atomic int refuse_protection;
+
+/* In place of the C library's. */
+int mprotect(void *memory, size_t bytes, int protection) {
+    if (protection == PROT_READ && atomic_load(&refuse_protection)) return errno = ENOMEM, -1;
+    return (int)syscall(SYS_mprotect, memory, bytes, protection);
+}
+
+/* Two regions: BLOCKS whole blocks, and a part of one. */
+static mpk_session *open_session(void) {
+    mpk_session *s;
+    CHECK(mpk_session_create(&s, 0) == 0);
+    CHECK(mpk_region_add(s, arrays[0], BYTES, MPK_REGION_OWNED) == 0);
+    CHECK(mpk_region_add(s, arrays[1], REST, MPK_REGION_OWNED) == 0);
+    CHECK(mpk_session_seal(s, BLOCK, BYTES) == 0);
+    return s;
+}
+
+static mpk_progress cut(mpk_session *s, const char *path, uint64_t epoch) {
+    mpk_plan plan = {.path = path, .data_offsets = data_at, .checksum_offsets = checksums_at, .epoch = epoch, .run = 7};
+    CHECK(mpk_cut(s, &plan) == 0);
+    CHECK(mpk_session_wait(s, -1) == 1);
+    CHECK(mpk__session_is_valid(s));
+    mpk_progress p;
+    mpk_session_progress(s, &p);
+    return p;
+}
+
+static void check_slot(const char *path, uint64_t epoch) {
+    CHECK(mpk__record_is_complete(&(mpk_record[]){read_record(path, 0)}[0], epoch));
+    uint8_t *image = malloc(BYTES);
+    for (int i = 0; i < 2; i++) {
+        size_t bytes = i ? REST : BYTES, n = (bytes + BLOCK - 1) / BLOCK;
+        uint32_t checksums[BLOCKS];
+        read_slot(path, image, bytes, data_at[i]);
+        read_slot(path, checksums, n * sizeof *checksums, checksums_at[i]);
+        CHECK(memcmp(image, arrays[i], bytes) == 0);
+        for (size_t k = 0; k < n; k++)
+            CHECK(checksums[k] == mpk_crc32c(0, image + k * BLOCK, bytes - k * BLOCK < BLOCK ? bytes - k * BLOCK : BLOCK));
+    }
+    free(image);
+}
+
+/* Cuts, and checks how many blocks were due and that the slot has everything. */
+static void cut_and_check(mpk_session *s, const char *path, uint64_t epoch, uint64_t due) {
+    mpk_progress p = cut(s, path, epoch);
+    CHECK(p.state == MPK_DRAIN_COMPLETE && p.blocks == BLOCKS + 1);
+    if (p.blocks_due != due) fprintf(stderr, "epoch %d: %d blocks due\n", (int)epoch, (int)p.blocks_due);
+    CHECK(p.blocks_due == due && p.blocks_saved == due);
+    check_slot(path, epoch);
+}
+
+static void change(uint32_t block) { arrays[0][(size_t)block * BLOCK + 77]++; }
+
+static void test_turns(const char *a, const char *b) {
+    mpk_session *s = open_session();
+    cut_and_check(s, a, 1, BLOCKS + 1);
+    cut_and_check(s, b, 2, BLOCKS + 1); /* the other slot has nothing yet */
+    cut_and_check(s, a, 3, 0);
+    change(3), change(4), change(60);
+    cut_and_check(s, b, 4, 3);
+    change(4), arrays[1][10]++;
+    cut_and_check(s, a, 5, 4); /* what changed before epoch 4, too */
+    cut_and_check(s, b, 6, 2);
+    cut_and_check(s, b, 7, 0);
+    change(0);
+    mpk_progress p;
+    mpk_plan plan = {.path = a, .data_offsets = data_at, .checksum_offsets = checksums_at, .epoch = 8, .run = 7};
+    CHECK(mpk_cut(s, &plan) == 0);
+    change(0), change(1), change(2); /* the first is due, the others are not */
+    CHECK(mpk_session_wait(s, -1) == 1);
+    mpk_session_progress(s, &p);
+    CHECK(p.blocks_due == 1 && p.blocks_copied <= 1);
+    cut_and_check(s, a, 9, 3);
+    cut_and_check(s, b, 10, 3);
+    mpk_session_destroy(s);
+    s = open_session();
+    cut_and_check(s, a, 11, BLOCKS + 1); /* a session knows nothing of the one before */
+    mpk_session_destroy(s);
+}
+
+/* Whatever goes wrong, the slot gets all of it the next time. */
+static void test_failures(const char *a, const char *b) {
+    mpk_session *s = open_session();
+    cut_and_check(s, a, 1, BLOCKS + 1);
+    cut_and_check(s, b, 2, BLOCKS + 1);
+    change(5);
+    mpk_plan plan = {.path = a, .data_offsets = data_at, .checksum_offsets = checksums_at, .epoch = 3, .run = 7,
+                     .channels_follow = 1, .channels_spill_path = "never-written"};
+    CHECK(mpk_cut(s, &plan) == 0);
+    CHECK(mpk_fail_epoch(s, ECANCELED) == 0);
+    CHECK(mpk_session_wait(s, -1) == 1);
+    change(6);
+    cut_and_check(s, b, 4, 2);
+    cut_and_check(s, a, 5, BLOCKS + 1);
+
+    mpk_record record = read_record(a, 0); /* another rank set was here meanwhile */
+    record.run = 8;
+    record.crc = mpk_crc32c(0, &record, offsetof(mpk_record, crc));
+    int fd = open(a, O_WRONLY);
+    CHECK(pwrite(fd, &record, sizeof record, 0) == sizeof record);
+    close(fd);
+    mpk_progress p = cut(s, a, 6);
+    CHECK(p.state == MPK_DRAIN_FAILED && p.error == ESTALE);
+    CHECK(read_record(a, 0).run == 8 && read_record(a, 0).state == MPK_COMPLETE); /* its epoch is unharmed */
+    cut_and_check(s, a, 7, BLOCKS + 1);
+
+    char *copy = make_slot(8192 + 2 * BYTES + 4096); /* the same bytes in another file: perhaps not the same bytes */
+    uint8_t *all = malloc(8192 + 2 * BYTES);
+    read_slot(a, all, 8192 + 2 * BYTES, 0);
+    fd = open(copy, O_WRONLY);
+    CHECK(pwrite(fd, all, 8192 + 2 * BYTES, 0) == 8192 + 2 * BYTES);
+    close(fd);
+    free(all);
+    CHECK(rename(copy, a) == 0);
+    free(copy);
+    p = cut(s, a, 8);
+    CHECK(p.state == MPK_DRAIN_FAILED && p.error == ESTALE);
+    cut_and_check(s, a, 9, BLOCKS + 1);
+
+    change(9);
+    atomic_store(&refuse_protection, 1); /* the block stays writable, although it counts as armed */
+    p = cut(s, b, 10);
+    atomic_store(&refuse_protection, 0);
+    CHECK(p.state == MPK_DRAIN_FAILED && p.error == ENOMEM);
+    change(9);
+    cut_and_check(s, a, 11, BLOCKS + 1);
+    cut_and_check(s, b, 12, BLOCKS + 1);
+    cut_and_check(s, a, 13, 0);
+    mpk_session_destroy(s);
+}
+
+/* After a restart the slot that was restored gets what has changed since, the other one all. */
+static void test_restart(const char *a, const char *b) {
+    mpk_session *s = open_session();
+    cut_and_check(s, a, 1, BLOCKS + 1);
+    mpk_session_destroy(s);
+    s = open_session();
+    change(7); /* unseen */
+    CHECK(mpk_session_resume(s, a, 0, checksums_at, 2) == -ESTALE);
+    CHECK(mpk_session_resume(s, a, 0, checksums_at, 1) == 0);
+    change(8);
+    cut_and_check(s, b, 2, BLOCKS + 1);
+    CHECK(mpk_session_resume(s, a, 0, checksums_at, 1) == -EBUSY);
+    change(9);
+    cut_and_check(s, a, 3, 3);
+    cut_and_check(s, b, 4, 1);
+    mpk_session_destroy(s);
+    s = open_session(); /* the restored slot itself first: nothing was compared yet */
+    CHECK(mpk_session_resume(s, b, 0, checksums_at, 4) == 0);
+    change(10);
+    cut_and_check(s, b, 5, BLOCKS + 1);
+    cut_and_check(s, b, 6, 0);
+    mpk_session_destroy(s);
+    s = open_session(); /* the first epoch after the restart fails: what it did not compare is written */
+    CHECK(mpk_session_resume(s, b, 0, checksums_at, 6) == 0);
+    arrays[0][0]++;
+    mpk_progress p = cut(s, "no-such-folder/slot", 7);
+    CHECK(p.state == MPK_DRAIN_FAILED && p.error == ENOENT);
+    cut_and_check(s, a, 8, BLOCKS + 1);
+    cut_and_check(s, b, 9, 1);
+    mpk_session_destroy(s);
+    s = open_session();
+    atomic_store(&refuse_protection, 1);
+    CHECK(mpk_session_resume(s, b, 0, checksums_at, 9) == -ENOMEM);
+    atomic_store(&refuse_protection, 0);
+    change(11);
+    cut_and_check(s, a, 10, BLOCKS + 1);
+    cut_and_check(s, b, 11, BLOCKS + 1);
+    mpk_session_destroy(s);
+}
+
+int main(void) {
+    alarm(50);
+    uint64_t seed = 5;
+    arrays[0] = mpk_alloc(BYTES, 0), arrays[1] = mpk_alloc(REST, 0);
+    fill_random(arrays[0], BYTES, &seed);
+    char *a = make_slot(12288 + 2 * BYTES), *b = make_slot(12288 + 2 * BYTES);
+    test_turns(a, b);
+    test_failures(a, b);
+    test_restart(a, b);
+    unlink(a), unlink(b);
+    free(a), free(b);
+    mpk_free(arrays[0], BYTES), mpk_free(arrays[1], REST);
+    return 0;
+}
