@@ -26,12 +26,14 @@ static void die_in_handler(const char *text) {
     raise(SIGABRT);
 }
 
-static void open_pages_in_handler(mpk_session *s, uint32_t b) {
-    mpk__place place = mpk__block_place(s, b);
-    if (mpk__prim_protect_in_handler(place.memory, place.span, true) != 0)
+/* Makes adjacent blocks of a region writable. */
+static void open_pages_in_handler(mpk_session *s, uint32_t first, uint32_t count) {
+    mpk__place from = mpk__block_place(s, first), to = mpk__block_place(s, first + count - 1);
+    if (mpk__prim_protect_in_handler(from.memory, (size_t)(to.memory - from.memory) + to.span, true) != 0)
         die_in_handler("mpickpt: cannot make a page writable again: the process has too many memory mappings; "
                        "raise vm.max_map_count\n");
-    if (!atomic_exchange(&s->opened[b], 1)) atomic_fetch_sub(&s->n_closed, 1);
+    for (uint32_t b = first; b < first + count; b++)
+        if (!atomic_exchange(&s->opened[b], 1)) atomic_fetch_sub(&s->n_closed, 1);
 }
 
 /* Waits for room in the pool: the one place where the program waits for the drain. */
@@ -67,7 +69,7 @@ static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
         if (atomic_compare_exchange_weak(&s->blocks[b], &now, mpk__word(mpk__cut_of(now), slot, next))) {
             atomic_fetch_add(&s->blocks_copied, 1);
             mpk__chaos();
-            open_pages_in_handler(s, b);
+            open_pages_in_handler(s, b, 1);
             return true;
         }
     }
@@ -75,7 +77,32 @@ static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
     return false;
 }
 
-static void save_and_open_in_handler(mpk_session *s, uint32_t b) {
+/* Takes a CLEAN block for its first write. False: it is in another state. */
+static bool take_clean_block_in_handler(mpk_session *s, uint32_t b) {
+    uint64_t word = atomic_load(&s->blocks[b]);
+    mpk__chaos();
+    return mpk__state_of(word) == MPK__CLEAN &&
+           atomic_compare_exchange_strong(&s->blocks[b], &word, mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE));
+}
+
+static bool take_hot_block_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns) {
+    if (!mpk__history_is_hot_in_handler(s, b) || !take_clean_block_in_handler(s, b)) return false;
+    mpk__history_note_write_in_handler(s, b, now_ns);
+    return true;
+}
+
+/* Opens block b, which was CLEAN; and if it is written to in every interval, its like around it, which soon will be too. */
+static void open_clean_blocks_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns) {
+    const mpk__chunk *chunk = &s->chunks[s->block_chunk[b]];
+    uint32_t first = b, end = b + 1;
+    if (mpk__history_is_hot_in_handler(s, b)) {
+        while (end < chunk->first + chunk->count && take_hot_block_in_handler(s, end, now_ns)) end++;
+        while (first > chunk->first && take_hot_block_in_handler(s, first - 1, now_ns)) first--;
+    }
+    open_pages_in_handler(s, first, end - first);
+}
+
+static void save_and_open_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns) {
     for (;;) {
         uint64_t word = atomic_load(&s->blocks[b]);
         switch (mpk__state_of(word)) {
@@ -84,15 +111,13 @@ static void save_and_open_in_handler(mpk_session *s, uint32_t b) {
             if (copy_block_in_handler(s, b, word)) return;
             break;
         case MPK__CLEAN:
-            mpk__chaos();
-            if (!atomic_compare_exchange_strong(&s->blocks[b], &word, mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE)))
-                break;
-            open_pages_in_handler(s, b);
+            if (!take_clean_block_in_handler(s, b)) break;
+            open_clean_blocks_in_handler(s, b, now_ns);
             return;
         case MPK__WRITABLE: /* another thread was first and is about to open the page: no need to wait for it */
         case MPK__COPIED:
         case MPK__LANDING:
-            open_pages_in_handler(s, b);
+            open_pages_in_handler(s, b, 1);
             return;
         }
     }
@@ -100,12 +125,12 @@ static void save_and_open_in_handler(mpk_session *s, uint32_t b) {
 
 void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b) {
     if (atomic_load(&forked)) { /* no drain threads here: the image is the parent's affair, in the parent's memory */
-        open_pages_in_handler(s, b);
+        open_pages_in_handler(s, b, 1);
         return;
     }
     uint64_t start = mpk__prim_now_ns();
     mpk__history_note_write_in_handler(s, b, start);
-    save_and_open_in_handler(s, b);
+    save_and_open_in_handler(s, b, start);
     atomic_fetch_add(&s->fault_ns, mpk__prim_now_ns() - start);
 }
 

@@ -25,12 +25,18 @@ int mpk__order_create(mpk_session *s) {
     for (uint32_t i = 0; i < s->n_regions; i++) s->n_chunks += (uint32_t)((s->regions[i].n_blocks + most - 1) / most);
     s->chunks = calloc(s->n_chunks + 1, sizeof *s->chunks);
     s->order = calloc(s->n_chunks + 1, sizeof *s->order);
-    if (!s->chunks || !s->order) return -ENOMEM;
+    s->block_chunk = calloc(s->n_blocks + 1, sizeof *s->block_chunk);
+    if (!s->chunks || !s->order || !s->block_chunk) return -ENOMEM;
     mpk__chunk *chunk = s->chunks;
     for (uint32_t i = 0; i < s->n_regions; i++) {
         const mpk__region *r = &s->regions[i];
-        for (uint32_t b = 0; b < r->n_blocks; b += (uint32_t)most)
-            *chunk++ = (mpk__chunk){r->first_block + b, r->n_blocks - b < most ? r->n_blocks - b : (uint32_t)most};
+        for (uint32_t k = 0; k < r->n_blocks; k++) {
+            if (k && k % most == 0) chunk++;
+            if (k % most == 0) chunk->first = r->first_block + k;
+            chunk->count++;
+            s->block_chunk[r->first_block + k] = (uint32_t)(chunk - s->chunks);
+        }
+        if (r->n_blocks) chunk++;
     }
     return 0;
 }
@@ -38,6 +44,8 @@ int mpk__order_create(mpk_session *s) {
 void mpk__order_destroy(mpk_session *s) {
     free(s->chunks);
     free((void *)s->order);
+    free(s->block_chunk);
+    s->block_chunk = NULL;
     s->chunks = NULL;
     s->order = NULL;
     s->n_chunks = 0;

@@ -120,6 +120,7 @@ typedef struct mpk__history {
     uint32_t deadline_us;      /* from a cut to its first write: in the interval before this cut; MPK__NOT_WRITTEN */
     _Atomic uint32_t written_us; /* the same since this cut */
     uint32_t restored_crc;     /* of a block that `is_restored`: its checksum in the slot that was restored */
+    uint8_t streak;            /* so many cuts in a row found it changed; UINT8_MAX: or more */
     bool is_due;               /* the slot of this cut lacks it */
     bool is_held;              /* copied at this cut, as others may be writing to it */
     bool is_restored;          /* read from a slot, and not compared with it since */
@@ -162,6 +163,7 @@ struct mpk_session {
     mpk__history *history;  /* per block */
     mpk__holding *holdings; /* a list: one for each slot that was written to or restored */
     mpk__chunk *chunks;
+    uint32_t *block_chunk;  /* per block: its chunk */
     uint32_t n_chunks;
     _Atomic uint32_t *order; /* chunks with blocks that are due, as they are to be drained; made when the slot is opened */
     _Atomic uint32_t n_ordered;
@@ -262,6 +264,9 @@ void mpk__history_destroy(mpk_session *s);
 /* Finds out at a cut what changed since the last one and what the slot lacks; gives the number of blocks that are due. */
 uint32_t mpk__history_advance(mpk_session *s);
 void mpk__history_note_write_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns);
+/* It changes in every interval, so that waiting for its first write gains nothing. Now and then none counts as such, to see
+ * whether it still does. */
+bool mpk__history_is_hot_in_handler(const mpk_session *s, uint32_t b);
 /* The block is saved as it was at the cut and was not written to since. */
 void mpk__history_note_saved(mpk_session *s, uint32_t b, bool crc_is_known);
 mpk__holding *mpk__holding_of(mpk_session *s, const char *path); /* NULL: no memory */

@@ -181,6 +181,28 @@ static void test_restart(const char *a, const char *b) {
     mpk_session_destroy(s);
 }
 
+/* Blocks that change in every interval are opened together, and count as changed; until one is seen not to change. */
+static void test_hot_blocks(const char *a, const char *b) {
+    mpk_session *s = open_session();
+    const char *slots[2] = {a, b};
+    uint64_t epoch = 1;
+    for (; epoch <= 5; epoch++) {
+        for (uint32_t k = 0; k < 16; k++) change(k);
+        CHECK(cut(s, slots[epoch % 2], epoch).blocks_due >= 16);
+    }
+    uint64_t due = 0, guessed = 0;
+    for (; epoch <= 25; epoch++) {
+        change(3);
+        uint32_t open = s->n_blocks - atomic_load(&s->n_closed);
+        CHECK(open <= 16 && s->opened[3]);
+        guessed += open - 1;
+        due = cut(s, slots[epoch % 2], epoch).blocks_due;
+        check_slot(slots[epoch % 2], epoch);
+    }
+    CHECK(guessed > 0 && due == 1);
+    mpk_session_destroy(s);
+}
+
 int main(void) {
     alarm(50);
     uint64_t seed = 5;
@@ -190,6 +212,7 @@ int main(void) {
     test_turns(a, b);
     test_failures(a, b);
     test_restart(a, b);
+    test_hot_blocks(a, b);
     unlink(a), unlink(b);
     free(a), free(b);
     mpk_free(arrays[0], BYTES), mpk_free(arrays[1], REST);
