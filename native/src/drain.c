@@ -229,11 +229,10 @@ int mpk__drain_start_threads(mpk_session *s) {
     for (int i = 0; i < MPK__DRAIN_THREADS && !error; i++) {
         mpk__drain_thread *t = &s->drains[i];
         *t = (mpk__drain_thread){.session = s, .urgent = i >= MPK__IDLE_THREADS};
-        size_t run_bytes = s->block_bytes > MPK__CHUNK_BYTES ? s->block_bytes : MPK__CHUNK_BYTES;
-        t->bounce = mpk__prim_map(run_bytes + MPK__IO_ALIGN, false, false);
+        t->bounce = mpk__prim_map(MPK__BOUNCE_BYTES, false, false);
         error = t->bounce ? -pthread_create(&t->thread, NULL, run_thread, t) : -ENOMEM;
         if (error)
-            mpk__prim_unmap(t->bounce, run_bytes + MPK__IO_ALIGN);
+            mpk__prim_unmap(t->bounce, MPK__BOUNCE_BYTES);
         else
             s->drains_running++;
     }
@@ -245,10 +244,9 @@ int mpk__drain_start_threads(mpk_session *s) {
 void mpk__drain_stop_threads(mpk_session *s) {
     atomic_store(&s->stop, 1);
     mpk__drain_ring_in_handler(s);
-    size_t run_bytes = s->block_bytes > MPK__CHUNK_BYTES ? s->block_bytes : MPK__CHUNK_BYTES;
     for (uint32_t i = 0; i < s->drains_running; i++) {
         if (!mpk__is_forked_child()) pthread_join(s->drains[i].thread, NULL);
-        mpk__prim_unmap(s->drains[i].bounce, run_bytes + MPK__IO_ALIGN);
+        mpk__prim_unmap(s->drains[i].bounce, MPK__BOUNCE_BYTES);
     }
     s->drains_running = 0;
 }

@@ -77,11 +77,13 @@ typedef struct mpk__pool {
 /* Two threads of each class: while one waits for the storage the other computes checksums. */
 enum { MPK__IDLE_THREADS = 2, MPK__URGENT_THREADS = 2, MPK__DRAIN_THREADS = MPK__IDLE_THREADS + MPK__URGENT_THREADS };
 
+#define MPK__BOUNCE_BYTES ((size_t)1 << 20)
+
 typedef struct mpk__drain_thread {
     struct mpk_session *session;
     bool urgent;
     pthread_t thread;
-    uint8_t *bounce; /* for file offsets that are not aligned */
+    uint8_t *bounce; /* MPK__BOUNCE_BYTES, for file offsets that are not aligned */
 } mpk__drain_thread;
 
 /* Opaque bytes that are saved with the regions: in the slot, or in a file of their own. */

@@ -102,21 +102,38 @@ static int put_aligned(mpk_session *s, const struct iovec *pieces, int n, uint64
     return error ? error : put_bytes(s->epoch.buffered_fd, end, ragged, offset + bytes - ragged);
 }
 
+/* Copies the next bytes of the pieces, up to `most`, and moves the pieces on; gives how many. */
+static size_t take_bytes(struct iovec **piece, int *n, uint8_t *to, size_t most) {
+    size_t taken = 0;
+    while (*n > 0 && taken < most) {
+        size_t length = (*piece)->iov_len < most - taken ? (*piece)->iov_len : most - taken;
+        memcpy(to + taken, (*piece)->iov_base, length);
+        taken += length;
+        (*piece)->iov_base = (uint8_t *)(*piece)->iov_base + length;
+        (*piece)->iov_len -= length;
+        if ((*piece)->iov_len == 0) (*piece)++, (*n)--;
+    }
+    return taken;
+}
+
 /* Pieces that begin in the midst of a sector: through the bounce buffer, shifted so that the sectors fit. */
 static int put_shifted(mpk_session *s, uint8_t *bounce, const struct iovec *pieces, int n, uint64_t offset) {
-    size_t bytes = total(pieces, n);
-    size_t shift = offset % MPK__IO_ALIGN;
-    uint8_t *to = bounce + shift;
-    for (int i = 0; i < n; i++) to = (uint8_t *)memcpy(to, pieces[i].iov_base, pieces[i].iov_len) + pieces[i].iov_len;
-    size_t front = MPK__IO_ALIGN - shift; /* up to the next sector */
-    if (front > bytes) front = bytes;
-    size_t middle = (bytes - front) / MPK__IO_ALIGN * MPK__IO_ALIGN;
-    const uint8_t *from = bounce + shift;
-    mpk__epoch *e = &s->epoch;
-    int error = put_bytes(e->buffered_fd, from, front, offset);
-    if (!error) error = put_bytes(e->direct_fd, from + front, middle, offset + front);
-    if (!error)
-        error = put_bytes(e->buffered_fd, from + front + middle, bytes - front - middle, offset + front + middle);
+    struct iovec copy[n], *next = copy;
+    memcpy(copy, pieces, sizeof *pieces * (size_t)n);
+    const mpk__epoch *e = &s->epoch;
+    int error = 0;
+    while (n > 0 && !error) {
+        size_t shift = offset % MPK__IO_ALIGN; /* 0 from the second turn on */
+        uint8_t *from = bounce + shift;
+        size_t bytes = take_bytes(&next, &n, from, MPK__BOUNCE_BYTES - shift);
+        size_t front = shift ? MPK__IO_ALIGN - shift : 0; /* up to the next sector */
+        if (front > bytes) front = bytes;
+        size_t middle = (bytes - front) / MPK__IO_ALIGN * MPK__IO_ALIGN, behind = front + middle;
+        error = put_bytes(e->buffered_fd, from, front, offset);
+        if (!error) error = put_bytes(e->direct_fd, from + front, middle, offset + front);
+        if (!error) error = put_bytes(e->buffered_fd, from + behind, bytes - behind, offset + behind);
+        offset += bytes;
+    }
     return error;
 }
 

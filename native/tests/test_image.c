@@ -86,7 +86,7 @@ static void compare(const char *path, const region *r, uint64_t data_offset, uin
 
 /* Memory for the regions. Not aligned: one piece of malloc's, cut up so that regions meet within a page. */
 static uint8_t *lay_out(int aligned) {
-    static const size_t sizes[REGIONS] = {20 * BLOCK + 777, 100, 9 * BLOCK, 4097, 13 * BLOCK - 1};
+    static const size_t sizes[REGIONS] = {70 * BLOCK + 777, 100, 9 * BLOCK, 4097, 13 * BLOCK - 1};
     size_t all = 0;
     for (int i = 0; i < REGIONS; i++) all += sizes[i];
     uint8_t *heap = aligned ? NULL : malloc(all + 64), *at = heap ? heap + 24 : NULL;
