@@ -54,10 +54,10 @@ static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
     }
     if (mpk__pool_is_pressed(&s->pool)) mpk__drain_ring_in_handler(s);
     mpk__place place = mpk__block_place(s, b);
-    /* The checksum first: it brings the block into the cache, so that both together take hardly longer than the copy alone. */
-    if (!atomic_load(&s->history[b].crc_is_known))
-        mpk__checksum_in_handler(s, &place, place.memory, s->pool.crc[slot]);
-    mpk__pool_put_in_handler(&s->pool, slot, place.memory, place.bytes);
+    if (atomic_load(&s->history[b].crc_is_known))
+        mpk__pool_put_in_handler(&s->pool, slot, place.memory, place.bytes);
+    else
+        mpk__pool_put_checked_in_handler(&s->pool, slot, place.memory, place.bytes, mpk__bytes_before_border(s, &place));
     mpk__chaos();
     /* While the word is ARMED or FLYING of this cut nobody has opened the page, so the copy is the image: also when
      * a drain thread took the block up, or let go of it, in the meantime. */

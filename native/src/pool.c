@@ -11,6 +11,7 @@
 #include "session.h"
 
 #define TAG_UNIT ((uint64_t)1 << 32)
+#define PIECE ((size_t)1536) /* bytes that are checked and then copied: their stores are on the way while the next are loaded */
 #define WAIT_NS 20000000 /* a writer looks again this often even if nobody woke it */
 
 int mpk__pool_create(mpk__pool *pool, size_t slot_bytes, size_t n_slots) {
@@ -73,8 +74,7 @@ void mpk__pool_notify(mpk__pool *pool) {
 
 /* Nobody reads the copy before the storage does, so it is written past the caches: memory is not first read for it, and
  * the program's own data stay in them. */
-void mpk__pool_put_in_handler(mpk__pool *pool, uint32_t slot, const uint8_t *image, size_t bytes) {
-    uint8_t *to = mpk__pool_slot(pool, slot);
+static void copy_past_caches(uint8_t *to, const uint8_t *image, size_t bytes) {
 #if defined(__SSE2__)
     for (; bytes >= 64; bytes -= 64, image += 64, to += 64) {
         const __m128i *from = (const __m128i *)(const void *)image;
@@ -84,7 +84,30 @@ void mpk__pool_put_in_handler(mpk__pool *pool, uint32_t slot, const uint8_t *ima
         _mm_stream_si128((__m128i *)(void *)to + 2, c);
         _mm_stream_si128((__m128i *)(void *)to + 3, d);
     }
-    _mm_sfence(); /* before the swap that tells of the copy: these stores keep no order with others */
 #endif
     memcpy(to, image, bytes);
+}
+
+static void finish_copies(void) {
+#if defined(__SSE2__)
+    _mm_sfence(); /* before the swap that tells of the copy: these stores keep no order with others */
+#endif
+}
+
+void mpk__pool_put_in_handler(mpk__pool *pool, uint32_t slot, const uint8_t *image, size_t bytes) {
+    copy_past_caches(mpk__pool_slot(pool, slot), image, bytes);
+    finish_copies();
+}
+
+void mpk__pool_put_checked_in_handler(mpk__pool *pool, uint32_t slot, const uint8_t *image, size_t bytes, size_t border) {
+    uint32_t crc[2] = {0, 0};
+    for (size_t at = 0; at < bytes; at += PIECE) {
+        size_t n = bytes - at < PIECE ? bytes - at : PIECE;
+        size_t before = at >= border ? 0 : border - at < n ? border - at : n;
+        crc[0] = mpk_crc32c(crc[0], image + at, before);
+        crc[1] = mpk_crc32c(crc[1], image + at + before, n - before);
+        copy_past_caches(mpk__pool_slot(pool, slot) + at, image + at, n);
+    }
+    finish_copies();
+    memcpy(pool->crc[slot], crc, sizeof crc);
 }

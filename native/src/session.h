@@ -221,8 +221,9 @@ int mpk__pool_create(mpk__pool *pool, size_t slot_bytes, size_t n_slots);
 void mpk__pool_destroy(mpk__pool *pool);
 uint32_t mpk__pool_take_in_handler(mpk__pool *pool); /* MPK__NO_SLOT when it is full */
 void mpk__pool_give_in_handler(mpk__pool *pool, uint32_t slot);
-/* Copies an image, which begins on a page, into a slot. */
+/* Copies an image, which begins on a page, into a slot. Checked: with its checksums, before and behind the border. */
 void mpk__pool_put_in_handler(mpk__pool *pool, uint32_t slot, const uint8_t *image, size_t bytes);
+void mpk__pool_put_checked_in_handler(mpk__pool *pool, uint32_t slot, const uint8_t *image, size_t bytes, size_t border);
 /* Sleeps until a slot was given back after `given` was read, or a block was saved; at most a short while. */
 void mpk__pool_wait_in_handler(mpk__pool *pool, uint32_t given);
 void mpk__pool_notify(mpk__pool *pool); /* a block was saved: whoever waited to copy it need not */
