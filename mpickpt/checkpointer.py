@@ -209,6 +209,14 @@ class Checkpointer:
             self.store.create(index, self._layout)
         return self.store.offsets(index)
 
+    def unseen(self) -> str | None:
+        """Tell which array was written to without being noticed since the last cut, if that was found out."""
+        found = self.snapshotter.progress().unseen
+        if found is None or self._sealed is None:
+            return None
+        full = [region.spec.name for region in self._sealed if region.spec.nbytes]
+        return f"array {full[found[0]]!r}, in the block at byte {found[1]}"
+
     def arm(self, number: int, step: int, slot: int) -> None:
         """Pickle the objects and have the snapshotter fix the image, which it drains from then on."""
         objects = self._pickled()

@@ -349,6 +349,7 @@ class Driver:
         refused = self._refused(number, step, slot)
         if refused is not None:
             return refused
+        self._warn_of_unseen_writes()
         self._cut_at, self._costs = began, (0.0, 0.0)
         self._channels_due, self._fault = self._checkpointer.traffic is not None, None
         try:
@@ -417,6 +418,17 @@ class Driver:
             stacklevel=7,
         )
 
+    def _warn_of_unseen_writes(self) -> None:
+        where = self._checkpointer.unseen()
+        if where is not None:
+            warnings.warn(
+                f"Rank {self._coordinator.rank}: {where} was written to by something that mpickpt cannot see, and the "
+                f"epochs up to {self._checkpointer.snapshotter.progress().epoch} may lack that. The next one saves "
+                f"everything. Find the writer (docs/limits.md), and use ckpt.writable() where it writes.",
+                RuntimeWarning,
+                stacklevel=7,
+            )
+
     # -- the end -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -428,6 +440,7 @@ class Driver:
         with DrainDisplay(epoch.number if epoch else 0, shown) as display:
             self._handle(Closing())
             self._stand(display)
+        self._warn_of_unseen_writes()
 
     def leave(self) -> None:
         """End on this rank alone: its drain is waited for, no other rank is."""

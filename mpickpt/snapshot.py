@@ -58,6 +58,9 @@ class Progress:
         Whether the storage is written past the page cache.
     channels_due : bool
         Whether the epoch waits for `Snapshotter.add_channels`; for nothing else, once all blocks are saved.
+    unseen : tuple of int or None
+        The region, in the order of `Snapshotter.add`, and the byte in it, of a block that was written to without being
+        noticed since it was saved; found by looking at some of the unchanged blocks. The next cut saves everything.
     """
 
     epoch: int
@@ -75,6 +78,7 @@ class Progress:
     fault_seconds: float
     direct: bool
     channels_due: bool
+    unseen: tuple[int, int] | None
 
 
 def _as_bytes(data: NDArray[Any] | bytes | bytearray | memoryview) -> NDArray[np.uint8]:
@@ -344,6 +348,7 @@ class Snapshotter:
             fault_seconds=now["fault_ns"] / 1e9,
             direct=now["direct"],
             channels_due=now["channels_due"],
+            unseen=(now["unseen_region"], now["unseen_offset"]) if now["unseen_region"] >= 0 else None,
         )
 
     def close(self) -> None:

@@ -97,6 +97,8 @@ typedef struct mpk_progress {
     uint64_t blocked_ns, drain_ns, stall_ns;
     uint64_t fault_ns; /* that writes to protected blocks took, copies and stalls included, summed over threads */
     int direct;       /* 1: the last drain wrote with O_DIRECT */
+    int32_t unseen_region; /* -1; or a region, in the order of mpk_region_add, that was written to unseen since it was saved, */
+    uint64_t unseen_offset; /* in its block here. The next cut saves everything. */
     int channels_due; /* 1: the commit waits for mpk_add_channels; for nothing else once all blocks are saved */
 } mpk_progress;
 

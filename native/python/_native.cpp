@@ -164,6 +164,8 @@ class Session {
         d["fault_ns"] = p.fault_ns;
         d["direct"] = p.direct != 0;
         d["channels_due"] = p.channels_due != 0;
+        d["unseen_region"] = p.unseen_region;
+        d["unseen_offset"] = p.unseen_offset;
         return d;
     }
 

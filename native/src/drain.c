@@ -215,6 +215,7 @@ static void *run_thread(void *argument) {
         if (self->urgent && atomic_load(&s->drain_state) == MPK_DRAIN_ACTIVE) begin(s, true);
         if (is_wanted(self)) drain(self);
         if (self->urgent && atomic_exchange(&s->commit_due, 0)) mpk__writer_commit(s);
+        if (!self->urgent) mpk__check_blocks(s, bell);
         if (!atomic_load(&s->stop)) mpk__prim_wait_in_handler(&s->bell, bell, -1);
     }
     return NULL;

@@ -328,6 +328,7 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     s->cut++;
     s->epoch.started_ns = start;
     s->n_due = mpk__history_advance(s);
+    mpk__check_begin(s);
     atomic_store(&s->epoch_number, plan->epoch);
     atomic_store(&s->bytes_written, 0);
     atomic_store(&s->bytes_waiting, 0);
@@ -376,6 +377,7 @@ void mpk_session_progress(const mpk_session *s, mpk_progress *out) {
         .epoch = atomic_load(&s->epoch_number),
         .state = (enum mpk_drain_state)state,
         .error = active ? 0 : atomic_load(&s->error),
+        .unseen_region = -1,
         .blocks = s->n_blocks,
         .blocks_due = s->n_due,
         .blocks_saved = pending < s->n_due ? s->n_due - pending : 0,
@@ -389,4 +391,9 @@ void mpk_session_progress(const mpk_session *s, mpk_progress *out) {
         .direct = atomic_load(&s->use_direct),
         .channels_due = due,
     };
+    int64_t unseen = atomic_load(&s->unseen);
+    if (unseen < 0) return;
+    mpk__place place = mpk__block_place(s, (uint32_t)unseen);
+    out->unseen_region = (int32_t)(place.region - s->regions);
+    out->unseen_offset = place.offset;
 }

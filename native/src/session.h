@@ -183,6 +183,9 @@ struct mpk_session {
     _Atomic uint32_t commit_due;  /* all is saved, and an urgent thread is to commit */
     _Atomic uint32_t pending;     /* blocks not yet saved, and one each for: the slot not yet open, channels due, each
                                    * failure that is being noted; 0: committed, or about to be */
+    _Atomic uint32_t to_check;    /* so many blocks are still to be looked at for unseen writes in this interval, */
+    _Atomic uint32_t check_at;    /* this one (modulo their number) next */
+    _Atomic int64_t unseen;       /* a block that was written to unseen; -1 */
     _Atomic uint32_t channels;    /* enum mpk__channels */
     _Atomic uint32_t cursor;      /* where in `order` to look for the next block to drain */
     uint32_t n_due;               /* blocks that this epoch writes */
@@ -273,6 +276,11 @@ bool mpk__history_is_hot_in_handler(const mpk_session *s, uint32_t b);
 /* The block is saved as it was at the cut and was not written to since. */
 void mpk__history_note_saved(mpk_session *s, uint32_t b, bool crc_is_known);
 mpk__holding *mpk__holding_of(mpk_session *s, const char *path); /* NULL: no memory */
+
+/* check.c */
+void mpk__check_begin(mpk_session *s); /* at a cut */
+/* Looks at some CLEAN blocks, as long as the bell is not rung. */
+void mpk__check_blocks(mpk_session *s, uint32_t bell);
 
 /* order.c */
 int mpk__order_create(mpk_session *s);

@@ -203,6 +203,35 @@ static void test_hot_blocks(const char *a, const char *b) {
     mpk_session_destroy(s);
 }
 
+/* A write that nobody sees is found out in the end, and then all is saved. */
+static void test_unseen_write(const char *a, const char *b) {
+    mpk_session *s = open_session();
+    const char *slots[2] = {a, b};
+    uint64_t epoch = 1;
+    mpk_progress p;
+    for (; epoch <= 40; epoch++) {
+        cut_and_check(s, slots[epoch % 2], epoch, epoch <= 2 ? BLOCKS + 1 : 0);
+        usleep(2000);
+        mpk_session_progress(s, &p);
+        CHECK(p.unseen_region == -1);
+    }
+    uint8_t *page = arrays[0] + (size_t)40 * BLOCK;
+    syscall(SYS_mprotect, page, 4096, PROT_READ | PROT_WRITE);
+    page[5]++;
+    syscall(SYS_mprotect, page, 4096, PROT_READ);
+    for (uint64_t last = epoch + 40; p.unseen_region == -1; epoch++) {
+        CHECK(epoch < last);
+        CHECK(cut(s, slots[epoch % 2], epoch).blocks_due == 0);
+        usleep(2000);
+        mpk_session_progress(s, &p);
+    }
+    CHECK(p.unseen_region == 0 && p.unseen_offset == (uint64_t)40 * BLOCK);
+    cut_and_check(s, slots[epoch % 2], epoch, BLOCKS + 1);
+    cut_and_check(s, slots[(epoch + 1) % 2], epoch + 1, BLOCKS + 1);
+    cut_and_check(s, slots[epoch % 2], epoch + 2, 0);
+    mpk_session_destroy(s);
+}
+
 int main(void) {
     alarm(50);
     uint64_t seed = 5;
@@ -213,6 +242,7 @@ int main(void) {
     test_failures(a, b);
     test_restart(a, b);
     test_hot_blocks(a, b);
+    test_unseen_write(a, b);
     unlink(a), unlink(b);
     free(a), free(b);
     mpk_free(arrays[0], BYTES), mpk_free(arrays[1], REST);

@@ -138,6 +138,7 @@ static void one_round(mpk_session *s, const mpk_plan *plan, uint64_t *seed, coun
     pthread_barrier_wait(&gate);
     mpk_progress p;
     mpk_session_progress(s, &p);
+    CHECK(p.unseen_region == -1); /* all writes are seen */
     CHECK(p.blocks_saved == p.blocks_due && p.epoch == plan->epoch);
     CHECK(mpk__session_is_valid(s));
     CHECK(p.state == MPK_DRAIN_COMPLETE || (fail && p.state == MPK_DRAIN_FAILED && p.error == ECANCELED));

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +144,27 @@ def test_memory_that_is_not_aligned(tmp_path: Path) -> None:
     again.change(9)
     assert again.cut() in (1, 2)
     again.session.close()
+
+
+def test_a_writer_that_nobody_sees(tmp_path: Path) -> None:
+    """It is found out, told of, and its data are saved in the end."""
+    libc = ctypes.CDLL(None)
+    run = Run(tmp_path)
+    run.cut()
+    run.cut()
+    address = run.u.ctypes.data + 3 * BLOCK
+    libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(4096), 3)
+    run.u[3 * BLOCK // 8] = -1.0
+    libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(4096), 1)
+    image = run.u.copy()
+    with pytest.warns(RuntimeWarning, match=f"Rank 0: array 'u', in the block at byte {3 * BLOCK} was written"):
+        for _ in range(10 * BLOCKS):
+            before = run.session.stats().whole
+            run.session.request()
+            while run.session.stats().whole == before:
+                run.session.step()
+            time.sleep(0.01)
+            if (mpickpt.Checkpoint(tmp_path).rank(0)["u"] == image).all():
+                break
+    assert (mpickpt.Checkpoint(tmp_path).rank(0)["u"] == image).all()
+    run.session.close()
