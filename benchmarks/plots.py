@@ -1,0 +1,64 @@
+"""Curves as PNG: what a checkpoint adds, by contender."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median, quantiles
+from typing import TypeAlias
+
+import matplotlib
+from matplotlib.figure import Figure
+
+matplotlib.use("agg")
+
+Curve: TypeAlias = dict[int, list[float]]
+"""The values of all runs, in ms, by what is on the x axis."""
+
+LOOKS = [("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", ":")]  # Okabe and Ito's colours
+FLOOR_MS = 1.0  # what is less, or lost in the noise below nothing, is drawn here
+
+
+def draw(path: Path, curves: dict[str, Curve], *, x: str) -> Path:
+    """Draw medians as a line and quartiles as bars, both axes logarithmic.
+
+    Parameters
+    ----------
+    path : Path
+        The picture: 1400 pixels wide, to be shown at half of that.
+    curves : dict of str to Curve
+        By name, at most three.
+    x : str
+        Label of the x axis, with its unit.
+
+    Returns
+    -------
+    Path
+        The picture.
+    """
+    figure = Figure(figsize=(7, 4), dpi=200, layout="constrained")
+    axes = figure.subplots()
+    for (name, curve), (colour, marker, line) in zip(curves.items(), LOOKS, strict=False):
+        points = sorted(curve)
+        middles = [_shown(median(curve[at])) for at in points]
+        quartiles = [quantiles(curve[at], n=4) if len(curve[at]) > 1 else curve[at] * 3 for at in points]
+        below = [max(0.0, middle - _shown(low)) for middle, (low, _, _) in zip(middles, quartiles, strict=True)]
+        above = [max(0.0, _shown(high) - middle) for middle, (_, _, high) in zip(middles, quartiles, strict=True)]
+        axes.errorbar(
+            points, middles, yerr=[below, above], label=name, color=colour, marker=marker, linestyle=line, capsize=3
+        )
+    ticks = sorted({at for curve in curves.values() for at in curve})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{at:,}" for at in ticks])
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.set_xlabel(x)
+    axes.set_ylabel("added per checkpoint (ms)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", linewidth=0.5, alpha=0.5)
+    axes.legend(frameon=False)
+    figure.savefig(path)
+    return path
+
+
+def _shown(milliseconds: float) -> float:
+    return max(FLOOR_MS, milliseconds)
