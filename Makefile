@@ -47,11 +47,11 @@ LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
 	@echo 'make test    every test: C, units, MPI with 1, 2 and 4 ranks, crashes'
-	@echo 'make bench   the figures of docs/performance.md (an hour and a half, 30 GiB of disk, 10 GiB of memory)'
+	@echo 'make bench   the figures of docs/performance.md (three quarters of an hour, 30 GiB of disk, 8 GiB of memory)'
 	@echo 'make bench-quick   the main ratios beside their aims, in a minute'
-	@echo 'make bench-curves  cost against size and ranks, drawn into docs/'
-	@echo 'make bench-throttled   the cost on slow storage, as root'
-	@echo 'make bench-faults  percentiles of a write fault, beside memcpy'
+	@echo 'make bench-curves  cost against size and ranks, drawn into docs/ (a quarter of an hour)'
+	@echo 'make bench-throttled   the cost on slow storage, as root (under ten minutes)'
+	@echo 'make bench-faults  percentiles of a write fault, beside memcpy (20 s, 4 GiB of memory)'
 	@echo 'make bench-guard   what receiving into saved memory costs, and what waiting ranks give to the drain'
 	@echo 'make bench-rounds  what agreeing on a cut costs'
 	@echo 'make lint    ruff and mypy --strict'
@@ -113,7 +113,7 @@ lint: $(VENV)/stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict mpickpt benchmarks jobs
 
-# BENCH: options of the benchmark, such as --ranks 2 --mib 1024 --pages 4k; none measures all.
+# BENCH: options of the benchmark, such as --mib 256 --pages 4k --patterns all; none measures all.
 bench: install
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 

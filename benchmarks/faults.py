@@ -22,11 +22,13 @@ MICRO = 1000.0  # nanoseconds
 PERCENTILES = ("p50", "p90", "p99", "max")
 
 
-def measure(folder: Path, *, huge: bool, mib: int, samples: int) -> dict[str, Any]:
+def measure(program: Path, folder: Path, *, huge: bool, mib: int, samples: int) -> dict[str, Any]:
     """Return the percentiles in nanoseconds.
 
     Parameters
     ----------
+    program : Path
+        `faults.c`, compiled.
     folder : Path
         Where the slot file is written.
     huge : bool
@@ -41,13 +43,13 @@ def measure(folder: Path, *, huge: bool, mib: int, samples: int) -> dict[str, An
     SystemExit
         If the program was not built, or fails.
     """
-    if not PROGRAM.exists():
-        raise SystemExit(f"{PROGRAM} is not there: it is built by make bench-faults")
+    if not program.exists():
+        raise SystemExit(f"{program} is not there: it is built by make bench-faults")
     with tempfile.TemporaryDirectory(prefix="faults-", dir=folder) as scratch:
-        command = [str(PROGRAM), f"{scratch}/slot", "huge" if huge else "4k", str(mib), str(samples)]
+        command = [str(program), f"{scratch}/slot", "huge" if huge else "4k", str(mib), str(samples)]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(f"{PROGRAM}: {done.stderr.strip() or f'status {done.returncode}'}")
+        raise SystemExit(f"{program}: {done.stderr.strip() or f'status {done.returncode}'}")
     measured: dict[str, Any] = json.loads(done.stdout)
     return measured
 
@@ -63,6 +65,7 @@ def main() -> None:
     add = parser.add_argument
     add("--mib", type=int, default=1024, help="memory that is protected")
     add("--samples", type=int, default=5000)
+    add("--program", type=Path, default=PROGRAM, help="faults.c, compiled")
     add("--dir", type=Path, default=launch.RESULTS, help="folder for the file that is written")
     options = parser.parse_args()
     options.dir.mkdir(exist_ok=True)
@@ -71,7 +74,7 @@ def main() -> None:
         made.add_column(heading, justify="right")
     medians = []
     for pages in ("4k", "huge"):
-        measured = measure(options.dir, huge=pages == "huge", mib=options.mib, samples=options.samples)
+        measured = measure(options.program, options.dir, huge=pages == "huge", mib=options.mib, samples=options.samples)
         for what in ("fault", "memcpy"):
             made.add_row(pages, what, *(f"{measured[what][name] / MICRO:.1f}" for name in PERCENTILES))
         medians.append(f"{pages} {ratio(measured):.2f}")

@@ -1,8 +1,8 @@
 """What the program under measurement does between two cuts: real work that rewrites some of a rank's state.
 
 The work is numpy that multiplies and adds in place, in pieces that fit the second-level cache, so it competes for
-memory bandwidth and cores as a simulation does. A *pass* goes once over what the pattern works on, in `STEPS` steps;
-the work between two cuts is a whole number of passes, so every epoch begins at the front.
+memory bandwidth and cores as a simulation does. A *pass* goes once over what the pattern works on, in some steps; the
+work between two cuts is a whole number of passes, so every epoch begins at the front.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK_DOUBLES = 32 * 1024  # 256 KiB: mpickpt's block up to 4 GiB a rank, and small enough for the second-level cache
-STEPS = 64  # of a pass
+STEP_BLOCKS = 16  # at least: 4 MiB take so long that what is done between two steps does not count
 HOT = 0.1  # the share of the state that `tenth`, `random tenth` and `mix` rewrite all the time
 COLD = 0.05  # the share of the rest that `mix` rewrites in each epoch
 WRITES = 2  # single writes in each epoch for every block, by `random`
@@ -34,13 +34,15 @@ class Pattern:
     """
 
     cuts: ClassVar[int] = 1  # in one run of mpickpt: several where little changes and an epoch is short
+    most_steps: ClassVar[int] = 16  # of a pass
 
     def __init__(self, state: NDArray[np.float64], passes: int) -> None:
         self.blocks = [state[begin : begin + BLOCK_DOUBLES] for begin in range(0, len(state), BLOCK_DOUBLES)]
         self.state = state
         self.random = np.random.default_rng(SEED)
-        self.steps = passes * STEPS
         self.worked_on = self.choose()
+        self.pass_steps = max(1, min(self.most_steps, len(self.worked_on) // STEP_BLOCKS))
+        self.steps = passes * self.pass_steps
 
     def choose(self) -> list[int]:
         """Return the numbers of the blocks that a pass goes over."""
@@ -53,8 +55,8 @@ class Pattern:
 
     def _share_of(self, blocks: list[int], index: int) -> list[int]:
         """Return the blocks that are one step's share of a pass over them."""
-        step = index % STEPS
-        return blocks[len(blocks) * step // STEPS : len(blocks) * (step + 1) // STEPS]
+        step = index % self.pass_steps
+        return blocks[len(blocks) * step // self.pass_steps : len(blocks) * (step + 1) // self.pass_steps]
 
 
 def rewrite(block: NDArray[np.float64]) -> None:
@@ -98,7 +100,7 @@ class Mix(Tenth):
             due = max(1, round(len(self.rest) * COLD))
             self.cold, self.rest = self.rest[:due], self.rest[due:] + self.rest[:due]
         super().step(index)
-        if index < STEPS:
+        if index < self.pass_steps:
             for block in self._share_of(self.cold, index):
                 rewrite(self.blocks[block])
 
@@ -116,6 +118,8 @@ class Nothing(Pattern):
 
 class Sweep(Pattern):
     """Goes once through the state between two cuts, from front to back; rewrites each block `passes` times in a row."""
+
+    most_steps = 64
 
     def __init__(self, state: NDArray[np.float64], passes: int) -> None:
         super().__init__(state, 1)

@@ -15,10 +15,10 @@ import aims
 import faults
 import launch
 from aims import Aim
-from configuration import DIRECT, FORK, GIB, MIB, NUMPY, QUARTER_POOL, WHOLE_POOL, Configuration
+from configuration import DIRECT, FORK, GIB, MIB, QUARTER_POOL, WHOLE_POOL, Configuration
 
 SELECTION: list[dict[str, Any]] = [
-    {"huge": False, "patterns": ["all"], "contenders": [WHOLE_POOL, QUARTER_POOL, FORK, DIRECT, NUMPY]},
+    {"huge": False, "patterns": ["all"], "contenders": [WHOLE_POOL, QUARTER_POOL, FORK, DIRECT]},
     {"huge": False, "patterns": ["tenth", "none"], "contenders": [WHOLE_POOL], "bandwidth": False},
     {"huge": True, "patterns": ["all"], "contenders": [WHOLE_POOL], "bandwidth": False},
 ]
@@ -32,6 +32,7 @@ def main() -> None:
     add("--mib", type=int, default=256, help="state of a rank, in MiB")
     add("--repetitions", type=int, default=3)
     add("--samples", type=int, default=2000, help="write faults that are timed")
+    add("--program", type=Path, default=faults.PROGRAM, help="faults.c, compiled")
     add("--dir", type=Path, default=launch.RESULTS, help="folder for the files that are written")
     options = parser.parse_args()
     launch.end_cleanly()
@@ -48,7 +49,7 @@ def main() -> None:
         )
         for aim in aims.aims(launch.measure(configuration, options.dir)):
             found.append(aim if not part["huge"] else aim.named("huge pages, "))
-    measured = faults.measure(options.dir, huge=False, mib=2 * options.mib, samples=options.samples)
+    measured = faults.measure(options.program, options.dir, huge=False, mib=2 * options.mib, samples=options.samples)
     found.append(aims.of_faults(faults.ratio(measured), "4k"))
     console = launch.console()
     console.print(aims.table(found))

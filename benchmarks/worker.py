@@ -34,7 +34,7 @@ from configuration import (
     contender_named,
 )
 from forked import ForkWrite
-from patterns import PATTERNS, STEPS, Pattern
+from patterns import PATTERNS, Pattern
 
 NONE = "none"
 OTHERS: dict[str, type[Contender]] = {
@@ -44,6 +44,7 @@ OTHERS: dict[str, type[Contender]] = {
     H5PY_NEW: H5pyNew,
     NUMPY: NumpySave,
 }
+LOOK_SECONDS = 0.005  # between two looks whether the checkpoint is on the disk: a look takes 15 us
 TRIAL = 4  # passes of a trial run of the work
 
 
@@ -124,7 +125,7 @@ class Rank:
         work = pattern(state, passes)
         for _ in range(contender.warm_up):
             self.epoch(Run(), contender, work, cut=True)
-        for index in range(0 if contender.warm_up else STEPS):
+        for index in range(0 if contender.warm_up else work.pass_steps):
             work.step(index)  # since the last checkpoint, as in a run that makes one after another
         own_state = 0 if np.may_share_memory(state, self.state) else state.nbytes
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark of the memory starts anew
@@ -152,21 +153,22 @@ class Rank:
         if cut:
             contender.cut()
             run.blocked += (time.perf_counter() - cut_at) / max(1, run.cuts)
-        index = 0
-        while index < work.steps or pending or index % STEPS:
+        index, next_look = 0, 0.0
+        while index < work.steps or pending or index % work.pass_steps:
             work.step(index)
             index += 1
             contender.safe_point()
-            if pending and contender.done():
-                pending = False
-                run.durable += (time.perf_counter() - cut_at) / max(1, run.cuts)
+            if pending and (now := time.perf_counter()) >= next_look:
+                next_look = now + LOOK_SECONDS
+                pending = not contender.done()
+                run.durable += 0.0 if pending else (now - cut_at) / max(1, run.cuts)
         run.steps += index
 
     def passes_for(self, pattern: type[Pattern]) -> int:
         """Return how many passes take the time between two cuts that is asked for."""
         work = pattern(self.state, TRIAL)
         wanted = self.configuration.work_seconds / pattern.cuts
-        for index in range(STEPS):
+        for index in range(work.pass_steps):
             work.step(index)
         self.comm.Barrier()
         trials, begin = 0, time.perf_counter()
