@@ -59,13 +59,13 @@ def _percent(value: float) -> str:
 def aims(result: dict[str, Any]) -> Iterator[Aim]:
     """Give the aims that one configuration can tell of, from its medians."""
     found = {(row.pattern, row.contender): row for row in report.rows(result)}
-    huge = report.configuration(result).huge
+    huge, repetitions = report.configuration(result).huge, report.configuration(result).repetitions
     yield from _of_all(found)
     yield from _of_little(found)
     yield from _blocked(found, huge=huge)
     yield from _of_the_order(found)
     yield from _of_the_storage(found)
-    for row in found.values():
+    for row in found.values() if repetitions > 1 else ():  # what a first run loads counts there, too
         if row.contender == WHOLE_POOL and row.pattern == "all":
             yield _at_most("memory beside state and pool", row.memory - 1.0, MEMORY_BESIDE_POOL, _percent)
     if "bandwidth" in result:

@@ -19,6 +19,7 @@ from configuration import DIRECT, FORK, GIB, MIB, WHOLE_POOL, Configuration
 DOCS = Path(__file__).parents[1] / "docs"
 CONTENDERS = [WHOLE_POOL, FORK, DIRECT]
 SIZE_RANKS = 2
+LEAST_SECONDS = 0.25  # of work between two cuts: with less of it a small state drowns in the noise
 
 
 def _options() -> argparse.Namespace:
@@ -43,7 +44,7 @@ def _configuration(ranks: int, nbytes: int, repetitions: int) -> Configuration:
         patterns=["all"],
         contenders=CONTENDERS,
         repetitions=repetitions,
-        work_seconds=1.5 * nbytes / GIB,
+        work_seconds=max(LEAST_SECONDS, 1.5 * nbytes / GIB),
         bandwidth=False,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from statistics import median, quantiles
 from typing import TypeAlias
@@ -14,7 +15,8 @@ matplotlib.use("agg")
 Curve: TypeAlias = dict[int, list[float]]
 """The values of all runs, in ms, by what is on the x axis."""
 
-LOOKS = [("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", ":")]  # Okabe and Ito's colours
+# Colour (of Okabe and Ito's), marker, line, and by how much points are shifted so that bars do not hide each other.
+LOOKS = [("#0072B2", "o", "-", 0.98), ("#D55E00", "s", "--", 1.0), ("#009E73", "^", ":", 1.02)]
 FLOOR_MS = 1.0  # what is less, or lost in the noise below nothing, is drawn here
 
 
@@ -37,20 +39,23 @@ def draw(path: Path, curves: dict[str, Curve], *, x: str) -> Path:
     """
     figure = Figure(figsize=(7, 4), dpi=200, layout="constrained")
     axes = figure.subplots()
-    for (name, curve), (colour, marker, line) in zip(curves.items(), LOOKS, strict=False):
+    for (name, curve), (colour, marker, line, shift) in zip(curves.items(), LOOKS, strict=False):
         points = sorted(curve)
         middles = [_shown(median(curve[at])) for at in points]
-        quartiles = [quantiles(curve[at], n=4) if len(curve[at]) > 1 else curve[at] * 3 for at in points]
+        quartiles = [
+            quantiles(curve[at], n=4, method="inclusive") if len(curve[at]) > 1 else curve[at] * 3 for at in points
+        ]
         below = [max(0.0, middle - _shown(low)) for middle, (low, _, _) in zip(middles, quartiles, strict=True)]
         above = [max(0.0, _shown(high) - middle) for middle, (_, _, high) in zip(middles, quartiles, strict=True)]
-        axes.errorbar(
-            points, middles, yerr=[below, above], label=name, color=colour, marker=marker, linestyle=line, capsize=3
-        )
+        look = {"color": colour, "marker": marker, "linestyle": line, "capsize": 3}
+        axes.errorbar([at * shift for at in points], middles, yerr=[below, above], label=name, **look)
     ticks = sorted({at for curve in curves.values() for at in curve})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{at:,}" for at in ticks])
     axes.set_yscale("log")
+    axes.set_ylim(*_decades(axes.get_ylim()))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.yaxis.set_minor_formatter("")
     axes.set_xlabel(x)
     axes.set_ylabel("added per checkpoint (ms)")
     axes.spines[["top", "right"]].set_visible(False)
@@ -58,6 +63,12 @@ def draw(path: Path, curves: dict[str, Curve], *, x: str) -> Path:
     axes.legend(frameon=False)
     figure.savefig(path)
     return path
+
+
+def _decades(limits: tuple[float, float]) -> tuple[float, float]:
+    """Widen the limits of a logarithmic axis to whole powers of ten."""
+    low, high = limits
+    return 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
 
 
 def _shown(milliseconds: float) -> float:

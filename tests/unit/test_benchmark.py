@@ -156,7 +156,7 @@ def result_with(**added: float) -> dict[str, Any]:
     rest = {"blocked": 0.005, "durable": 1.0, "cpu_added": 0.1, "memory": 2**30}
     runs = {names[key]: [{"added": value, **rest}] for key, value in added.items()}
     chosen = {"ranks": 2, "nbytes": 2**30, "huge": False, "patterns": ["all"], "contenders": list(runs)}
-    return {"configuration": chosen | {"repetitions": 1, "work_seconds": 1.0}, "patterns": {"all": runs}}
+    return {"configuration": chosen | {"repetitions": 3, "work_seconds": 1.0}, "patterns": {"all": runs}}
 
 
 @pytest.mark.parametrize(("ours", "fork", "met"), [(0.16, 1.0, True), (0.17, 1.0, False), (0.1, -0.1, False)])
