@@ -47,8 +47,9 @@ def draw(path: Path, curves: dict[str, Curve], *, x: str) -> Path:
         ]
         below = [max(0.0, middle - _shown(low)) for middle, (low, _, _) in zip(middles, quartiles, strict=True)]
         above = [max(0.0, _shown(high) - middle) for middle, (_, _, high) in zip(middles, quartiles, strict=True)]
-        look = {"color": colour, "marker": marker, "linestyle": line, "capsize": 3}
-        axes.errorbar([at * shift for at in points], middles, yerr=[below, above], label=name, **look)
+        shifted = [at * shift for at in points]
+        axes.plot(shifted, middles, label=name, color=colour, marker=marker, linestyle=line)
+        axes.errorbar(shifted, middles, yerr=[below, above], fmt="none", ecolor=colour, capsize=3)
     ticks = sorted({at for curve in curves.values() for at in curve})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{at:,}" for at in ticks])
@@ -66,9 +67,9 @@ def draw(path: Path, curves: dict[str, Curve], *, x: str) -> Path:
 
 
 def _decades(limits: tuple[float, float]) -> tuple[float, float]:
-    """Widen the limits of a logarithmic axis to whole powers of ten."""
+    """Widen the limits of a logarithmic axis to whole powers of ten, but not far below the floor."""
     low, high = limits
-    return 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
+    return max(0.7 * FLOOR_MS, 10.0 ** math.floor(math.log10(low))), 10.0 ** math.ceil(math.log10(high))
 
 
 def _shown(milliseconds: float) -> float:
