@@ -41,17 +41,19 @@ def results_in(path: Path) -> list[dict[str, Any]]:
 def test_bench_measures_every_contender_under_every_pattern(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     options = ("--repetitions", 1, "--pages", "4k", "--dir", tmp_path, "--json", output)
-    printed = run("bench.py", "--ranks", 1, "--mib", 16, "--work", 0.5, "--beside", "MPICKPT_NOTHING=1", *options)
+    printed = run("bench.py", "--ranks", 1, "--mib", 16, "--work", 0.25, "--beside", "MPICKPT_POOL=2MiB", *options)
     (result,) = results_in(output)
     assert set(result["patterns"]) == set(PATTERNS)
     for pattern, runs_of in result["patterns"].items():
-        assert set(runs_of) == {"none", "mpickpt, MPICKPT_NOTHING=1", *CONTENDERS}
+        assert set(runs_of) == {"none", "mpickpt, MPICKPT_POOL=2MiB", *CONTENDERS}
         for name, runs in runs_of.items():
             if name != "none":
                 assert all(0 < run["blocked"] <= run["durable"] for run in runs), name
             if name.startswith("mpickpt"):
                 assert pattern != "none" or all(run["copied"] == 0 for run in runs), name
                 assert pattern != "all" or all(run["written"] >= 16 * MIB for run in runs), name
+        (ours,), (small,) = runs_of["mpickpt, pool = state"], runs_of["mpickpt, MPICKPT_POOL=2MiB"]
+        assert small["memory"] < 8 * MIB < ours["memory"], "the variable is set for its own contender alone"
     assert all(second > 0 for seconds in result["bandwidth"].values() for second in seconds)
     assert "of raw pwrite" in printed and "all: added, of fork() (pool = state)" in printed
     assert list(tmp_path.iterdir()) == [output], "the measured files were not removed"
