@@ -41,12 +41,17 @@ PYTEST := $(BIN)/pytest --timeout=$(TEST_LIMIT) --timeout-method=thread
 # --kill-after: a pytest that does not end on SIGTERM has ranks of its own to take down first.
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
-.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults lint bench bench-guard bench-rounds clean
+.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults lint bench bench-quick bench-curves \
+        bench-throttled bench-faults bench-guard bench-rounds clean
 
 help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
 	@echo 'make test    every test: C, units, MPI with 1, 2 and 4 ranks, crashes'
 	@echo 'make bench   the figures of docs/performance.md (three quarters of an hour, 30 GiB of disk, 8 GiB of memory)'
+	@echo 'make bench-quick   the main ratios beside their aims, in a minute'
+	@echo 'make bench-curves  cost against size and ranks, drawn into docs/ (a quarter of an hour)'
+	@echo 'make bench-throttled   the cost on slow storage, as root (under ten minutes)'
+	@echo 'make bench-faults  percentiles of a write fault, beside memcpy (20 s, 4 GiB of memory)'
 	@echo 'make bench-guard   what receiving into saved memory costs, and what waiting ranks give to the drain'
 	@echo 'make bench-rounds  what agreeing on a cut costs'
 	@echo 'make lint    ruff and mypy --strict'
@@ -65,9 +70,9 @@ $(VENV)/stamp-install: $(VENV)/stamp-venv $(SOURCES)
 	touch $@
 
 # The tools alone: the list is that of the extra [dev], and the package in it is there already.
-DEV_TOOLS := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["dev"])
+EXTRA := import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]])
 $(VENV)/stamp-dev: $(VENV)/stamp-venv pyproject.toml | $(VENV)/stamp-install
-	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c '$(DEV_TOOLS)')
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c '$(EXTRA)' dev)
 	touch $@
 
 install: $(VENV)/stamp-install
@@ -85,7 +90,7 @@ define ctest
 endef
 
 test-native: $(VENV)/stamp-dev
-	$(call ctest,native)
+	$(call ctest,native,-DMPICKPT_BENCHMARKS=ON)
 
 test-sanitized: $(VENV)/stamp-dev
 	$(call ctest,native-undefined,-DMPICKPT_SANITIZE=undefined)
@@ -108,9 +113,27 @@ lint: $(VENV)/stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict mpickpt benchmarks jobs
 
-# BENCH: options of the benchmark, such as --ranks 2 --mib 1024 --pages 4k; none measures all.
+# BENCH: options of the benchmark, such as --mib 256 --pages 4k --patterns all; none measures all.
 bench: install
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+bench-quick: install $(BUILD)/native-bench/faults
+	$(BIN)/python benchmarks/quick.py $(BENCH)
+
+bench-curves: install
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c '$(EXTRA)' bench)
+	$(BIN)/python benchmarks/curves.py $(BENCH)
+
+bench-throttled: install
+	$(BIN)/python benchmarks/throttled.py $(BENCH)
+
+bench-faults: install $(BUILD)/native-bench/faults
+	$(BIN)/python benchmarks/faults.py $(BENCH)
+
+$(BUILD)/native-bench/faults: benchmarks/faults.c $(SOURCES) | $(VENV)/stamp-dev
+	cmake -S native -B $(@D) -DCMAKE_BUILD_TYPE=Release -DMPICKPT_PYTHON=OFF -DMPICKPT_BENCHMARKS=ON >/dev/null
+	cmake --build $(@D) --parallel 2
+	touch $@
 
 bench-guard: install
 	mkdir -p benchmarks/results

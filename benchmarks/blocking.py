@@ -27,7 +27,7 @@ class Contender:
     Parameters
     ----------
     folder : Path
-        Where the rank's files go; they are removed by `remove`.
+        Where the rank's files go; whoever made it removes it.
     state : NDArray[np.float64]
         The rank's state, page aligned.
     """
@@ -38,12 +38,17 @@ class Contender:
         self.turn = 0
         self.copied_bytes = 0  # memory that the checkpoint took outside this process
 
+    @property
+    def warm_up(self) -> int:
+        """How many epochs come before the first one that is measured."""
+        return 0
+
     def open(self, steps: int) -> NDArray[np.float64]:
-        """Get ready for a run of so many steps; return the memory that it works on."""
+        """Get ready for a run with so many steps between two cuts; return the memory that it works on."""
         return self.state
 
     def safe_point(self) -> None:
-        """Pass the head of a step at which there is no cut."""
+        """Pass a safe point at which there is no cut."""
 
     def cut(self) -> None:
         """Take the checkpoint, or start to; the program is blocked meanwhile."""
@@ -52,11 +57,12 @@ class Contender:
         """Tell whether the checkpoint is on the disk; asked at each step after the cut."""
         return True
 
+    def told(self) -> dict[str, float]:
+        """Return what the contender itself has counted since `open`, in bytes and seconds."""
+        return {}
+
     def close(self) -> None:
         """End the run."""
-
-    def remove(self) -> None:
-        """Remove the files."""
 
     def next_turn(self) -> int:
         """Return 0 and 1 in turn: which of the two checkpoints is overwritten."""
@@ -81,11 +87,6 @@ class NewFile(Contender):
     @abstractmethod
     def write(self, path: Path) -> None:
         """Write the state into a new file."""
-
-    def remove(self) -> None:
-        """Remove the files."""
-        for path in self.folder.glob(f"*{self.suffix}"):
-            path.unlink()
 
 
 class H5pyNew(NewFile):
@@ -128,11 +129,6 @@ class H5pyInPlace(Contender):
         os.fsync(descriptor)
         os.close(descriptor)
 
-    def remove(self) -> None:
-        """Remove the files."""
-        for path in self.paths:
-            path.unlink()
-
 
 class DirectWrite(Contender):
     """The quickest way to block: O_DIRECT over a file that exists."""
@@ -144,8 +140,3 @@ class DirectWrite(Contender):
     def cut(self) -> None:
         """Write, fdatasync."""
         self.files[self.next_turn()].write(self.state)
-
-    def remove(self) -> None:
-        """Close and remove the files."""
-        for file in self.files:
-            file.close()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import workload
+import memory
 from blocking import DirectWrite
 from direct import CALL_BYTES
 
@@ -30,7 +30,7 @@ class ForkWrite(DirectWrite):
         if self.child == 0:
             status = 1
             try:
-                file.write(self.state, through=workload.allocate(CALL_BYTES, huge=False))
+                file.write(self.state, through=memory.allocate(CALL_BYTES, huge=False))
                 os.write(report, _own_bytes().to_bytes(REPORT_BYTES, "little"))
                 status = 0
             finally:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
 import mpickpt
 
-import workload
+import memory
 from blocking import Contender
+from patterns import BLOCK_DOUBLES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,10 +23,11 @@ POLL_SECONDS = 0.001
 NAME = "state"
 STRIDE = 1_000_000  # a step of the work counts as so many: a rank that waits for another never runs into the next cut
 NEVER = 1_000_000  # steps between cuts, where only the cuts that are asked for are wanted
+BLOCK_BYTES = 8 * BLOCK_DOUBLES
 
 
 class Live(Contender):
-    """A session with a safe point at every step of the work, and a cut at one of them.
+    """A session with a safe point at every step of the work, and a cut at the head of each epoch.
 
     With huge pages the run works on memory that the session allocated; with 4 KiB pages on the memory that the other
     contenders use, which the session protects.
@@ -41,27 +44,50 @@ class Live(Contender):
         Which pages.
     pool : int
         Bytes for blocks that the program writes to before they are saved.
+    environment : dict of str to str
+        Environment variables that the session is opened with.
     """
 
-    def __init__(self, folder: Path, state: NDArray[np.float64], comm: MPI.Intracomm, *, huge: bool, pool: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        state: NDArray[np.float64],
+        comm: MPI.Intracomm,
+        *,
+        huge: bool,
+        pool: int,
+        environment: dict[str, str],
+    ) -> None:
         super().__init__(folder, state)
         self.comm = comm
         self.huge = huge
         self.pool = pool
+        self.environment = environment
+
+    @property
+    def warm_up(self) -> int:
+        """Two epochs: both slots are in use then, and it is known when each block is written."""
+        return 2
 
     def open(self, steps: int) -> NDArray[np.float64]:
-        """Open a session that is cut every so many steps, and save twice, so that both slots are in use."""
+        """Open a session that is cut every so many steps."""
         self.every = steps * STRIDE
-        self.session = mpickpt.open(self.folder, self.comm, every=self.every, restart="never", pool=self.pool)
-        if self.huge:
-            state = self.session.array(NAME, self.state.shape, fill=1.0)
-        else:
-            state = self.session.protect(NAME, self.state)
-        self.at_step = -1
-        self._go_to(0)
-        for _ in range(2):
-            self.cut()
-            self.sleep_until_done()
+        before = {key: os.environ.get(key) for key in self.environment}
+        os.environ.update(self.environment)
+        try:
+            self.session = mpickpt.open(self.folder, self.comm, every=self.every, restart="never", pool=self.pool)
+            if self.huge:
+                state = self.session.array(NAME, self.state.shape, fill=1.0)
+            else:
+                state = self.session.protect(NAME, self.state)
+            self.at_step = -1
+            self._go_to(0)  # the first safe point, at which the session gets its pool and its threads
+        finally:
+            for key, value in before.items():
+                if value is None:
+                    del os.environ[key]
+                else:
+                    os.environ[key] = value
         return state
 
     def _go_to(self, step: int) -> None:
@@ -90,6 +116,17 @@ class Live(Contender):
             time.sleep(POLL_SECONDS)
             self._go_to(self.at_step + 1)
 
+    def told(self) -> dict[str, float]:
+        """Return what the session has counted: bytes written and copied, seconds of faults, stalls and drains."""
+        stats = self.session.stats()
+        return {
+            "written": stats.bytes_written,
+            "copied": stats.blocks_copied * BLOCK_BYTES,
+            "faults": stats.fault_seconds,
+            "stalls": stats.stall_seconds,
+            "drain": stats.drain_seconds,
+        }
+
     def close(self) -> None:
         """Close the session."""
         self.session.close()
@@ -98,7 +135,7 @@ class Live(Contender):
 def restart(folder: Path, state: NDArray[np.float64], comm: MPI.Intracomm, *, huge: bool) -> float:
     """Return the seconds until the state is back in memory, checked block by block."""
     if not huge:
-        workload.touch(state)
+        memory.touch(state)
     comm.Barrier()
     begin = time.perf_counter()
     session = mpickpt.open(folder, comm, every=NEVER, restart="auto")

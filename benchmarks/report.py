@@ -1,4 +1,4 @@
-"""From runs to figures: medians per GiB of one rank's state, the table, and what was aimed at."""
+"""From runs to figures: medians per GiB of one rank's state, and the table."""
 
 from __future__ import annotations
 
@@ -8,15 +8,27 @@ from typing import Any
 
 from rich.table import Table
 
-GIB = 1024**3
+from configuration import GIB, Configuration
+
 MILLI = 1000.0
-AIM_CONFIGURATION = {"ranks": 2, "nbytes": GIB, "pages": "4k"}
-WHOLE_POOL = "mpickpt, pool = state"
+NONE = "none"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One contender under one pattern; times per GiB of one rank's state."""
+    """One contender under one pattern: the medians of a checkpoint.
+
+    Attributes
+    ----------
+    pattern, contender : str
+        Which.
+    blocked_ms, added_ms, durable_ms, cpu_s : float
+        Per GiB of one rank's state.
+    memory : float
+        Beside the state, as a multiple of it.
+    written, copied, faults_ms : float or None
+        Shares of the state, and time in write faults per GiB; None where the contender does not tell.
+    """
 
     pattern: str
     contender: str
@@ -24,7 +36,10 @@ class Row:
     added_ms: float
     durable_ms: float
     cpu_s: float
-    memory: float  # beside the state, as a multiple of it
+    memory: float
+    written: float | None
+    copied: float | None
+    faults_ms: float | None
 
 
 @dataclass(frozen=True)
@@ -47,13 +62,19 @@ class Bandwidth:
         return self.restart / self.raw_read
 
 
+def configuration(result: dict[str, Any]) -> Configuration:
+    """Return what was measured."""
+    return Configuration(**result["configuration"])
+
+
 def rows(result: dict[str, Any]) -> list[Row]:
     """Return the medians of a configuration's runs, in the order of its patterns and contenders."""
-    gib = result["nbytes"] / GIB
+    nbytes = configuration(result).nbytes
+    gib = nbytes / GIB
     found = []
     for pattern, runs_of in result["patterns"].items():
         for contender, runs in runs_of.items():
-            if "added" not in runs[0]:  # the plain runs
+            if contender == NONE:
                 continue
             middle = {key: median(run[key] for run in runs) for key in runs[0]}
             found.append(
@@ -64,7 +85,10 @@ def rows(result: dict[str, Any]) -> list[Row]:
                     added_ms=middle["added"] * MILLI / gib,
                     durable_ms=middle["durable"] * MILLI / gib,
                     cpu_s=middle["cpu_added"] / gib,
-                    memory=middle["memory"] / result["nbytes"],
+                    memory=middle["memory"] / nbytes,
+                    written=middle["written"] / nbytes if "written" in middle else None,
+                    copied=middle["copied"] / nbytes if "copied" in middle else None,
+                    faults_ms=middle["faults"] * MILLI / gib if "faults" in middle else None,
                 )
             )
     return found
@@ -72,7 +96,8 @@ def rows(result: dict[str, Any]) -> list[Row]:
 
 def bandwidth(result: dict[str, Any]) -> Bandwidth:
     """Return the medians of a configuration's bandwidths."""
-    gib = result["nbytes"] / GIB * result["ranks"]
+    measured = configuration(result)
+    gib = measured.nbytes / GIB * measured.ranks
     seconds = {name: median(values) for name, values in result["bandwidth"].items()}
     return Bandwidth(
         drain=gib / seconds["drain"],
@@ -82,49 +107,35 @@ def bandwidth(result: dict[str, Any]) -> Bandwidth:
     )
 
 
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
 def table(results: list[dict[str, Any]]) -> Table:
     """Return all configurations as one table."""
     made = Table(title="One checkpoint, per GiB of a rank's state; medians")
     for heading in ("ranks x state, pages", "rewritten", "contender"):
         made.add_column(heading)
-    for heading in ("blocked ms", "added ms", "on disk ms", "CPU s", "memory x", "drain GiB/s", "restart GiB/s"):
+    for heading in ("blocked ms", "added ms", "in faults", "on disk ms", "written", "copied", "CPU s", "memory x"):
         made.add_column(heading, justify="right")
     for result in results:
-        where = f"{result['ranks']} x {result['nbytes'] // 2**20} MiB, {result['pages']}"
+        where = str(configuration(result))
         for row in rows(result):
-            figures = (f"{row.blocked_ms:.1f}", f"{row.added_ms:.0f}", f"{row.durable_ms:.0f}")
-            rest = (f"{row.cpu_s:.2f}", f"{row.memory:.2f}", "", "")
-            made.add_row(where, row.pattern, row.contender, *figures, *rest)
-        rate = bandwidth(result)
-        drain = f"{rate.drain:.2f} ({rate.drain_ratio:.0%})"
-        restart = f"{rate.restart:.2f} ({rate.restart_ratio:.0%})"
-        made.add_row(where, "idle ranks", "mpickpt", "", "", "", "", "", drain, restart)
-        raw = (f"{rate.raw_write:.2f}", f"{rate.raw_read:.2f}")
-        made.add_row(where, "idle ranks", "raw pwrite, pread", "", "", "", "", "", *raw, end_section=True)
+            faults = "" if row.faults_ms is None else f"{row.faults_ms:.1f}"
+            times = (f"{row.blocked_ms:.1f}", f"{row.added_ms:.0f}", faults, f"{row.durable_ms:.0f}")
+            shares = (_percent(row.written), _percent(row.copied), f"{row.cpu_s:.2f}", f"{row.memory:.2f}")
+            made.add_row(where, row.pattern, row.contender, *times, *shares)
+        made.add_section()
     return made
 
 
-def aims(results: list[dict[str, Any]]) -> list[tuple[str, str, bool]]:
-    """Return what was aimed at, what was measured and whether it was met, for 2 ranks of 1 GiB in 4 KiB pages."""
-    chosen = [result for result in results if AIM_CONFIGURATION.items() <= result.items()]
-    if not chosen:
-        return []
-    by_key = {(row.pattern, row.contender): row for row in rows(chosen[0])}
-    found = []
-    blocked = max((row.blocked_ms for key, row in by_key.items() if key[1] == WHOLE_POOL), default=None)
-    if blocked is not None:
-        found.append(("blocked at the cut under 25 ms per GiB", f"{blocked:.1f} ms", blocked < 25))
-    whole = by_key.get(("all", WHOLE_POOL))
-    for other, share in (("fork()", 1 / 4), ("h5py, in place", 1 / 5), ("h5py, new file", 1 / 5)):
-        row = by_key.get(("all", other))
-        if whole and row:
-            ratio = whole.added_ms / row.added_ms
-            found.append((f"all rewritten: added at most {share:.2f} of {other}", f"{ratio:.2f}", ratio <= share))
-    tenth = by_key.get(("tenth", WHOLE_POOL))
-    if tenth:
-        met = tenth.added_ms < 100
-        found.append(("a tenth rewritten: added under 100 ms per GiB", f"{tenth.added_ms:.0f} ms", met))
-    rate = bandwidth(chosen[0])
-    found.append(("drain at least 80% of raw pwrite", f"{rate.drain_ratio:.0%}", rate.drain_ratio >= 0.8))
-    found.append(("restart at least 80% of raw pread", f"{rate.restart_ratio:.0%}", rate.restart_ratio >= 0.8))
-    return found
+def bandwidth_lines(results: list[dict[str, Any]]) -> list[str]:
+    """Return a sentence for each configuration on how quickly idle ranks drain and restart."""
+    lines = []
+    for result in results:
+        if "bandwidth" in result:
+            rate = bandwidth(result)
+            drain = f"drain {rate.drain:.2f} GiB/s, {rate.drain_ratio:.0%} of raw pwrite ({rate.raw_write:.2f})"
+            restart = f"restart {rate.restart:.2f} GiB/s, {rate.restart_ratio:.0%} of raw pread ({rate.raw_read:.2f})"
+            lines.append(f"{configuration(result)}, idle ranks: {drain}; {restart}")
+    return lines

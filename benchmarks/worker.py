@@ -1,17 +1,17 @@
 """One rank of one configuration: runs the contenders in turn and gathers what they took.
 
-Started by `bench.py` under mpiexec, with a configuration in JSON as its argument; rank 0 writes the result to
-the file that the configuration names.
+Started by `launch.py` under mpiexec. Its arguments are a configuration in JSON and a folder to write in; rank 0 leaves
+the result there.
 """
 
 from __future__ import annotations
 
 import json
 import resource
-import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,49 +19,61 @@ import numpy as np
 from mpi4py import MPI
 
 import live
-import workload
+import memory
+from bandwidth import Idle
 from blocking import Contender, DirectWrite, H5pyInPlace, H5pyNew, NumpySave
-from direct import DirectFile
+from cgroup import Limit
+from configuration import (
+    DIRECT,
+    FORK,
+    H5PY_IN_PLACE,
+    H5PY_NEW,
+    NUMPY,
+    WHOLE_POOL,
+    Configuration,
+    contender_named,
+)
 from forked import ForkWrite
+from patterns import PATTERNS, Pattern
 
-GIB = 1024**3
 NONE = "none"
-LIVE_POOLS = {"mpickpt, pool = state": 1.0, "mpickpt, pool = state/4": 0.25}
 OTHERS: dict[str, type[Contender]] = {
-    "fork()": ForkWrite,
-    "O_DIRECT write": DirectWrite,
-    "h5py, in place": H5pyInPlace,
-    "h5py, new file": H5pyNew,
-    "numpy.save": NumpySave,
+    FORK: ForkWrite,
+    DIRECT: DirectWrite,
+    H5PY_IN_PLACE: H5pyInPlace,
+    H5PY_NEW: H5pyNew,
+    NUMPY: NumpySave,
 }
-CUT_AT = 0.25  # of the work: the drain has the other three quarters to run beside it
-MINIMUM_STEPS = 8
+LOOK_SECONDS = 0.005  # between two looks whether the checkpoint is on the disk: a look takes 15 us
+TRIAL = 4  # passes of a trial run of the work
 
 
-@dataclass(frozen=True)
-class Configuration:
-    """What one start of mpiexec measures."""
-
-    nbytes: int
-    huge: bool
-    patterns: list[str]
-    contenders: list[str]
-    repetitions: int
-    work_seconds: float
-    folder: str
-    output: str
-
-
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """One run of the work on this rank."""
+    """One run of the work on this rank, in seconds and bytes; what belongs to checkpoints is for each of them.
 
-    steps: int
-    seconds: float
-    blocked: float  # at the cut
-    durable: float  # from the cut until the checkpoint was on the disk; 0 without one
-    cpu: float  # seconds, of all threads and child processes
-    memory: float  # bytes beside the state
+    Attributes
+    ----------
+    steps, cuts : int
+        Steps of the work, and checkpoints meanwhile.
+    seconds, cpu : float
+        Of the whole run: time, and processor time of all threads and child processes.
+    blocked, durable : float
+        Standing still at the cut, and from the cut until the checkpoint was on the disk.
+    memory : float
+        Bytes beside the state.
+    told : dict of str to float
+        What the contender itself counted.
+    """
+
+    steps: int = 0
+    cuts: int = 0
+    seconds: float = 0.0
+    cpu: float = 0.0
+    blocked: float = 0.0
+    durable: float = 0.0
+    memory: float = 0.0
+    told: dict[str, float] | None = None
 
 
 def _cpu_seconds() -> float:
@@ -77,82 +89,110 @@ def _memory(field: str) -> int:
 class Rank:
     """The state of one rank, and the contenders that save it."""
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: Configuration, folder: Path) -> None:
         self.comm = MPI.COMM_WORLD
         self.configuration = configuration
-        self.folder = Path(configuration.folder) / f"rank-{self.comm.rank}"
+        self.folder = folder / f"rank-{self.comm.rank}"
         self.folder.mkdir()
-        self.shared = Path(configuration.folder) / "session.ckpt"
-        self.state = workload.allocate(configuration.nbytes, huge=configuration.huge)
-        self.contenders: dict[str, Contender] = {NONE: Contender(self.folder, self.state)}
-        for name in configuration.contenders:
-            if name in LIVE_POOLS:
-                self.contenders[name] = self.live_with(LIVE_POOLS[name])
-            else:
-                self.contenders[name] = OTHERS[name](self.folder, self.state)
+        self.shared = folder / "session.ckpt"
+        self.state = memory.allocate(configuration.nbytes, huge=configuration.huge)
+        self.limit: AbstractContextManager[None] = nullcontext()
+        if configuration.cgroups:
+            limit = Limit(Path(configuration.cgroups[self.comm.rank]), self.folder, configuration.bytes_per_second)
+            limit.join()
+            self.limit = limit
+        self.contenders = {name: self.contender(name) for name in configuration.contenders}
 
-    def live_with(self, pool_share: float) -> live.Live:
+    def contender(self, name: str) -> Contender:
+        """Make the contender of that name, with files of its own."""
+        named = contender_named(name)
+        if named.pool is not None:
+            return self.live_with(named.pool, named.environment)
+        folder = self.folder / f"contender-{len(list(self.folder.iterdir()))}"
+        folder.mkdir()
+        return OTHERS[named.kind](folder, self.state)
+
+    def live_with(self, pool_share: float, environment: dict[str, str]) -> live.Live:
         """Make mpickpt the contender, with a pool of a share of the state."""
         pool = int(self.configuration.nbytes * pool_share)
-        return live.Live(self.shared, self.state, self.comm, huge=self.configuration.huge, pool=pool)
+        huge = self.configuration.huge
+        return live.Live(self.shared, self.state, self.comm, huge=huge, pool=pool, environment=environment)
 
-    def run(self, contender: Contender, pattern: str, steps: int, *, checkpoint: bool) -> Run:
-        """Do the work once, with a checkpoint in its midst or without.
-
-        The work goes on beyond `steps` until the checkpoint is on the disk, so that all its cost falls into the run.
-        """
+    def run(self, contender: Contender, pattern: type[Pattern], passes: int, cuts: int) -> Run:
+        """Do the work of `pattern.cuts` epochs, of which the first `cuts` begin with a checkpoint."""
         resident = _memory("VmRSS")
-        state = contender.open(steps)
-        workload.step(state, pattern)  # since the last checkpoint, as in a run that makes one after another
+        state = contender.open(pattern(self.state, passes).steps)
+        work = pattern(state, passes)
+        for _ in range(contender.warm_up):
+            self.epoch(Run(), contender, work, cut=True)
+        for index in range(0 if contender.warm_up else work.pass_steps):
+            work.step(index)  # since the last checkpoint, as in a run that makes one after another
         own_state = 0 if np.may_share_memory(state, self.state) else state.nbytes
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark of the memory starts anew
-        cut_step = int(steps * CUT_AT) if checkpoint else steps
-        cut_at = blocked = durable = 0.0
-        index = 0
+        run = Run(cuts=cuts)
         self.comm.Barrier()
-        cpu = _cpu_seconds()
-        begin = time.perf_counter()
-        while index < steps or (checkpoint and durable == 0.0):
-            if index == cut_step:
-                cut_at = time.perf_counter()
-                contender.cut()
-                blocked = time.perf_counter() - cut_at
-            else:
-                contender.safe_point()
-            if checkpoint and index >= cut_step and durable == 0.0 and contender.done():
-                durable = time.perf_counter() - cut_at
-            workload.step(state, pattern)
-            index += 1
-        seconds = time.perf_counter() - begin
-        cpu = _cpu_seconds() - cpu
-        memory = max(contender.copied_bytes, _memory("VmHWM") - resident - own_state)
+        told = contender.told()
+        cpu, begin = _cpu_seconds(), time.perf_counter()
+        for epoch in range(pattern.cuts):
+            self.epoch(run, contender, work, cut=epoch < cuts)
+        run.seconds = time.perf_counter() - begin
+        run.cpu = _cpu_seconds() - cpu
+        run.told = {key: (value - told[key]) / cuts for key, value in contender.told().items()}
+        run.memory = max(contender.copied_bytes, _memory("VmHWM") - resident - own_state)
         self.comm.Barrier()
         contender.close()
-        return Run(index, seconds, blocked, durable, cpu, memory)
+        return run
 
-    def steps_for(self, pattern: str) -> int:
-        """Return how many steps of a pattern take the time that is asked for."""
-        workload.step(self.state, pattern)
+    def epoch(self, run: Run, contender: Contender, work: Pattern, *, cut: bool) -> None:
+        """Do the work of one epoch, with a checkpoint at its head or without; add to `run`.
+
+        The work goes on in whole passes until the checkpoint is on the disk, so that all its cost falls into the epoch.
+        """
+        pending = cut
+        cut_at = time.perf_counter()
+        if cut:
+            contender.cut()
+            run.blocked += (time.perf_counter() - cut_at) / max(1, run.cuts)
+        index, next_look = 0, 0.0
+        while index < work.steps or pending or index % work.pass_steps:
+            work.step(index)
+            index += 1
+            contender.safe_point()
+            if pending and (now := time.perf_counter()) >= next_look:
+                next_look = now + LOOK_SECONDS
+                pending = not contender.done()
+                run.durable += 0.0 if pending else (now - cut_at) / max(1, run.cuts)
+        run.steps += index
+
+    def passes_for(self, pattern: type[Pattern]) -> int:
+        """Return how many passes take the time between two cuts that is asked for."""
+        work = pattern(self.state, TRIAL)
+        wanted = self.configuration.work_seconds / pattern.cuts
+        for index in range(work.pass_steps):
+            work.step(index)
         self.comm.Barrier()
-        count, begin = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - begin) < self.configuration.work_seconds / 8:
-            workload.step(self.state, pattern)
-            count += 1
-        steps = round(count * self.configuration.work_seconds / elapsed)
-        return max(MINIMUM_STEPS, int(self.comm.allreduce(steps, MPI.MIN)))
+        trials, begin = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - begin) < wanted / 4 or trials == 0:
+            for index in range(work.steps):
+                work.step(index)
+            trials += 1
+        return max(1, int(self.comm.allreduce(round(TRIAL * trials * wanted / elapsed), MPI.MIN)))
 
-    def measure_pattern(self, pattern: str) -> dict[str, list[dict[str, float]]]:
+    def measure_pattern(self, name: str) -> dict[str, list[dict[str, float]]]:
         """Run all contenders in turn, as often as asked for, forwards and backwards, each between two plain runs."""
-        steps = self.steps_for(pattern)
-        plain = self.contenders[NONE]
-        runs: dict[str, list[dict[str, float]]] = {name: [] for name in self.contenders}
+        pattern = PATTERNS[name]
+        passes = self.passes_for(pattern)
+        plain = Contender(self.folder, self.state)
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in (NONE, *self.contenders)}
         for repetition in range(self.configuration.repetitions):
-            names = [name for name in self.contenders if name != NONE]
-            before = self.run(plain, pattern, steps, checkpoint=False)
+            names = list(self.contenders)
+            before = self.run(plain, pattern, passes, cuts=0)
             for name in names if repetition % 2 == 0 else reversed(names):
-                run = self.run(self.contenders[name], pattern, steps, checkpoint=True)
-                after = self.run(plain, pattern, steps, checkpoint=False)
-                runs[NONE].append(asdict(after))
+                contender = self.contenders[name]
+                with self.limit if contender_named(name).throttled else nullcontext():
+                    run = self.run(contender, pattern, passes, cuts=pattern.cuts if contender.warm_up else 1)
+                after = self.run(plain, pattern, passes, cuts=0)
+                runs[NONE].append({"steps": after.steps, "seconds": after.seconds, "cpu": after.cpu})
                 runs[name].append(self._beside(run, before, after))
                 before = after
         return runs
@@ -160,73 +200,33 @@ class Rank:
     def _beside(self, run: Run, before: Run, after: Run) -> dict[str, float]:
         """Compare a run with as many steps without a checkpoint: the slowest rank's times, the mean of the rest."""
         share = run.steps / (before.steps + after.steps)
-        added = run.seconds - share * (before.seconds + after.seconds)
-        cpu = run.cpu - share * (before.cpu + after.cpu)
+        added = (run.seconds - share * (before.seconds + after.seconds)) / run.cuts
+        cpu = (run.cpu - share * (before.cpu + after.cpu)) / run.cuts
+        told = run.told or {}
         times = {"added": added, "blocked": run.blocked, "durable": run.durable}
+        times |= {key: told[key] for key in ("faults", "stalls", "drain") if key in told}
         rest = {"cpu_added": cpu, "memory": run.memory}
+        rest |= {key: told[key] for key in ("written", "copied") if key in told}
         slowest = {key: float(self.comm.allreduce(value, MPI.MAX)) for key, value in times.items()}
         return slowest | {key: float(self.comm.allreduce(value)) / self.comm.size for key, value in rest.items()}
 
     def measure_bandwidth(self) -> dict[str, list[float]]:
         """Take the seconds of a drain and a restart of idle ranks, and those of raw writing and reading."""
-        raw = DirectFile(self.folder / "raw", self.state)
-        live_contender = self.live_with(1.0)
-        seconds: dict[str, list[float]] = {"raw write": [], "drain": [], "raw read": [], "restart": []}
-        state = live_contender.open(live.NEVER)
-        for repetition in range(self.configuration.repetitions):
-            for name in ("raw write", "drain") if repetition % 2 == 0 else ("drain", "raw write"):
-                workload.touch(state)
-                self.comm.Barrier()
-                begin = time.perf_counter()
-                if name == "drain":
-                    live_contender.cut()
-                    live_contender.sleep_until_done()
-                else:
-                    raw.write(self.state)
-                seconds[name].append(self._slowest(time.perf_counter() - begin))
-        live_contender.close()
-        for repetition in range(self.configuration.repetitions):
-            for name in ("raw read", "restart") if repetition % 2 == 0 else ("restart", "raw read"):
-                if name == "restart":
-                    took = live.restart(self.shared, self.state, self.comm, huge=self.configuration.huge)
-                else:
-                    took = self._raw_read(raw)
-                seconds[name].append(self._slowest(took))
-        raw.close()
-        return seconds
-
-    def _raw_read(self, raw: DirectFile) -> float:
-        """Read into memory as a restart does: new memory for huge pages, the program's own for 4 KiB pages."""
-        self.comm.Barrier()
-        begin = time.perf_counter()
-        into = workload.reserve(self.configuration.nbytes, huge=True) if self.configuration.huge else self.state
-        raw.read(into)
-        return time.perf_counter() - begin
-
-    def _slowest(self, seconds: float) -> float:
-        return float(self.comm.allreduce(seconds, MPI.MAX))
-
-    def remove(self) -> None:
-        """Remove the contenders' files."""
-        for contender in self.contenders.values():
-            contender.remove()
-        self.folder.rmdir()
-        self.comm.Barrier()
-        if self.comm.rank == 0 and self.shared.exists():
-            shutil.rmtree(self.shared)
+        named = contender_named(WHOLE_POOL)
+        contender = self.live_with(named.pool or 1.0, named.environment)
+        idle = Idle(self.comm, contender, self.folder / "raw", self.state, huge=self.configuration.huge)
+        return idle.measure(self.configuration.repetitions)
 
 
 def main() -> None:
-    """Measure the configuration in the first argument."""
-    configuration = Configuration(**json.loads(sys.argv[1]))
-    rank = Rank(configuration)
-    result: dict[str, Any] = {
-        "patterns": {pattern: rank.measure_pattern(pattern) for pattern in configuration.patterns},
-        "bandwidth": rank.measure_bandwidth(),
-    }
-    rank.remove()
+    """Measure the configuration in the first argument, in the folder in the second."""
+    configuration, folder = Configuration(**json.loads(sys.argv[1])), Path(sys.argv[2])
+    rank = Rank(configuration, folder)
+    result: dict[str, Any] = {"patterns": {name: rank.measure_pattern(name) for name in configuration.patterns}}
+    if configuration.bandwidth:
+        result["bandwidth"] = rank.measure_bandwidth()
     if rank.comm.rank == 0:
-        Path(configuration.output).write_text(json.dumps(result))
+        (folder / "result.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+"""Limit what a process may write to the disk, by the kernel's block-I/O cgroup: version 1 (blkio) or 2 (io).
+
+The limit is on the real device and on all that the process writes itself, past the page cache as here: neither
+the program nor the benchmark takes part. Needs root.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+MOUNTS = Path("/proc/self/mounts")
+PROCESSES = "cgroup.procs"
+LIMIT_V1, LIMIT_V2 = "blkio.throttle.write_bps_device", "io.max"
+PATIENCE_SECONDS = 10.0  # for processes that were killed to go
+
+
+class NotPossible(Exception):
+    """Writing cannot be limited here; the message says why."""
+
+
+def root_of_groups() -> Path:
+    """Return the folder that cgroups which limit block I/O are made in.
+
+    Raises
+    ------
+    NotPossible
+        Without root, or where the kernel offers no such controller.
+    """
+    if os.geteuid() != 0:
+        raise NotPossible("only root may limit what a process writes: run it as root")
+    for _, folder, kind, options, *_ in (line.split() for line in MOUNTS.read_text().splitlines()):
+        if kind == "cgroup" and "blkio" in options.split(",") and (Path(folder) / LIMIT_V1).exists():
+            return Path(folder)
+        if kind == "cgroup2" and "io" in (Path(folder) / "cgroup.subtree_control").read_text().split():
+            return Path(folder)
+    raise NotPossible(
+        f"no cgroup with a limit for block I/O is mounted: neither version 1 with {LIMIT_V1}, nor version 2 with io in "
+        "cgroup.subtree_control at its root"
+    )
+
+
+def disk_of(folder: Path) -> str:
+    """Return the whole disk that a folder lies on, as ``major:minor``; limits are not for partitions.
+
+    Raises
+    ------
+    NotPossible
+        If the file system lies on no single block device.
+    """
+    number = folder.stat().st_dev
+    device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    if not device.exists():
+        raise NotPossible(f"{folder} is on a file system without a block device of its own: choose another --dir")
+    if (device / "partition").exists():
+        device = device.resolve().parent
+    return (device / "dev").read_text().strip()
+
+
+class Groups(AbstractContextManager[list[Path]]):
+    """Cgroups for so many ranks, that are there while the context is; what still runs in them at its end is killed."""
+
+    def __init__(self, count: int) -> None:
+        root = root_of_groups()
+        self.folders = [root / f"mpickpt-bench-{os.getpid()}-{index}" for index in range(count)]
+
+    def __enter__(self) -> list[Path]:
+        """Make them."""
+        for folder in self.folders:
+            folder.mkdir()
+        return self.folders
+
+    def __exit__(self, *_: object) -> None:
+        """Remove them."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        for folder in self.folders:
+            while folder.exists():
+                for process in (folder / PROCESSES).read_text().split():
+                    os.kill(int(process), signal.SIGKILL)
+                try:
+                    folder.rmdir()
+                except OSError:
+                    if time.monotonic() > end:
+                        raise
+                    time.sleep(0.05)
+
+
+class Limit(AbstractContextManager[None]):
+    """What the processes of a cgroup may write to a folder's disk while the context is open.
+
+    Parameters
+    ----------
+    group : Path
+        The cgroup.
+    folder : Path
+        Where is written.
+    bytes_per_second : int
+        The limit.
+    """
+
+    def __init__(self, group: Path, folder: Path, bytes_per_second: int) -> None:
+        self.group = group
+        self.disk = disk_of(folder)
+        self.bytes_per_second = bytes_per_second
+        self.first_version = (group / LIMIT_V1).exists()
+
+    def join(self) -> None:
+        """Move this process into the cgroup, and with it all threads and children that it will have."""
+        (self.group / PROCESSES).write_text(str(os.getpid()))
+
+    def __enter__(self) -> None:
+        """Limit."""
+        self._set(str(self.bytes_per_second))
+
+    def __exit__(self, *_: object) -> None:
+        """Lift the limit."""
+        self._set("0" if self.first_version else "max")
+
+    def _set(self, value: str) -> None:
+        if self.first_version:
+            (self.group / LIMIT_V1).write_text(f"{self.disk} {value}")
+        else:
+            (self.group / LIMIT_V2).write_text(f"{self.disk} wbps={value}")
