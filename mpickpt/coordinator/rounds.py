@@ -39,11 +39,9 @@ class Rounds:
     """
 
     def __init__(self, comm: MPI.Intracomm, maximum: MPI.Op) -> None:
-        self._comm = own = comm.Dup()
-        self._markers = [Repeated(own.Bcast_init, own.Ibcast, _pair(), root=0) for _ in range(2)]
-        self._answers = [
-            Repeated(own.Allreduce_init, own.Iallreduce, _pair(), _pair(), op=maximum) for _ in range(2)
-        ]
+        self._comm = comm = comm.Dup()
+        self._markers = [Repeated(comm.Bcast_init, comm.Ibcast, _pair(), root=0) for _ in range(2)]
+        self._answers = [Repeated(comm.Allreduce_init, comm.Iallreduce, _pair(), _pair(), op=maximum) for _ in range(2)]
         self._message = np.empty(3, np.int64)
         self._rank: int = comm.rank
         self._open_children = len(children(comm.rank, comm.size))
