@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -16,7 +19,7 @@ class Pending:
     def __init__(self, request: MPI.Request, result: NDArray[Any], *kept: NDArray[Any]) -> None:
         self.request = request
         self.result = result
-        self.kept = kept
+        self.kept: Sequence[NDArray[Any]] = kept
         self.done = False
 
     def test(self) -> bool:
@@ -24,6 +27,61 @@ class Pending:
         if not self.done:
             self.done = bool(self.request.Test())
         return self.done
+
+
+class Repeated(Pending):
+    """A collective that is started again and again on the same buffers, each time when the last is complete.
+
+    It is persistent where the MPI library has that (MPI 4), as starting it then costs a fifth.
+
+    Parameters
+    ----------
+    prepare, post : callable
+        The method of a communicator that makes a persistent request, and the one that starts a new request each time.
+    *buffers : ndarray
+        What both take; the last is for the result.
+    **options
+        What both take besides.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[..., MPI.Prequest],
+        post: Callable[..., MPI.Request],
+        *buffers: NDArray[Any],
+        **options: MPI.Op | int,
+    ) -> None:
+        *self.kept, self.result = buffers
+        self.done = True
+        self._post = partial(post, *buffers, **options)
+        self._prepared: MPI.Prequest | None = None
+        with suppress(NotImplementedError):
+            self._prepared = prepare(*buffers, **options)
+
+    def start(self) -> None:
+        """Start it again."""
+        if self._prepared is None:
+            self.request = self._post()
+        else:
+            self.request = self._prepared
+            self._prepared.Start()
+        self.done = False
+
+    def free(self) -> None:
+        """Give back what MPI keeps for it, when it is complete."""
+        if self._prepared is not None:
+            self._prepared.Free()
+
+
+def next_of(both: list[Repeated]) -> Repeated:
+    """Give the one of two whose turn it is.
+
+    The caller knows that its last use has come to an end on all ranks, so MPI is about to notice that here, too.
+    """
+    both.reverse()
+    while not both[0].test():
+        pass
+    return both[0]
 
 
 _abandoned: list[Pending] = []

@@ -1,7 +1,8 @@
 """The messages of a round: wishes up a tree of ranks, a marker to all, and the maximum of all proposals.
 
 They have a duplicate of the communicator to themselves. On it collectives follow each other as marker, answer, marker,
-answer, …, each started without waiting: every rank but rank 0 always has the receipt of the next marker posted. Nothing
+answer, …, each started without waiting: every rank but rank 0 always has the receipt of the next marker posted. There
+are two of each, which take turns: a rank that leaves has the next ones free while the last are on their way. Nothing
 here waits but `close`; what came is told as events of `mpickpt.protocol`.
 """
 
@@ -12,8 +13,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mpickpt.coordinator.pending import Pending, abandon
+from mpickpt.coordinator.pending import Pending, Repeated, abandon, next_of
 from mpickpt.policy import NEVER
 from mpickpt.protocol import Agreed, BelowClosed, BelowLeft, Ended, Event, Marked, Passed, children, parent
 
@@ -37,15 +39,14 @@ class Rounds:
     """
 
     def __init__(self, comm: MPI.Intracomm, maximum: MPI.Op) -> None:
-        self._comm = comm.Dup()
-        self._maximum = maximum
-        # One of each is in use at a time.
-        self._content, self._own, self._result = (np.empty(2, np.int64) for _ in range(3))
+        self._comm = comm = comm.Dup()
+        self._markers = [Repeated(comm.Bcast_init, comm.Ibcast, _pair(), root=0) for _ in range(2)]
+        self._answers = [Repeated(comm.Allreduce_init, comm.Iallreduce, _pair(), _pair(), op=maximum) for _ in range(2)]
         self._message = np.empty(3, np.int64)
         self._rank: int = comm.rank
         self._open_children = len(children(comm.rank, comm.size))
-        self._answer: Pending | None = None
-        self._marker: Pending | None = None
+        self._answer: Repeated | None = None  # that is awaited
+        self._marker: Repeated | None = None  # that is listened for
         self._below: Pending | None = None
         self._sent: list[Pending] = []
         if self._rank != 0:
@@ -65,9 +66,7 @@ class Rounds:
 
     def propose(self, step: int) -> None:
         """Post this rank's share of the answer, and listen for the next marker."""
-        self._own[0], self._own[1] = step, _NOBODY
-        request = self._comm.Iallreduce(self._own, self._result, op=self._maximum)
-        self._answer = Pending(request, self._result, self._own)
+        self._answer = self._post_share(step, _NOBODY)
         if self._rank != 0:
             self._listen()
 
@@ -84,15 +83,24 @@ class Rounds:
         self._send_up(_LEFT, rank, 0)
 
     def _broadcast(self, kind: int, left: int) -> None:
-        content = np.array([kind, left], np.int64)  # the last one may still be on its way when a rank leaves
-        self._sent.append(Pending(self._comm.Ibcast(content, root=0), content))
+        marker = next_of(self._markers)
+        marker.result[0], marker.result[1] = kind, left
+        marker.start()
+
+    def _post_share(self, step: int, left: int) -> Repeated:
+        answer = next_of(self._answers)
+        own = answer.kept[0]
+        own[0], own[1] = step, left
+        answer.start()
+        return answer
 
     def _send_up(self, *content: int) -> None:
         message = np.array(content, np.int64)
         self._sent.append(Pending(self._comm.Isend(message, parent(self._rank)), message))
 
     def _listen(self) -> None:
-        self._marker = Pending(self._comm.Ibcast(self._content, root=0), self._content)
+        self._marker = next_of(self._markers)
+        self._marker.start()
 
     def _receive(self) -> None:
         self._below = Pending(self._comm.Irecv(self._message), self._message)
@@ -105,11 +113,11 @@ class Rounds:
             self._sent = [pending for pending in self._sent if not pending.test()]
         if self._answer is not None:
             if self._answer.test():
-                step, left = self._result.tolist()
+                step, left = self._answer.result.tolist()
                 self._answer = None
                 return Agreed(step, None if left == _NOBODY else left, time.perf_counter())
         elif self._marker is not None and self._marker.test():
-            kind, left = self._content.tolist()
+            kind, left = self._marker.result.tolist()
             self._marker = None
             if kind == _END:
                 return Ended(None if left == _NOBODY else left)
@@ -133,17 +141,21 @@ class Rounds:
 
     def close(self, wait: Callable[[Pending], object]) -> None:
         """Give the communicator back, when `Ended` came or was announced; collective."""
-        for pending in self._sent:
+        for pending in (*self._sent, *self._markers):
             wait(pending)
         self._sent.clear()
+        for repeated in (*self._markers, *self._answers):
+            repeated.free()
         self._comm.Free()
 
     def leave(self) -> None:
         """Answer the next marker in advance, as this rank will not be there; what is posted stays with MPI."""
-        for pending in (self._answer, self._marker, self._below, *self._sent):
+        if self._marker is not None:
+            self._post_share(NEVER, self._rank)
+        for pending in (*self._markers, *self._answers, self._below, *self._sent):
             if pending is not None:
                 abandon(pending)
-        if self._marker is not None:
-            own = np.array([NEVER, self._rank], np.int64)
-            result = np.empty_like(own)
-            abandon(Pending(self._comm.Iallreduce(own, result, op=self._maximum), result, own))
+
+
+def _pair() -> NDArray[np.int64]:
+    return np.empty(2, np.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reached:
     """The rank stands at the safe point of `step`, at `now` seconds of any steady clock."""
 
@@ -13,21 +13,21 @@ class Reached:
     now: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Left:
     """The rank goes on from the safe point where it stood, or has since passed that of `step` without looking."""
 
     step: int = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Asked:
     """Somebody on this rank wants a cut: a signal, the program, or on rank 0 the clock or a command."""
 
     stop: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Passed:
     """A rank further down the tree wants a cut; it had seen `rounds` markers when it was asked."""
 
@@ -35,7 +35,7 @@ class Passed:
     stop: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Marked:
     """The marker of a round came, at `now` seconds."""
 
@@ -43,7 +43,7 @@ class Marked:
     now: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Agreed:
     """The greatest of all proposals came, at `now` seconds; `left` is a rank that left the session, or None."""
 
@@ -52,12 +52,12 @@ class Agreed:
     now: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GaveUp:
     """What the rank stands still for did not come within the time that it may stand still."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Drained:
     """The drain of this rank has ended, `seconds` after its cut."""
 
@@ -65,12 +65,12 @@ class Drained:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The storage refuses the slot of the epoch, on all ranks: nothing was cut."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Settled:
     """What all ranks together know of the epoch.
 
@@ -89,24 +89,24 @@ class Settled:
     left: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Closing:
     """The program ends its session on this rank."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BelowClosed:
     """A child in the tree, and all below it, are closing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Ended:
     """Rank 0 says that there will be no more markers; `left` is a rank that left the session, or None."""
 
     left: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BelowLeft:
     """A rank further down the tree has left the session by an exception."""
 
