@@ -19,7 +19,6 @@ int mpk__history_create(mpk_session *s) {
     for (uint32_t b = 0; b < s->n_blocks; b++) atomic_init(&s->history[b].written_us, MPK__NOT_WRITTEN);
     s->cut = MPK__RESTORED_CUT;
     s->is_distrusted = false;
-    atomic_store(&s->unseen, -1);
     atomic_store(&s->to_check, 0);
     s->drain_us = 0;
     return 0;

@@ -15,6 +15,7 @@ int mpk_session_create(mpk_session **out, unsigned flags) {
     s->want_direct = !(flags & MPK_SESSION_BUFFERED);
     s->ignores_deadlines = flags & MPK_SESSION_BY_ADDRESS;
     s->epoch.direct_fd = s->epoch.buffered_fd = -1;
+    atomic_init(&s->unseen, -1);
     *out = s;
     return 0;
 }
@@ -159,6 +160,7 @@ static void release_blocks(mpk_session *s) {
     s->holds = NULL;
     s->block_region = s->by_address = NULL;
     s->crc = NULL;
+    atomic_store(&s->unseen, -1);
     s->n_blocks = 0;
 }
 

@@ -20,7 +20,10 @@ int mprotect(void *memory, size_t bytes, int protection) {
 /* Two regions: BLOCKS whole blocks, and a part of one. */
 static mpk_session *open_session(void) {
     mpk_session *s;
+    mpk_progress p;
     CHECK(mpk_session_create(&s, 0) == 0);
+    mpk_session_progress(s, &p);
+    CHECK(p.unseen_region == -1 && p.blocks == 0);
     CHECK(mpk_region_add(s, arrays[0], BYTES, MPK_REGION_OWNED) == 0);
     CHECK(mpk_region_add(s, arrays[1], REST, MPK_REGION_OWNED) == 0);
     CHECK(mpk_session_seal(s, BLOCK, BYTES) == 0);
