@@ -27,12 +27,13 @@ def open(
     direct: bool | None = None,
     mtbf: str | float | None = None,
     signals: bool | None = None,
+    lazy: bool | None = None,
 ) -> Session:
     """Open a checkpoint directory: restore from it if it holds something, and save to it from now on.
 
     Collective over `comm`. Rank 0's arguments count; the command line of ``mpickpt run`` and the variables
     ``MPICKPT_DIR``, ``MPICKPT_EVERY``, ``MPICKPT_INTERVAL``, ``MPICKPT_KEEP``, ``MPICKPT_RESTART``, ``MPICKPT_POOL``,
-    ``MPICKPT_DIRECT``, ``MPICKPT_MTBF`` and ``MPICKPT_SIGNALS`` win over them, in this order.
+    ``MPICKPT_DIRECT``, ``MPICKPT_MTBF``, ``MPICKPT_SIGNALS`` and ``MPICKPT_LAZY`` win over them, in this order.
 
     Parameters
     ----------
@@ -61,6 +62,10 @@ def open(
     signals : bool, optional
         Cut when a rank gets SIGUSR1, and cut and end with exit status 75 when it gets SIGTERM (the default). Handlers
         of the program that were there before are called too.
+    lazy : bool, optional
+        Compute at once after a restart on the same number of ranks: what `Session.array` gives is read when it is
+        looked at, and checked in the background. Damage is then found only while the program runs, and ends it with
+        `DamageError` before anything is saved. False by default: all is read and checked before this returns.
 
     Returns
     -------
@@ -83,7 +88,7 @@ def open(
     ...         advance(u)
     """
     code: dict[str, Any] = {"dir": directory, "every": every, "interval": interval, "keep": keep}
-    code |= {"restart": restart, "pool": pool, "direct": direct, "mtbf": mtbf, "signals": signals}
+    code |= {"restart": restart, "pool": pool, "direct": direct, "mtbf": mtbf, "signals": signals, "lazy": lazy}
     coordinator = Coordinator(comm)
     try:
         options = coordinator.on_root(lambda: _options(code), "rank 0 to read the options")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from mpickpt.checkpointer import Checkpointer
 from mpickpt.coordinator import Commit, Coordinator, Share, abort
 from mpickpt.errors import EpochError, Stopped, StoreError, UsageError
+from mpickpt.lazy import Loading
 from mpickpt.policy import Clock, should_hurry
 from mpickpt.progress import DrainDisplay
 from mpickpt.protocol import (
@@ -79,6 +80,8 @@ class Driver:
         Wishes of this rank.
     clock : Clock
         When to cut by time; all ranks keep it, and rank 0's counts.
+    loading : Loading or None
+        What a lazy restart has still to read and check; there is no cut before it is done.
 
     Attributes
     ----------
@@ -93,7 +96,13 @@ class Driver:
     """
 
     def __init__(
-        self, coordinator: Coordinator, checkpointer: Checkpointer, protocol: Protocol, triggers: Triggers, clock: Clock
+        self,
+        coordinator: Coordinator,
+        checkpointer: Checkpointer,
+        protocol: Protocol,
+        triggers: Triggers,
+        clock: Clock,
+        loading: Loading | None = None,
     ) -> None:
         self.next_step = 0
         self.next_look = 0.0
@@ -104,6 +113,7 @@ class Driver:
         self._checkpointer = checkpointer
         self._protocol = protocol
         self._triggers = triggers
+        self._loading = loading
         self._rounds = coordinator.rounds
         self._todo: deque[Instruction] = deque()
         self._step = -1
@@ -122,7 +132,8 @@ class Driver:
         """Begin to keep time, at the first safe point; reading the checkpoint took `restart_seconds`."""
         self._protocol.hold = self._checkpointer.traffic is None
         self._restart_seconds = restart_seconds
-        self.clock.start(time.perf_counter())
+        self._cut_at = time.perf_counter()  # as if the epoch that was restored had been cut now
+        self.clock.start(self._cut_at)
 
     def safe_point(self, step: int) -> None:
         """Do what there is to do at the safe point of `step`.
@@ -160,10 +171,12 @@ class Driver:
         while (event := self._next_event(now)) is not None:
             self._handle(event)
         epoch = self._protocol.epoch
+        left = min(self._protocol.seconds_to_next_cut(), self.clock.seconds_left(now))
+        if self._loading is not None:
+            self._loading.look(now - self._cut_at, left)
         if epoch is not None and not epoch.posted:
             progress = self._checkpointer.snapshotter.progress()
             saved = progress.blocks_saved / max(1, progress.blocks)
-            left = min(self._protocol.seconds_to_next_cut(), self.clock.seconds_left(now))
             if should_hurry(saved, now - self._cut_at, left):
                 self._checkpointer.snapshotter.hurry(True)
 
@@ -352,6 +365,7 @@ class Driver:
         self._cut_at, self._costs = began, (0.0, 0.0)
         self._channels_due, self._fault = self._checkpointer.traffic is not None, None
         try:
+            self._finish_loading()
             self._checkpointer.arm(number, step, slot)
         except BaseException as error:
             if self._checkpointer.snapshotter.progress().epoch == number:
@@ -366,6 +380,12 @@ class Driver:
         self.stats.cuts += 1
         self.stats.blocked_seconds += self._blocked_seconds
         return None
+
+    def _finish_loading(self) -> None:
+        """Have all arrays in memory of their own, and sound, before the first of them is saved or the session ends."""
+        if self._loading is not None:
+            self._loading.finish()
+            self._loading = None
 
     def _miss(self, number: int, step: int, slot: int) -> Event:
         """Do what the others did at the cut, without making one."""
@@ -423,6 +443,7 @@ class Driver:
         """Wait until the last epoch is settled and all ranks have come here; collective."""
         self._closing = True
         self._triggers.close()
+        self._finish_loading()
         epoch = self._protocol.epoch
         shown = epoch is not None and self._coordinator.rank == 0
         with DrainDisplay(epoch.number if epoch else 0, shown) as display:

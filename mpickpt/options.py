@@ -80,6 +80,8 @@ class Options:
         Mean time between failures of the job in seconds, for the best interval.
     signals : bool
         Whether SIGUSR1 makes a cut, and SIGTERM a cut and the end.
+    lazy : bool
+        Whether arrays are read while the program computes already.
     """
 
     directory: Path
@@ -91,6 +93,7 @@ class Options:
     direct: bool = True
     mtbf: float = DEFAULT_MTBF
     signals: bool = True
+    lazy: bool = False
 
 
 def parse_directory(value: object) -> Path:
@@ -196,6 +199,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "direct": parse_switch,
     "mtbf": parse_seconds,
     "signals": parse_switch,
+    "lazy": parse_switch,
 }
 
 
