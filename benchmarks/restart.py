@@ -31,6 +31,7 @@ from direct import CALL_BYTES
 COMM = MPI.COMM_WORLD
 MIB = 2**20
 NEVER = 1_000_000  # steps between two cuts: there is none
+WAYS = ("array", "protect", "lazy")
 STEP_DOUBLES = MIB // 8  # the first step rewrites 1 MiB
 BUFFER_BYTES = 256 * MIB  # raw reading goes there again and again, so that all of its pages are present
 
@@ -116,12 +117,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, nargs="+", default=[64, 1024], help="MiB of each rank")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="what to measure beside raw pread")
     parser.add_argument("--dir", type=Path, default=Path(), help="where the checkpoints are written")
     options = parser.parse_args()
     for mib in options.mib:
         folder = Path(COMM.bcast(tempfile.mkdtemp(prefix="restart-", dir=options.dir) if COMM.rank == 0 else ""))
         bench = Bench(folder, mib * MIB)
-        ways = {"raw pread": bench.raw, "array": bench.array, "protect": bench.protect, "lazy": bench.lazy}
+        ways = {"raw pread": bench.raw} | {name: getattr(bench, name) for name in options.ways}
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for turn in range(options.rounds):
             for name in ways if turn % 2 == 0 else reversed(ways):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from mpickpt.checkpointer import Checkpointer
 from mpickpt.coordinator import Commit, Coordinator, Share, abort
-from mpickpt.errors import EpochError, Stopped, StoreError, UsageError
+from mpickpt.errors import EpochError, MpickptError, Stopped, StoreError, UsageError
 from mpickpt.lazy import Loading
 from mpickpt.policy import Clock, should_hurry
 from mpickpt.progress import DrainDisplay
@@ -132,6 +132,8 @@ class Driver:
         """Begin to keep time, at the first safe point; reading the checkpoint took `restart_seconds`."""
         self._protocol.hold = self._checkpointer.traffic is None
         self._restart_seconds = restart_seconds
+        if self._checkpointer.traffic is not None:
+            self._finish_loading()  # a rank that waits for others at its first cut might keep a message from them
         self._cut_at = time.perf_counter()  # as if the epoch that was restored had been cut now
         self.clock.start(self._cut_at)
 
@@ -172,8 +174,8 @@ class Driver:
             self._handle(event)
         epoch = self._protocol.epoch
         left = min(self._protocol.seconds_to_next_cut(), self.clock.seconds_left(now))
-        if self._loading is not None:
-            self._loading.look(now - self._cut_at, left)
+        if self._loading is not None and self._loading.look(now - self._cut_at, left):
+            self._triggers.request(stop=False)  # all ranks meet at a cut, and are told there
         if epoch is not None and not epoch.posted:
             progress = self._checkpointer.snapshotter.progress()
             saved = progress.blocks_saved / max(1, progress.blocks)
@@ -357,6 +359,7 @@ class Driver:
 
         What the storage refuses makes a warning and a failed epoch; what the program did wrong raises.
         """
+        self._finish_loading()
         began = time.perf_counter()
         self.clock.start(began)
         refused = self._refused(number, step, slot)
@@ -365,7 +368,6 @@ class Driver:
         self._cut_at, self._costs = began, (0.0, 0.0)
         self._channels_due, self._fault = self._checkpointer.traffic is not None, None
         try:
-            self._finish_loading()
             self._checkpointer.arm(number, step, slot)
         except BaseException as error:
             if self._checkpointer.snapshotter.progress().epoch == number:
@@ -382,13 +384,24 @@ class Driver:
         return None
 
     def _finish_loading(self) -> None:
-        """Have all arrays in memory of their own, and sound, before the first of them is saved or the session ends."""
-        if self._loading is not None:
-            self._loading.finish()
-            self._loading = None
+        """Have the arrays of all ranks in memory of their own, and sound, before any slot is written to.
+
+        Collective, once. One rank's word is not enough: if another one's arrays are damaged, the older epoch is needed,
+        which the first cut overwrites.
+        """
+        loading, self._loading = self._loading, None
+        if loading is None:
+            return
+        error: MpickptError | None = None
+        try:
+            loading.finish()
+        except MpickptError as found:
+            error = found
+        self._coordinator.agree(error, "all ranks to read and check what they restored")
 
     def _miss(self, number: int, step: int, slot: int) -> Event:
         """Do what the others did at the cut, without making one."""
+        self._finish_loading()
         refused = self._refused(number, step, slot)
         if refused is None and self._checkpointer.traffic is not None:
             self._checkpointer.traffic.cut(number)
@@ -441,9 +454,9 @@ class Driver:
 
     def close(self) -> None:
         """Wait until the last epoch is settled and all ranks have come here; collective."""
+        self._finish_loading()
         self._closing = True
         self._triggers.close()
-        self._finish_loading()
         epoch = self._protocol.epoch
         shown = epoch is not None and self._coordinator.rank == 0
         with DrainDisplay(epoch.number if epoch else 0, shown) as display:

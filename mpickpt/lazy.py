@@ -1,8 +1,8 @@
 """A lazy restart: the program computes on arrays that are still being read and checked.
 
 An array is a private mapping of the slot, so that it is there at once, for the program as for the kernel; a `Loader`
-reads and checks it in the background and gives it memory of its own. What makes that safe is one rule: nothing is cut,
-and the session does not end well, before all is loaded and found sound (docs/design.md, section 5).
+reads and checks it in the background and gives it memory of its own. What makes that safe is one rule: no rank is cut,
+and no session ends well, before all ranks have loaded all and found it sound (docs/design.md, section 5).
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Loading:
         self._image = image
         self._direct = direct
         self._loader: Loader | None = None
+        self._is_bad = False
         self._mapped: list[int] = []  # positions of the arrays, in the order in which the loader has them
 
     def array(self, index: int) -> NDArray[np.uint8]:
@@ -69,38 +70,43 @@ class Loading:
         if damage:
             raise self._error(damage[0])
 
-    def look(self, elapsed: float, left: float) -> None:
-        """Raise `DamageError` if damage was found; see that all is loaded before the next cut.
+    def look(self, elapsed: float, left: float) -> bool:
+        """See that all is loaded before the next cut.
 
         Parameters
         ----------
         elapsed, left : float
             Seconds since the first safe point and, by estimate, to the next cut.
+
+        Returns
+        -------
+        bool
+            Whether `finish` will raise; True once only.
         """
-        if self._loader is None:
-            return
-        self._check(self._loader)
+        if self._loader is None or self._is_bad:
+            return False
         progress = self._loader.progress()
         if should_hurry(progress.nbytes_loaded / max(1, progress.nbytes), elapsed, left):
             self._loader.hurry(True)
+        self._is_bad = progress.damage is not None or progress.errno != 0
+        return self._is_bad
 
     def finish(self) -> None:
-        """Wait until all is loaded, and raise `DamageError` if any of it is damaged."""
+        """Wait until all is loaded, and raise `DamageError` if any of it is damaged.
+
+        Raises
+        ------
+        DamageError
+            If a block is damaged.
+        StoreError
+            If the slot cannot be read, or there is no memory.
+        """
         if self._loader is None:
             return
         self._loader.hurry(True)
         while not self._loader.wait(GLANCE_SECONDS):
             pass
-        self._check(self._loader)
-
-    def close(self) -> None:
-        """Stop loading."""
-        if self._loader is not None:
-            self._loader.close()
-            self._loader = None
-
-    def _check(self, loader: Loader) -> None:
-        progress = loader.progress()
+        progress = self._loader.progress()
         if progress.damage is not None:
             part, block = progress.damage
             raise self._error(self._image.damage(self._mapped[part], block, "wrong checksum"))
@@ -111,6 +117,12 @@ class Loading:
                 errno=progress.errno,
                 path=self._image.path,
             )
+
+    def close(self) -> None:
+        """Stop loading."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
 
     def _error(self, damage: Damage) -> DamageError:
         found = damage.error()

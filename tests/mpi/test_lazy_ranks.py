@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from mpi4py import MPI
 
 import mpickpt
+from mpickpt.lazy import Loading
 
 pytestmark = pytest.mark.mpi
 COMM = MPI.COMM_WORLD
@@ -41,6 +43,33 @@ def test_same_ranks(mpi_tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
     if COMM.rank == 0:
         assert "on " + str(COMM.size) in capfd.readouterr().err
     run(COMM, mpi_tmp_path / "c", 34)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("stop", [4, 20], ids=["no cut", "cuts"])
+def test_nothing_is_written_before_all_ranks_are_sound(
+    mpi_tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last rank is late, and then its arrays are damaged: all ranks say so, and have both epochs still."""
+    directory = mpi_tmp_path / "c"
+    run(COMM, directory, 12)
+    COMM.Barrier()
+    before = [path.read_bytes() for path in sorted(directory.glob("slot-*"))]
+    COMM.Barrier()
+    finish = Loading.finish
+
+    def late(self: Loading) -> None:
+        finish(self)
+        if COMM.rank == COMM.size - 1:
+            time.sleep(0.5)
+            raise mpickpt.DamageError("as if", rank=COMM.rank)
+
+    monkeypatch.setattr(Loading, "finish", late)
+    with pytest.raises(mpickpt.DamageError, match=f"Rank {COMM.size - 1}: as if") as found:
+        run(COMM, directory, 10 + stop, lazy=True)
+    assert found.value.everywhere
+    COMM.Barrier()
+    assert [path.read_bytes() for path in sorted(directory.glob("slot-*"))] == before
 
 
 @pytest.mark.mpi(min_size=2)
