@@ -9,6 +9,7 @@ seven times as long as clearing it.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import shutil
 import statistics
@@ -64,6 +65,7 @@ class Bench:
         if COMM.rank == 0:
             with self.path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        gc.collect()  # the last session and its array
         workload.allocate(10 * self.doubles, huge=True)  # the array, and a pool of a quarter of it
         COMM.Barrier()
 
