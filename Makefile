@@ -42,7 +42,7 @@ PYTEST := $(BIN)/pytest --timeout=$(TEST_LIMIT) --timeout-method=thread
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
 .PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults lint bench bench-quick bench-curves \
-        bench-throttled bench-faults bench-guard bench-rounds clean
+        bench-throttled bench-faults bench-guard bench-rounds bench-restart clean
 
 help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
@@ -54,6 +54,7 @@ help:
 	@echo 'make bench-faults  percentiles of a write fault, beside memcpy (20 s, 4 GiB of memory)'
 	@echo 'make bench-guard   what receiving into saved memory costs, and what waiting ranks give to the drain'
 	@echo 'make bench-rounds  what agreeing on a cut costs'
+	@echo 'make bench-restart what a restart costs, eager and lazy'
 	@echo 'make lint    ruff and mypy --strict'
 	@echo 'make clean   remove .build'
 	@echo 'MPI=mpich|openmpi|system chooses the MPI (now $(MPI))'
@@ -144,6 +145,11 @@ bench-rounds: install
 	mkdir -p benchmarks/results
 	for n in 1 2 4; do $(MPIEXEC) -n $$n $(BIN)/python benchmarks/rounds.py --dir benchmarks/results; done
 	$(if $(SIMULATED),$(BIN)/python benchmarks/rounds.py --ranks $(SIMULATED))
+
+# RESTART: options, such as --mib 64 1024 4096 (MiB of each of the 2 ranks; the disk holds four times as much).
+bench-restart: install
+	mkdir -p benchmarks/results
+	$(MPIEXEC) -n 2 $(BIN)/python benchmarks/restart.py --dir benchmarks/results $(RESTART)
 
 clean:
 	rm -rf .build

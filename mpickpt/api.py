@@ -28,12 +28,14 @@ def open(
     mtbf: str | float | None = None,
     signals: bool | None = None,
     predict: bool | None = None,
+    lazy: bool | None = None,
 ) -> Session:
     """Open a checkpoint directory: restore from it if it holds something, and save to it from now on.
 
     Collective over `comm`. Rank 0's arguments count; the command line of ``mpickpt run`` and the variables
     ``MPICKPT_DIR``, ``MPICKPT_EVERY``, ``MPICKPT_INTERVAL``, ``MPICKPT_KEEP``, ``MPICKPT_RESTART``, ``MPICKPT_POOL``,
-    ``MPICKPT_DIRECT``, ``MPICKPT_MTBF``, ``MPICKPT_SIGNALS`` and ``MPICKPT_PREDICT`` win over them, in this order.
+    ``MPICKPT_DIRECT``, ``MPICKPT_MTBF``, ``MPICKPT_SIGNALS``, ``MPICKPT_PREDICT`` and ``MPICKPT_LAZY`` win over them, in
+    this order.
 
     Parameters
     ----------
@@ -65,6 +67,10 @@ def open(
     predict : bool, optional
         Save first what the program wrote to first in the last interval (the default); otherwise in the order of
         addresses.
+    lazy : bool, optional
+        Compute at once after a restart on the same number of ranks: what `Session.array` gives is read when it is
+        looked at, and checked in the background. Damage is then found only while the program runs, and ends it with
+        `DamageError` before anything is saved. False by default: all is read and checked before this returns.
 
     Returns
     -------
@@ -87,7 +93,8 @@ def open(
     ...         advance(u)
     """
     code: dict[str, Any] = {"dir": directory, "every": every, "interval": interval, "keep": keep}
-    code |= {"restart": restart, "pool": pool, "direct": direct, "mtbf": mtbf, "signals": signals, "predict": predict}
+    code |= {"restart": restart, "pool": pool, "direct": direct, "mtbf": mtbf, "signals": signals}
+    code |= {"predict": predict, "lazy": lazy}
     coordinator = Coordinator(comm)
     try:
         options = coordinator.on_root(lambda: _options(code), "rank 0 to read the options")

@@ -55,6 +55,8 @@ class Checkpointer:
         self.objects: dict[str, Any] = {}
         self._regions: dict[str, _Region] = {}
         self._sealed: list[_Region] | None = None  # keeps their memory alive while it is protected
+        self._watched = False  # the snapshotter has them
+        self._block_bytes = 0
         self._digest = b""
         self._layout: Layout | None = None  # on rank 0
         self._targets: dict[int, SlotOffsets] = {}
@@ -89,8 +91,10 @@ class Checkpointer:
         else:
             raise LayoutError(f"There is no array or object {name!r} to drop.")
 
-    def fix_layout(self, step: int) -> None:
+    def fix_layout(self, step: int, *, watch: bool = True) -> None:
         """Tell all ranks what each of them saves, and give the regions to the snapshotter; collective.
+
+        Without `watch` the snapshotter gets them at the next cut: reserving the pool takes its time.
 
         Raises
         ------
@@ -110,23 +114,33 @@ class Checkpointer:
         ranks = coordinator.gather(own, f"the layouts of all ranks at step {step}")
         if ranks is not None:
             self._layout = None
-        digest, block_bytes = coordinator.on_root(lambda: self._join(ranks or []), "rank 0 to join the layouts")
+        digest, self._block_bytes = coordinator.on_root(lambda: self._join(ranks or []), "rank 0 to join the layouts")
         self._sealed = None  # until all is done: an interrupt on the way must not leave half a layout in force
+        self._watched = False
         self.snapshotter.unseal()
+        if watch:
+            try:
+                self._watch(regions)
+            except UsageError as found:
+                error = found
+        self._sealed, self._digest = regions, digest
+        self._targets.clear()
+        coordinator.agree(error, f"all ranks to watch their arrays at step {step}")
+
+    def _watch(self, regions: list[_Region]) -> None:
+        """Give the regions to the snapshotter."""
         try:
             for region in regions:
                 if region.spec.nbytes:
                     self.snapshotter.add(region.memory, owned=region.owned)
             state = sum(region.spec.nbytes for region in regions)
-            self.snapshotter.seal(block_bytes, self._options.pool.bytes_for(state, block_bytes))
-        except OSError as found:
-            error = UsageError(
-                f"The arrays cannot be watched: {found.strerror or found}. Do two of them overlap, is another session "
+            self.snapshotter.seal(self._block_bytes, self._options.pool.bytes_for(state, self._block_bytes))
+        except OSError as error:
+            raise UsageError(
+                f"The arrays cannot be watched: {error.strerror or error}. Do two of them overlap, is another session "
                 f"open in this process, or is there no memory for the pool?"
-            )
-        self._sealed, self._digest = regions, digest
-        self._targets.clear()
-        coordinator.agree(error, f"all ranks to watch their arrays at step {step}")
+            ) from error
+        self._watched = True
 
     def _join(self, ranks: list[RankLayout]) -> tuple[bytes, int]:
         self._layout = Layout.of(ranks)
@@ -181,8 +195,11 @@ class Checkpointer:
                     self.provide(index, step)
 
     def resume(self, index: int, epoch: int) -> None:
-        """Tell the snapshotter that the arrays came from slot `index`, if that slot has the present layout."""
-        if index in self._targets:
+        """Tell the snapshotter that the arrays came from slot `index`, if that slot has the present layout.
+
+        Arrays that are watched only from the next cut on may have changed unseen, and are not taken for those in the slot.
+        """
+        if self._watched and index in self._targets:
             with suppress(OSError):  # then the slot gets all of them again, and is none the worse for it
                 self.snapshotter.resume(slot_path(self.directory, index), self._offsets(index), epoch)
 
@@ -221,6 +238,9 @@ class Checkpointer:
         """Pickle the objects and have the snapshotter fix the image, which it drains from then on."""
         objects = self._pickled()
         path = slot_path(self.directory, slot)
+        if not self._watched:
+            assert self._sealed is not None
+            self._watch(self._sealed)
         if self.traffic is not None:
             self.traffic.cut(number)
         self.snapshotter.cut(

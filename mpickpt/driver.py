@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from mpickpt.checkpointer import Checkpointer
 from mpickpt.coordinator import Commit, Coordinator, Share, abort
-from mpickpt.errors import EpochError, Stopped, StoreError, UsageError
+from mpickpt.errors import EpochError, MpickptError, Stopped, StoreError, UsageError
+from mpickpt.lazy import Loading
 from mpickpt.policy import Clock, should_hurry
 from mpickpt.progress import DrainDisplay
 from mpickpt.protocol import (
@@ -79,6 +80,8 @@ class Driver:
         Wishes of this rank.
     clock : Clock
         When to cut by time; all ranks keep it, and rank 0's counts.
+    loading : Loading or None
+        What a lazy restart has still to read and check; there is no cut before it is done.
 
     Attributes
     ----------
@@ -93,7 +96,13 @@ class Driver:
     """
 
     def __init__(
-        self, coordinator: Coordinator, checkpointer: Checkpointer, protocol: Protocol, triggers: Triggers, clock: Clock
+        self,
+        coordinator: Coordinator,
+        checkpointer: Checkpointer,
+        protocol: Protocol,
+        triggers: Triggers,
+        clock: Clock,
+        loading: Loading | None = None,
     ) -> None:
         self.next_step = 0
         self.next_look = 0.0
@@ -104,6 +113,7 @@ class Driver:
         self._checkpointer = checkpointer
         self._protocol = protocol
         self._triggers = triggers
+        self._loading = loading
         self._rounds = coordinator.rounds
         self._todo: deque[Instruction] = deque()
         self._step = -1
@@ -122,7 +132,10 @@ class Driver:
         """Begin to keep time, at the first safe point; reading the checkpoint took `restart_seconds`."""
         self._protocol.hold = self._checkpointer.traffic is None
         self._restart_seconds = restart_seconds
-        self.clock.start(time.perf_counter())
+        if self._checkpointer.traffic is not None:
+            self._finish_loading()  # a rank that waits for others at its first cut might keep a message from them
+        self._cut_at = time.perf_counter()  # as if the epoch that was restored had been cut now
+        self.clock.start(self._cut_at)
 
     def safe_point(self, step: int) -> None:
         """Do what there is to do at the safe point of `step`.
@@ -160,10 +173,12 @@ class Driver:
         while (event := self._next_event(now)) is not None:
             self._handle(event)
         epoch = self._protocol.epoch
+        left = min(self._protocol.seconds_to_next_cut(), self.clock.seconds_left(now))
+        if self._loading is not None and self._loading.look(now - self._cut_at, left):
+            self._triggers.request(stop=False)  # all ranks meet at a cut, and are told there
         if epoch is not None and not epoch.posted:
             progress = self._checkpointer.snapshotter.progress()
             saved = progress.blocks_saved / max(1, progress.blocks_due)
-            left = min(self._protocol.seconds_to_next_cut(), self.clock.seconds_left(now))
             if should_hurry(saved, now - self._cut_at, left):
                 self._checkpointer.snapshotter.hurry(True)
 
@@ -344,6 +359,7 @@ class Driver:
 
         What the storage refuses makes a warning and a failed epoch; what the program did wrong raises.
         """
+        self._finish_loading()
         began = time.perf_counter()
         self.clock.start(began)
         refused = self._refused(number, step, slot)
@@ -368,8 +384,25 @@ class Driver:
         self.stats.blocked_seconds += self._blocked_seconds
         return None
 
+    def _finish_loading(self) -> None:
+        """Have the arrays of all ranks in memory of their own, and sound, before any slot is written to.
+
+        Collective, once. One rank's word is not enough: if another one's arrays are damaged, the older epoch is needed,
+        which the first cut overwrites.
+        """
+        loading, self._loading = self._loading, None
+        if loading is None:
+            return
+        error: MpickptError | None = None
+        try:
+            loading.finish()
+        except MpickptError as found:
+            error = found
+        self._coordinator.agree(error, "all ranks to read and check what they restored")
+
     def _miss(self, number: int, step: int, slot: int) -> Event:
         """Do what the others did at the cut, without making one."""
+        self._finish_loading()
         refused = self._refused(number, step, slot)
         if refused is None and self._checkpointer.traffic is not None:
             self._checkpointer.traffic.cut(number)
@@ -433,6 +466,7 @@ class Driver:
 
     def close(self) -> None:
         """Wait until the last epoch is settled and all ranks have come here; collective."""
+        self._finish_loading()
         self._closing = True
         self._triggers.close()
         epoch = self._protocol.epoch

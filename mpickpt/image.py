@@ -101,13 +101,17 @@ class RankImage:
         if not out.size:
             return []
         count = blocks_in(out.size, self.block_bytes)
-        sums, _ = _read(self.path, self.offsets.checksums[index] + 4 * first, 4 * count)
-        if len(sums) < 4 * count:
-            return [self._damage(index, None, "the file ends within its checksums")]
+        table = self.checksums(index, first, count)
+        if len(table) < count:
+            return [self.damage(index, None, "the file ends within its checksums")]
         start = self.offsets.arrays[index] + first * self.block_bytes
-        table = np.frombuffer(sums, "<u4").astype(np.uint32)
         damaged = read_blocks(self.path, start, out, self.block_bytes, table, direct=direct)
-        return [self._damage(index, first + block, "wrong checksum") for block in damaged]
+        return [self.damage(index, first + block, "wrong checksum") for block in damaged]
+
+    def checksums(self, index: int, first: int, count: int) -> NDArray[np.uint32]:
+        """Return the checksums of `count` blocks of array `index` from `first` on; fewer where the file ends."""
+        sums, _ = _read(self.path, self.offsets.checksums[index] + 4 * first, 4 * count)
+        return np.frombuffer(sums[: len(sums) // 4 * 4], "<u4").astype(np.uint32)
 
     def load(self, index: int, direct: bool = True) -> NDArray[Any]:
         """Return array `index`; DamageError if any block of it is damaged."""
@@ -205,7 +209,8 @@ class RankImage:
             return payload, damage("wrong checksum"), owner
         return payload, [], owner
 
-    def _damage(self, index: int, block: int | None, what: str) -> Damage:
+    def damage(self, index: int, block: int | None, what: str) -> Damage:
+        """Say that a block of array `index` is damaged."""
         return Damage(self.path, self.epoch, self.rank, self.arrays[index].name, block, what)
 
 

@@ -82,6 +82,8 @@ class Options:
         Whether SIGUSR1 makes a cut, and SIGTERM a cut and the end.
     predict : bool
         Whether to drain first what was written to first in the last interval.
+    lazy : bool
+        Whether arrays are read while the program computes already.
     """
 
     directory: Path
@@ -94,6 +96,7 @@ class Options:
     mtbf: float = DEFAULT_MTBF
     signals: bool = True
     predict: bool = True
+    lazy: bool = False
 
 
 def parse_directory(value: object) -> Path:
@@ -200,6 +203,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "mtbf": parse_seconds,
     "signals": parse_switch,
     "predict": parse_switch,
+    "lazy": parse_switch,
 }
 
 

@@ -16,9 +16,10 @@ from mpickpt.coordinator import Coordinator, everywhere
 from mpickpt.errors import MpickptError, NothingToRestore
 from mpickpt.image import RankImage, images_of
 from mpickpt.layout import Layout
+from mpickpt.lazy import LazyRanks, Loading
 from mpickpt.options import Options, Restart
 from mpickpt.snapshot import Snapshotter
-from mpickpt.sources import OtherRanks, SameRanks, Source, check_share, read_own
+from mpickpt.sources import OtherRanks, SameRanks, Source, check_payloads, check_share, read_own
 from mpickpt.stats import Restored
 from mpickpt.store import SlotInfo, Store
 
@@ -41,6 +42,8 @@ class Start:
         For each slot that exists, by index: the epoch in it that may be of use, or None.
     protected : int or None
         Index of the slot to go back to if all fails now.
+    loading : Loading or None
+        What is still to be read and checked after a lazy restart.
     """
 
     source: Source | None = None
@@ -48,6 +51,7 @@ class Start:
     next_epoch: int = 1
     epochs: dict[int, int | None] = field(default_factory=dict)
     protected: int | None = None
+    loading: Loading | None = None
 
 
 @dataclass
@@ -75,9 +79,10 @@ def begin(coordinator: Coordinator, store: Store, snapshotter: Snapshotter, opti
     for index, restored in survey.candidates:
         source, damage = _read(coordinator, store, snapshotter, options, index, restored)
         if not damage:
+            loading = source.loading if isinstance(source, LazyRanks) else None
             if coordinator.rank == 0:
-                _tell(_success(restored, options.directory, coordinator.size, reasons))
-            return Start(source, restored, survey.next_epoch, survey.epochs, index)
+                _tell(_success(restored, options.directory, coordinator.size, reasons, lazily=loading is not None))
+            return Start(source, restored, survey.next_epoch, survey.epochs, index, loading)
         reason = f"{restored.path.name}: epoch {restored.epoch} is damaged: {'; '.join(damage)}"
         reasons.append(reason)
         survey.epochs[index] = None
@@ -152,8 +157,11 @@ def _read(
     source: Source
     if restored.world_size == coordinator.size:
         own = coordinator.scatter(plan[1] if plan else None, "rank 0 to say where the arrays lie")
-        arrays, damage = read_own(own, snapshotter, options.direct)
-        source = SameRanks(where, own, arrays)
+        if options.lazy:
+            source, damage = LazyRanks(where, own, Loading(own, options.direct)), check_payloads(own)
+        else:
+            arrays, damage = read_own(own, snapshotter, options.direct)
+            source = SameRanks(where, own, arrays)
     else:
         layout, images = coordinator.broadcast(plan, "rank 0 to say where the arrays lie") or (Layout(()), [])
         damage = check_share(images, coordinator.rank, coordinator.size, options.direct)
@@ -175,10 +183,11 @@ def _plan(store: Store, index: int, restored: Restored) -> tuple[tuple[Layout, l
         return None, str(error)
 
 
-def _success(restored: Restored, directory: Path, size: int, reasons: Sequence[str]) -> str:
+def _success(restored: Restored, directory: Path, size: int, reasons: Sequence[str], *, lazily: bool) -> str:
     ranks = f"{size} rank{'s' if size > 1 else ''}"
     if restored.world_size != size:
         ranks += f" (written by {restored.world_size})"
+    ranks += ", to be read and checked while it runs" if lazily else ""
     skipped = f"; passed over {'; '.join(reasons)}" if reasons else ""
     return f"mpickpt: restored epoch {restored.epoch} (step {restored.step}) of {directory} on {ranks}{skipped}"
 

@@ -29,6 +29,7 @@ from mpickpt.driver import Driver
 from mpickpt.errors import LayoutError, MpickptError, Stopped, UsageError
 from mpickpt.guard import close_guard, held, open_guard, refresh_guard
 from mpickpt.layout import ArraySpec
+from mpickpt.lazy import Loading
 from mpickpt.options import Options
 from mpickpt.parts import Part
 from mpickpt.policy import NEVER, Clock
@@ -86,7 +87,7 @@ class Session:
             undo.pop_all()
         self.restored: Restored | None = start.restored
         self._source = start.source
-        self._epochs, self._protected = start.epochs, start.protected
+        self._epochs, self._protected, self._loading = start.epochs, start.protected, start.loading
         self._claimed: set[str] = set()
         self._late: set[str] = set()
         self._driver = self._drive(start)
@@ -116,7 +117,7 @@ class Session:
         first = coordinator.rank == 0
         triggers = Triggers(options.directory if first else None, clock if first else None, signals=options.signals)
         self._triggers = triggers
-        return Driver(coordinator, self._checkpointer, protocol, triggers, clock)
+        return Driver(coordinator, self._checkpointer, protocol, triggers, clock, start.loading)
 
     # -- what is saved -------------------------------------------------------------------------------------------
 
@@ -362,7 +363,7 @@ class Session:
         if source is not None:
             self._late = source.names() - self._claimed
         self._track(source)
-        self._checkpointer.fix_layout(step)
+        self._checkpointer.fix_layout(step, watch=self._loading is None)
         self._checkpointer.provide_all(step, self._epochs, self._protected)
         if self.restored is not None and self._protected is not None:
             self._checkpointer.resume(self._protected, self.restored.epoch)
@@ -445,6 +446,8 @@ class Session:
             raise
         self._end()
         try:
+            if self._loading is not None:
+                self._loading.close()
             self._checkpointer.close()
             self._traffic.close()
             self._coordinator.close()
@@ -462,10 +465,21 @@ class Session:
                     self._driver.leave()
         finally:
             try:
+                if self._loading is not None:
+                    self._leave_loading(self._loading)
                 self._checkpointer.close()
                 self._coordinator.leave()
             finally:
                 close_guard()
+
+    @staticmethod
+    def _leave_loading(loading: Loading) -> None:
+        """Bring all into memory of its own, sound or not: the arrays stay usable, whoever writes to the slot then."""
+        try:
+            with suppress(MpickptError):
+                loading.finish()
+        finally:
+            loading.close()
 
     def _end(self) -> None:
         self._closed = True

@@ -8,7 +8,6 @@ together from its parts when the program asks for it. All is read as raw bytes a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,8 +19,7 @@ from mpickpt.image import RankImage, gather
 from mpickpt.layout import ArraySpec, Layout, blocks_in
 from mpickpt.snapshot import Snapshotter
 
-PIECE_BYTES = 32 << 20  # read and checked in one go
-READERS = 2  # threads: one computes checksums while the other waits for the storage
+PIECE_BYTES = 32 << 20  # checked in one go on another number of ranks: the memory that it needs
 
 Remap = Callable[[Sequence[Any], int, int], Any]
 
@@ -73,13 +71,17 @@ class SameRanks:
 
     def memory(self, spec: ArraySpec) -> NDArray[np.uint8]:
         """Give the memory of the array itself."""
+        return self.arrays[self.find(spec)]
+
+    def find(self, spec: ArraySpec) -> int:
+        """Give the position of the array among the rank's arrays; LayoutError if it is not there or another one."""
         index = self.image.index(spec.name)
         if index is None:
             raise _missing("array", spec.name, self.where)
         saved = self.image.arrays[index]
         if saved.canonical() != spec.canonical():
             raise _changed(spec, saved, self.where)
-        return self.arrays[index]
+        return index
 
     def read_into(self, spec: ArraySpec, out: NDArray[Any], remap: Remap | None) -> None:
         """Copy the array to `out`."""
@@ -229,19 +231,21 @@ def read_own(image: RankImage, snapshotter: Snapshotter, direct: bool) -> tuple[
     except OSError as error:
         return [], [f"rank {image.rank}: {error}"]
 
-    def read(piece: tuple[RankImage, int | None, int, int]) -> list[str]:
-        _, index, first, nbytes = piece
-        try:
-            if index is None:
-                return [str(damage) for damage in image.check_payloads()]
-            start = first * image.block_bytes
-            found = image.read_array(index, arrays[index][start : start + nbytes], first, direct)
-            return [str(damage) for damage in found]
-        except OSError as error:
-            return [f"rank {image.rank}: {error}"]
+    damage = check_payloads(image)
+    try:
+        for index, memory in enumerate(arrays):
+            damage += [str(found) for found in image.read_array(index, memory, direct=direct)]
+    except OSError as error:
+        damage.append(f"rank {image.rank}: {error}")
+    return arrays, damage
 
-    with ThreadPoolExecutor(READERS) as readers:
-        return arrays, [sentence for found in readers.map(read, _pieces([image])) for sentence in found]
+
+def check_payloads(image: RankImage) -> list[str]:
+    """Say what is wrong with one rank's objects and messages in flight, in words."""
+    try:
+        return [str(found) for found in image.check_payloads()]
+    except OSError as error:
+        return [f"rank {image.rank}: {error}"]
 
 
 def check_share(images: list[RankImage], rank: int, size: int, direct: bool) -> list[str]:

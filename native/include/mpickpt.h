@@ -175,6 +175,40 @@ MPK_API uint32_t mpk_crc32c(uint32_t crc, const void *data, size_t bytes);
 MPK_API int mpk_read_blocks(const char *path, uint64_t offset, void *memory, size_t bytes, size_t block_bytes,
                             const uint32_t *checksums, int direct, size_t *damaged, size_t *n_damaged);
 
+/* Lazy reading. A loader maps parts of a file privately, so that the program can compute on them at once; its threads
+ * check every block and give every page memory of its own, the idle one in time that nobody wants, the urgent ones while
+ * somebody is in a hurry. Until that is done nobody may write to those parts of the file: a page that the program has not
+ * written to yet would show it. One loader a process; it belongs to one thread. */
+typedef struct mpk_loader mpk_loader;
+
+typedef struct mpk_loading {
+    uint64_t bytes, bytes_loaded;
+    int is_damaged; /* a block differs from its checksum or lies behind the end of the file; the first that was found: */
+    uint32_t part;  /* its part, in the order of mpk_loader_map */
+    uint64_t block; /* its position there */
+    int error;      /* errno: the file could not be read, or there was no memory */
+} mpk_loading;
+
+/* -EBUSY while there is another; -EINVAL for blocks that are no whole pages. */
+MPK_API int mpk_loader_create(mpk_loader **out, const char *path, size_t block_bytes);
+
+/* Gives in *memory `bytes` that show what lies at `offset` of the file, and begins to load them. `checksums`, one a block,
+ * are copied. -EINVAL if the offset is not on a page, -ENODATA if the file ends before. The memory is the caller's, to be
+ * given back by mpk_free after mpk_loader_destroy. */
+MPK_API int mpk_loader_map(mpk_loader *loader, uint64_t offset, size_t bytes, const uint32_t *checksums, void **memory);
+
+/* While on, the urgent threads load. Any thread may call it. */
+MPK_API void mpk_loader_hurry(mpk_loader *loader, int on);
+
+/* Sleeps until all that was mapped is loaded, at most timeout_ns (negative: no limit). 1 when it is, 0 when time ran out. */
+MPK_API int mpk_loader_wait(mpk_loader *loader, int64_t timeout_ns);
+
+/* Any thread may call it at any time. */
+MPK_API void mpk_loader_progress(const mpk_loader *loader, mpk_loading *out);
+
+/* Ends the threads, done or not. */
+MPK_API void mpk_loader_destroy(mpk_loader *loader);
+
 #ifdef __cplusplus
 }
 #endif

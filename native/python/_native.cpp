@@ -30,20 +30,27 @@ static void check(int result, const char *path = nullptr) {
     if (result < 0) raise_errno(result, path);
 }
 
-static nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> allocate(size_t bytes, bool huge) {
+using memory_array = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
+
+// The memory is given back when the array and all its views are gone.
+static memory_array own(void *memory, size_t bytes) {
     struct owned {
         void *memory;
         size_t bytes;
     };
-    void *memory = mpk_alloc(bytes, huge ? MPK_ALLOC_HUGE : 0);
-    if (!memory) raise_errno(-ENOMEM);
     auto *mine = new owned{memory, bytes};
     nb::capsule owner(mine, [](void *p) noexcept {
         auto *o = static_cast<owned *>(p);
         mpk_free(o->memory, o->bytes);
         delete o;
     });
-    return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(memory, {bytes}, owner);
+    return memory_array(memory, {bytes}, owner);
+}
+
+static memory_array allocate(size_t bytes, bool huge) {
+    void *memory = mpk_alloc(bytes, huge ? MPK_ALLOC_HUGE : 0);
+    if (!memory) raise_errno(-ENOMEM);
+    return own(memory, bytes);
 }
 
 static uint32_t crc32c(const_bytes_array data, uint32_t value) {
@@ -174,6 +181,64 @@ class Session {
     std::vector<bytes_array> kept_; // the arrays live as long as their pages are watched
 };
 
+class Loader {
+  public:
+    Loader(const std::string &path, size_t block_bytes) : block_bytes_(block_bytes) {
+        check(mpk_loader_create(&loader_, path.c_str(), block_bytes), path.c_str());
+    }
+    ~Loader() { close(); }
+    Loader(const Loader &) = delete;
+    Loader &operator=(const Loader &) = delete;
+
+    memory_array map(uint64_t offset, size_t bytes, checksum_array checksums) {
+        if (checksums.size() < (bytes + block_bytes_ - 1) / block_bytes_)
+            throw nb::value_error("there are fewer checksums than blocks");
+        void *memory = nullptr;
+        check(mpk_loader_map(open(), offset, bytes, checksums.data(), &memory));
+        kept_.push_back(own(memory, bytes));
+        return kept_.back();
+    }
+    void hurry(bool on) { mpk_loader_hurry(open(), on); }
+    bool wait(int64_t timeout_ns) {
+        mpk_loader *loader = open();
+        bool loaded;
+        {
+            nb::gil_scoped_release release;
+            loaded = mpk_loader_wait(loader, timeout_ns);
+        }
+        if (loaded) kept_.clear();
+        return loaded;
+    }
+    nb::dict progress() const {
+        mpk_loading p;
+        mpk_loader_progress(open(), &p);
+        nb::dict d;
+        d["bytes"] = p.bytes;
+        d["bytes_loaded"] = p.bytes_loaded;
+        d["damage"] = p.is_damaged ? nb::object(nb::make_tuple(p.part, p.block)) : nb::object(nb::none());
+        d["errno"] = p.error;
+        return d;
+    }
+    void close() {
+        {
+            nb::gil_scoped_release release;
+            mpk_loader_destroy(loader_);
+        }
+        loader_ = nullptr;
+        kept_.clear();
+    }
+
+  private:
+    mpk_loader *open() const {
+        if (!loader_) throw nb::value_error("the loader is closed");
+        return loader_;
+    }
+
+    mpk_loader *loader_ = nullptr;
+    size_t block_bytes_;
+    std::vector<memory_array> kept_; // memory lives as long as it is loaded into
+};
+
 NB_MODULE(_native, m) {
     m.doc() = "The native core of mpickpt; use mpickpt.snapshot.";
     m.def("allocate", &allocate, "nbytes"_a, "huge"_a);
@@ -209,4 +274,11 @@ NB_MODULE(_native, m) {
         .def("hurry", &Session::hurry, "on"_a)
         .def("wait", &Session::wait, "timeout_ns"_a)
         .def("progress", &Session::progress);
+    nb::class_<Loader>(m, "Loader")
+        .def(nb::init<const std::string &, size_t>(), "path"_a, "block_bytes"_a)
+        .def("map", &Loader::map, "offset"_a, "nbytes"_a, "checksums"_a.noconvert())
+        .def("hurry", &Loader::hurry, "on"_a)
+        .def("wait", &Loader::wait, "timeout_ns"_a)
+        .def("progress", &Loader::progress)
+        .def("close", &Loader::close);
 }

@@ -25,6 +25,16 @@ uint64_t mpk__prim_wall_clock_ns(void); /* since 1970 */
 void *mpk__prim_map(size_t bytes, bool huge, bool populate);
 void mpk__prim_unmap(void *memory, size_t bytes);
 
+/* Memory that shows a part of a file, and whose pages become its own when they are written to: until then a page shows
+ * what anybody writes into the file. `offset` is on a page. NULL and errno when it cannot be had. */
+void *mpk__prim_map_file(int fd, uint64_t offset, size_t bytes);
+/* Makes all pages of such memory its own, with whatever they show, while the program may be writing to them. 0 or -errno. */
+int mpk__prim_own_pages(void *pages, size_t bytes);
+/* What is about to be read through the page cache, and what will not be needed there any more. */
+void mpk__prim_read_ahead(int fd, uint64_t offset, size_t bytes);
+void mpk__prim_forget_range(int fd, uint64_t offset, size_t bytes);
+int64_t mpk__prim_file_bytes(int fd); /* or -errno */
+
 int mpk__prim_protect_in_handler(void *pages, size_t bytes, bool writable);
 
 /* Sleeps while *word == expected, at most timeout_ns (negative: no limit). May return early for no reason. */

@@ -67,6 +67,32 @@ void mpk__prim_unmap(void *memory, size_t bytes) {
     if (memory) munmap(memory, round_up(bytes ? bytes : 1, mpk__prim_page_size()));
 }
 
+void *mpk__prim_map_file(int fd, uint64_t offset, size_t bytes) {
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, (off_t)offset);
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
+int mpk__prim_own_pages(void *pages, size_t bytes) {
+    if (madvise(pages, bytes, MADV_POPULATE_WRITE) == 0) return 0;
+    if (errno != EINVAL) return errno == EFAULT ? -EIO : -errno; /* EFAULT: would be SIGBUS, had we touched it */
+    /* A kernel before 5.14: write what is there, in one step, so that no write of the program is lost. */
+    for (size_t i = 0; i < bytes; i += mpk__prim_page_size()) atomic_fetch_or((_Atomic uint8_t *)pages + i, 0);
+    return 0;
+}
+
+void mpk__prim_read_ahead(int fd, uint64_t offset, size_t bytes) {
+    posix_fadvise(fd, (off_t)offset, (off_t)bytes, POSIX_FADV_WILLNEED);
+}
+
+void mpk__prim_forget_range(int fd, uint64_t offset, size_t bytes) {
+    posix_fadvise(fd, (off_t)offset, (off_t)bytes, POSIX_FADV_DONTNEED);
+}
+
+int64_t mpk__prim_file_bytes(int fd) {
+    struct stat found;
+    return fstat(fd, &found) == 0 ? found.st_size : -errno;
+}
+
 int mpk__prim_protect_in_handler(void *pages, size_t bytes, bool writable) {
     return mprotect(pages, bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ) == 0 ? 0 : -errno;
 }

@@ -1,6 +1,7 @@
 /* Reading a region back: O_DIRECT straight into the program's memory, each block compared with its checksum while
- * the processor still has it in its caches. Two threads take chunks in turn, so that one computes checksums while the
- * other waits for the storage. Any thread may call it; no session is needed. */
+ * the processor still has it in its caches. More threads than there are processors take chunks in turn, so that the
+ * storage always has several requests at hand while some threads compute checksums or wait for the kernel to clear the
+ * pages that they read into. Any thread may call it; no session is needed. */
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -8,7 +9,8 @@
 
 #include "session.h"
 
-#define CHUNK_BYTES ((size_t)4 << 20)
+#define CHUNK_BYTES ((size_t)1 << 20)
+enum { READERS = 8 };
 
 typedef struct reading {
     int direct_fd, buffered_fd;
@@ -70,10 +72,11 @@ int mpk_read_blocks(const char *path, uint64_t offset, void *memory, size_t byte
     if (!r.is_damaged) return -ENOMEM;
     int error = mpk__prim_open_slot(path, direct, false, &r.direct_fd, &r.buffered_fd);
     if (!error) {
-        pthread_t other;
-        bool two = bytes > r.chunk && pthread_create(&other, NULL, read_chunks, &r) == 0;
+        pthread_t others[READERS - 1];
+        size_t n = 0, wanted = bytes ? (bytes - 1) / r.chunk : 0;
+        while (n < wanted && n < READERS - 1 && pthread_create(&others[n], NULL, read_chunks, &r) == 0) n++;
         read_chunks(&r);
-        if (two) pthread_join(other, NULL);
+        while (n) pthread_join(others[--n], NULL);
         mpk__prim_close(r.direct_fd);
         mpk__prim_close(r.buffered_fd);
         error = atomic_load(&r.error);

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "mpickpt"
 # earlier row to a later one; within a row only where SIBLINGS says so, and never in a circle.
 ROWS = (
     ("__init__", "__main__", "cli"),
-    ("api", "session", "driver", "checkpointer", "triggers", "restore", "sources", "reader", "image"),
+    ("api", "session", "driver", "checkpointer", "triggers", "restore", "sources", "lazy", "reader", "image"),
     ("snapshot", "guard", "store", "coordinator", "progress"),
     (
         *("protocol", "channels", "replay", "inflight"),

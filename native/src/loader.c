@@ -1,0 +1,279 @@
+/* Lazy reading: the program computes on private mappings of the slot while threads here bring them into memory of
+ * their own. A chunk is read through the page cache, which is what an untouched page of the program shows, and compared
+ * with its checksums; what is in the program's memory says nothing, as the program may have written to it. Then each
+ * page of the chunk is made the program's own, whatever it holds by now, and its place in the page cache given back.
+ *
+ * Who loads: an idle thread, and two urgent ones while somebody is in a hurry. They take chunks by a counter in each part,
+ * so that none waits for another; parts are only ever added, at the end of a list. fork() waits until all is loaded: the
+ * child has none of these threads, and the parent may soon overwrite the file that the child's pages show. */
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "session.h"
+
+#ifndef MPK_LOAD_CHUNK_BYTES /* tests have smaller ones */
+#define MPK_LOAD_CHUNK_BYTES ((size_t)1 << 20)
+#endif
+#define AHEAD_BYTES ((size_t)8 << 20) /* so much is asked of the storage before it is read */
+#define PART_SHIFT 40
+enum { IDLE_THREADS = 1, URGENT_THREADS = 2, LOADER_THREADS = IDLE_THREADS + URGENT_THREADS };
+
+typedef struct part {
+    uint8_t *memory;
+    size_t bytes;
+    uint64_t offset;
+    uint32_t number;
+    uint32_t *checksums;
+    _Atomic size_t next; /* the first byte that no thread has taken up */
+    _Atomic(struct part *) behind;
+} part;
+
+typedef struct loader_thread {
+    struct mpk_loader *loader;
+    pthread_t thread;
+    bool urgent;
+    uint8_t *buffer; /* a chunk */
+} loader_thread;
+
+struct mpk_loader {
+    int fd;
+    size_t block_bytes, chunk;
+    _Atomic(part *) first;
+    part *last;
+    uint32_t n_parts;
+    loader_thread threads[LOADER_THREADS];
+    uint32_t n_threads;
+    _Atomic uint32_t bell; /* changed whenever a thread may have something to do; waited on */
+    _Atomic uint32_t stop, hurry;
+    _Atomic uint32_t pending; /* chunks that are not loaded; waited on */
+    _Atomic uint64_t bytes, bytes_loaded;
+    _Atomic uint64_t damage; /* the first that was found: part, block, and a bit that says that there is one */
+    _Atomic int error;
+};
+
+/* Held over a fork(), so that the child finds no loader half made or half gone. */
+static pthread_mutex_t living = PTHREAD_MUTEX_INITIALIZER;
+static mpk_loader *alive;
+
+static void ring(mpk_loader *l) {
+    atomic_fetch_add(&l->bell, 1);
+    mpk__prim_wake_in_handler(&l->bell);
+}
+
+static void note_damage(mpk_loader *l, const part *p, size_t block) {
+    uint64_t none = 0;
+    atomic_compare_exchange_strong(&l->damage, &none, (uint64_t)p->number << PART_SHIFT | block << 1 | 1);
+}
+
+static int check(mpk_loader *l, const part *p, size_t at, size_t bytes, uint8_t *buffer) {
+    int64_t have = mpk__prim_read(l->fd, buffer, bytes, p->offset + at);
+    for (size_t in = 0; in < bytes && have >= 0; in += l->block_bytes) {
+        size_t b = (at + in) / l->block_bytes;
+        size_t length = bytes - in < l->block_bytes ? bytes - in : l->block_bytes;
+        if (in + length > (size_t)have || mpk_crc32c(0, buffer + in, length) != p->checksums[b]) note_damage(l, p, b);
+    }
+    return have < 0 ? (int)have : 0;
+}
+
+static void read_ahead(const mpk_loader *l, const part *p) {
+    size_t from = atomic_load(&p->next);
+    if (from >= p->bytes) return;
+    mpk__prim_read_ahead(l->fd, p->offset + from, p->bytes - from < AHEAD_BYTES ? p->bytes - from : AHEAD_BYTES);
+}
+
+/* Loads the next chunk of a part, if there is one that nobody has taken up. */
+static bool load_chunk(mpk_loader *l, part *p, uint8_t *buffer) {
+    if (atomic_load(&p->next) >= p->bytes) return false;
+    size_t at = atomic_fetch_add(&p->next, l->chunk);
+    if (at >= p->bytes) return false;
+    size_t bytes = p->bytes - at < l->chunk ? p->bytes - at : l->chunk;
+    read_ahead(l, p);
+    int error = check(l, p, at, bytes, buffer);
+    mpk__chaos();
+    int failed = mpk__prim_own_pages(p->memory + at, bytes);
+    if (!error) error = failed;
+    int none = 0;
+    if (error) atomic_compare_exchange_strong(&l->error, &none, -error);
+    mpk__prim_forget_range(l->fd, p->offset + at, bytes);
+    atomic_fetch_add(&l->bytes_loaded, bytes);
+    if (atomic_fetch_sub(&l->pending, 1) == 1) mpk__prim_wake_in_handler(&l->pending);
+    return true;
+}
+
+static bool is_wanted(const loader_thread *self) {
+    const mpk_loader *l = self->loader;
+    return !atomic_load(&l->stop) && self->urgent == (atomic_load(&l->hurry) != 0);
+}
+
+static void *run_thread(void *argument) {
+    loader_thread *self = argument;
+    mpk_loader *l = self->loader;
+    mpk__prim_name_thread(self->urgent ? "mpickpt-load" : "mpickpt-lazy");
+    if (!self->urgent) mpk__prim_become_idle();
+    while (!atomic_load(&l->stop)) {
+        uint32_t bell = atomic_load(&l->bell);
+        for (part *p = atomic_load(&l->first); p; p = atomic_load(&p->behind))
+            while (is_wanted(self) && load_chunk(l, p, self->buffer)) continue;
+        mpk__prim_wait_in_handler(&l->bell, bell, -1);
+    }
+    return NULL;
+}
+
+static int start_threads(mpk_loader *l) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* inherited: the program's handlers never run on these threads */
+    int error = 0;
+    while (l->n_threads < LOADER_THREADS && !error) {
+        loader_thread *t = &l->threads[l->n_threads];
+        *t = (loader_thread){.loader = l, .urgent = l->n_threads >= IDLE_THREADS};
+        t->buffer = mpk__prim_map(l->chunk, false, false);
+        error = t->buffer ? -pthread_create(&t->thread, NULL, run_thread, t) : -ENOMEM;
+        if (error)
+            mpk__prim_unmap(t->buffer, l->chunk);
+        else
+            l->n_threads++;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return error;
+}
+
+static void before_fork(void) {
+    pthread_mutex_lock(&living);
+    if (!alive) return;
+    mpk_loader_hurry(alive, 1);
+    mpk_loader_wait(alive, -1);
+}
+
+static void after_fork(void) { pthread_mutex_unlock(&living); }
+
+static void after_fork_in_child(void) {
+    if (alive) alive->n_threads = 0;
+    pthread_mutex_unlock(&living);
+}
+
+static void register_fork(void) { pthread_atfork(before_fork, after_fork, after_fork_in_child); }
+
+static int become_alive(mpk_loader *l) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, register_fork);
+    pthread_mutex_lock(&living);
+    bool is_first = !alive;
+    if (is_first) alive = l;
+    pthread_mutex_unlock(&living);
+    return is_first ? 0 : -EBUSY;
+}
+
+int mpk_loader_create(mpk_loader **out, const char *path, size_t block_bytes) {
+    if (block_bytes == 0 || block_bytes % mpk__prim_page_size()) return -EINVAL;
+    mpk_loader *l = calloc(1, sizeof *l);
+    if (!l) return -ENOMEM;
+    l->block_bytes = block_bytes;
+    l->chunk = block_bytes > MPK_LOAD_CHUNK_BYTES ? block_bytes : MPK_LOAD_CHUNK_BYTES / block_bytes * block_bytes;
+    int direct_fd, error = mpk__prim_open_slot(path, false, false, &direct_fd, &l->fd);
+    if (!error) error = become_alive(l);
+    if (error) {
+        mpk__prim_close(l->fd);
+        free(l);
+        return error;
+    }
+    mpk_crc32c(0, "", 0); /* makes its tables */
+    error = start_threads(l);
+    if (error)
+        mpk_loader_destroy(l);
+    else
+        *out = l;
+    return error;
+}
+
+static part *new_part(const mpk_loader *l, uint64_t offset, size_t bytes, const uint32_t *checksums) {
+    size_t blocks = (bytes + l->block_bytes - 1) / l->block_bytes;
+    part *p = calloc(1, sizeof *p);
+    uint32_t *copy = malloc(blocks * sizeof *copy);
+    if (!p || !copy) {
+        free(p);
+        free(copy);
+        return NULL;
+    }
+    memcpy(copy, checksums, blocks * sizeof *copy);
+    p->offset = offset;
+    p->bytes = bytes;
+    p->checksums = copy;
+    p->number = l->n_parts;
+    return p;
+}
+
+int mpk_loader_map(mpk_loader *l, uint64_t offset, size_t bytes, const uint32_t *checksums, void **memory) {
+    if (bytes == 0 || offset % mpk__prim_page_size()) return -EINVAL;
+    int64_t end = mpk__prim_file_bytes(l->fd);
+    if (end < 0) return (int)end;
+    if ((uint64_t)end < offset || (uint64_t)end - offset < bytes) return -ENODATA;
+    part *p = new_part(l, offset, bytes, checksums);
+    if (!p) return -ENOMEM;
+    p->memory = mpk__prim_map_file(l->fd, offset, bytes);
+    if (!p->memory) {
+        int error = -errno;
+        free(p->checksums);
+        free(p);
+        return error;
+    }
+    *memory = p->memory;
+    atomic_fetch_add(&l->pending, (uint32_t)((bytes + l->chunk - 1) / l->chunk));
+    atomic_fetch_add(&l->bytes, bytes);
+    atomic_store(l->last ? &l->last->behind : &l->first, p);
+    l->last = p;
+    l->n_parts++;
+    ring(l);
+    return 0;
+}
+
+void mpk_loader_hurry(mpk_loader *l, int on) {
+    atomic_store(&l->hurry, on != 0);
+    ring(l);
+}
+
+int mpk_loader_wait(mpk_loader *l, int64_t timeout_ns) {
+    uint64_t start = mpk__prim_now_ns();
+    uint32_t pending;
+    while ((pending = atomic_load(&l->pending)) != 0) {
+        int64_t left = timeout_ns < 0 ? -1 : timeout_ns - (int64_t)(mpk__prim_now_ns() - start);
+        if (timeout_ns >= 0 && left <= 0) return 0;
+        mpk__prim_wait_in_handler(&l->pending, pending, left);
+    }
+    return 1;
+}
+
+void mpk_loader_progress(const mpk_loader *l, mpk_loading *out) {
+    uint64_t damage = atomic_load(&l->damage);
+    *out = (mpk_loading){
+        .bytes = atomic_load(&l->bytes),
+        .bytes_loaded = atomic_load(&l->bytes_loaded),
+        .is_damaged = (int)(damage & 1),
+        .part = (uint32_t)(damage >> PART_SHIFT),
+        .block = (damage & (((uint64_t)1 << PART_SHIFT) - 1)) >> 1,
+        .error = atomic_load(&l->error),
+    };
+}
+
+void mpk_loader_destroy(mpk_loader *l) {
+    if (!l) return;
+    atomic_store(&l->stop, 1);
+    ring(l);
+    for (uint32_t i = 0; i < l->n_threads; i++) {
+        pthread_join(l->threads[i].thread, NULL);
+        mpk__prim_unmap(l->threads[i].buffer, l->chunk);
+    }
+    pthread_mutex_lock(&living);
+    alive = NULL;
+    pthread_mutex_unlock(&living);
+    for (part *p = atomic_load(&l->first), *behind; p; p = behind) {
+        behind = atomic_load(&p->behind);
+        free(p->checksums);
+        free(p);
+    }
+    mpk__prim_close(l->fd);
+    free(l);
+}
