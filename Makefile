@@ -41,7 +41,7 @@ PYTEST := $(BIN)/pytest --timeout=$(TEST_LIMIT) --timeout-method=thread
 # --kill-after: a pytest that does not end on SIGTERM has ranks of its own to take down first.
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
-.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults lint bench bench-guard bench-rounds clean
+.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults lint bench bench-guard bench-rounds bench-verify clean
 
 help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
@@ -49,6 +49,7 @@ help:
 	@echo 'make bench   the figures of docs/performance.md (three quarters of an hour, 30 GiB of disk, 8 GiB of memory)'
 	@echo 'make bench-guard   what receiving into saved memory costs, and what waiting ranks give to the drain'
 	@echo 'make bench-rounds  what agreeing on a cut costs'
+	@echo 'make bench-verify  how fast mpickpt verify reads'
 	@echo 'make lint    ruff and mypy --strict'
 	@echo 'make clean   remove .build'
 	@echo 'MPI=mpich|openmpi|system chooses the MPI (now $(MPI))'
@@ -121,6 +122,10 @@ bench-rounds: install
 	mkdir -p benchmarks/results
 	for n in 1 2 4; do $(MPIEXEC) -n $$n $(BIN)/python benchmarks/rounds.py --dir benchmarks/results; done
 	$(if $(SIMULATED),$(BIN)/python benchmarks/rounds.py --ranks $(SIMULATED))
+
+bench-verify: install
+	mkdir -p benchmarks/results
+	$(BIN)/python benchmarks/verify.py --dir benchmarks/results
 
 clean:
 	rm -rf .build

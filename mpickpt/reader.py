@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpickpt.errors import DamageError, EpochError, StoreError, UsageError
-from mpickpt.image import Damage, RankImage, images_of, page_aligned
+from mpickpt.image import Damage, RankImage, images_of
 from mpickpt.layout import blocks_in
-from mpickpt.snapshot import crc32c
+from mpickpt.snapshot import Snapshotter, crc32c
 from mpickpt.store import SlotInfo, Store, read_slot, read_structure
 from mpickpt.stored import StoredArray, global_array, html_table, rank_array
 
 if TYPE_CHECKING:
     import xarray
 
-VERIFIERS = 2  # threads of `verify`: one computes checksums while the other waits for the storage
+VERIFIERS = 4  # threads of `verify`: some compute checksums while the others wait for the storage
 VERIFY_BYTES = 16 << 20  # read and checked in one go
 
 
@@ -230,8 +231,9 @@ class Checkpoint:
             Told the number of bytes of each piece that was read.
         """
         damage: list[Damage] = []
+        verifier = _Verifier()
         with self.unchanged(), ThreadPoolExecutor(VERIFIERS) as verifiers:
-            for found, nbytes in verifiers.map(_verify_piece, self._pieces()):
+            for found, nbytes in verifiers.map(verifier.check, self._pieces()):
                 damage += found
                 if progress:
                     progress(nbytes)
@@ -300,9 +302,16 @@ def _access_errno(path: Path) -> int | None:
     return None if os.access(path, os.R_OK) else errno.EACCES
 
 
-def _verify_piece(piece: tuple[RankImage, int | None, int, int]) -> tuple[list[Damage], int]:
-    """Check one piece; gives what is damaged, and the bytes that were read."""
-    image, index, first, nbytes = piece
-    if index is None:
-        return image.check_payloads(), nbytes
-    return image.read_array(index, page_aligned(nbytes), first), nbytes
+class _Verifier(threading.local):
+    """Checks pieces; each thread has one buffer, as finding and clearing memory would take half as long as reading."""
+
+    buffer = np.empty(0, np.uint8)
+
+    def check(self, piece: tuple[RankImage, int | None, int, int]) -> tuple[list[Damage], int]:
+        """Give what is damaged in a piece, and the bytes that were read."""
+        image, index, first, nbytes = piece
+        if index is None:
+            return image.check_payloads(), nbytes
+        if self.buffer.size < nbytes:
+            self.buffer = Snapshotter.allocate(nbytes)
+        return image.read_array(index, self.buffer[:nbytes], first), nbytes

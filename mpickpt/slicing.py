@@ -53,7 +53,8 @@ class Selection:
                 number = _number(item, axis, extent)
                 ranges.append(range(number, number + 1))
         flipped = tuple(slice(None, None, -1 if r.step < 0 else 1) for r in ranges)
-        return cls(tuple(r[::-1] if r.step < 0 else r for r in ranges), flipped, tuple(kept), scalar=not kept and not gaps)
+        upwards = tuple(r[::-1] if r.step < 0 else r for r in ranges)
+        return cls(upwards, flipped, tuple(kept), scalar=not kept and not gaps)
 
     @property
     def extent(self) -> tuple[int, ...]:

@@ -84,12 +84,13 @@ class StoredArray:
         out: NDArray[Any] = np.empty(selection.extent, self.dtype)
         with self._guard():
             for box, inside, where in selection.boxes(max(1, NEAR_BYTES // self.dtype.itemsize)):
-                if box.extent == out[where].shape:
-                    self._read(box, out[where])
+                target: NDArray[Any] = out[(*where, ...)]  # type: ignore[arg-type]  # an array also where there are no axes
+                if box.extent == target.shape:
+                    self._read(box, target)
                 else:
                     cells: NDArray[Any] = np.empty(box.extent, self.dtype)
                     self._read(box, cells)
-                    out[where] = cells[inside]
+                    target[...] = cells[inside]
         result = out[selection.flipped].reshape(selection.shape)
         return result[()] if selection.scalar else result
 
