@@ -42,7 +42,7 @@ PYTEST := $(BIN)/pytest --timeout=$(TEST_LIMIT) --timeout-method=thread
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
 .PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults lint bench bench-quick bench-curves \
-        bench-throttled bench-faults bench-guard bench-rounds bench-restart clean
+        bench-throttled bench-faults bench-guard bench-rounds bench-restart bench-verify clean
 
 help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
@@ -55,6 +55,7 @@ help:
 	@echo 'make bench-guard   what receiving into saved memory costs, and what waiting ranks give to the drain'
 	@echo 'make bench-rounds  what agreeing on a cut costs'
 	@echo 'make bench-restart what a restart costs, eager and lazy'
+	@echo 'make bench-verify  how fast mpickpt verify reads'
 	@echo 'make lint    ruff and mypy --strict'
 	@echo 'make clean   remove .build'
 	@echo 'MPI=mpich|openmpi|system chooses the MPI (now $(MPI))'
@@ -150,6 +151,10 @@ bench-rounds: install
 bench-restart: install
 	mkdir -p benchmarks/results
 	$(MPIEXEC) -n 2 $(BIN)/python benchmarks/restart.py --dir benchmarks/results $(RESTART)
+
+bench-verify: install
+	mkdir -p benchmarks/results
+	$(BIN)/python benchmarks/verify.py --dir benchmarks/results
 
 clean:
 	rm -rf .build

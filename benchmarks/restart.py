@@ -26,7 +26,7 @@ import mpickpt
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store
 
-import workload
+import memory
 from direct import CALL_BYTES
 
 COMM = MPI.COMM_WORLD
@@ -58,7 +58,7 @@ class Bench:
         slot = Store(folder, crc32c).slots()[0]
         self.path = slot.path
         self.offset = Store(folder, crc32c).offsets(slot.index)[COMM.rank].arrays[0]
-        self.buffer = workload.allocate(min(nbytes, BUFFER_BYTES), huge=True)
+        self.buffer = memory.allocate(min(nbytes, BUFFER_BYTES), huge=True)
 
     def prepare(self) -> None:
         """Drop the slot from the page cache, and use memory and give it back."""
@@ -66,7 +66,7 @@ class Bench:
             with self.path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         gc.collect()  # the last session and its array
-        workload.allocate(10 * self.doubles, huge=True)  # the array, and a pool of a quarter of it
+        memory.allocate(10 * self.doubles, huge=True)  # the array, and a pool of a quarter of it
         COMM.Barrier()
 
     def raw(self) -> tuple[float, float]:
@@ -95,7 +95,7 @@ class Bench:
 
     def protect(self) -> tuple[float, float]:
         """Restart a program that brings its own array."""
-        own = workload.allocate(8 * self.doubles, huge=False)
+        own = memory.allocate(8 * self.doubles, huge=False)
         COMM.Barrier()
         return self._restart(lambda ckpt: ckpt.protect("u", own), lazy=False)
 

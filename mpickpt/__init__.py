@@ -5,26 +5,33 @@
         for step in ckpt.range(100_000):
             ...
 
-`open` saves and restores, `Checkpoint` reads what was saved, without MPI.
+`open` saves and restores, `Checkpoint` reads what was saved, without MPI. Each name is imported when it is first
+used, so that who only reads needs no MPI, and who only asks for help needs nothing.
 """
 
-from mpickpt.api import open
-from mpickpt.errors import (
-    DamageError,
-    EpochError,
-    InUseError,
-    LayoutError,
-    MpickptError,
-    NothingToRestore,
-    Stopped,
-    StoreError,
-    UsageError,
-    WaitTimeout,
-)
-from mpickpt.parts import Part
-from mpickpt.reader import Checkpoint
-from mpickpt.session import Session
-from mpickpt.stats import Restored, Stats
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mpickpt.api import open
+    from mpickpt.errors import (
+        DamageError,
+        EpochError,
+        InUseError,
+        LayoutError,
+        MpickptError,
+        NothingToRestore,
+        Stopped,
+        StoreError,
+        UsageError,
+        WaitTimeout,
+    )
+    from mpickpt.parts import Part
+    from mpickpt.reader import Checkpoint
+    from mpickpt.session import Session
+    from mpickpt.stats import Restored, Stats
 
 __all__ = [
     "Checkpoint",
@@ -44,3 +51,25 @@ __all__ = [
     "WaitTimeout",
     "open",
 ]
+
+_HOMES = {
+    "api": ("open",),
+    "parts": ("Part",),
+    "reader": ("Checkpoint",),
+    "session": ("Session",),
+    "stats": ("Restored", "Stats"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for; called once for each name."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOME_OF.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -197,7 +197,7 @@ class Checkpointer:
     def resume(self, index: int, epoch: int) -> None:
         """Tell the snapshotter that the arrays came from slot `index`, if that slot has the present layout.
 
-        Arrays that are watched only from the next cut on may have changed unseen, and are not taken for those in the slot.
+        Arrays that are watched only from the next cut on may have changed unseen: then the slot gets all of them.
         """
         if self._watched and index in self._targets:
             with suppress(OSError):  # then the slot gets all of them again, and is none the worse for it

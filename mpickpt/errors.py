@@ -16,7 +16,7 @@ class MpickptError(Exception):
     Attributes
     ----------
     exit_code : int
-        What the command line ends with when this error reaches it.
+        What `mpickpt run` ends with when this error reaches it; the other verbs end with 1 or 2 (docs/cli.md).
     everywhere : bool
         All ranks raise this error alike, so that one of them telling it is enough.
     """

@@ -47,6 +47,11 @@ class Damage:
         What is wrong.
     payload : str or None
         "objects" or "channels" (messages in flight); None for an array.
+    bytes : tuple of int or None
+        First and last byte of the block, counted from the start of the array's data in C order (of the transpose for
+        arrays in Fortran order).
+    cells : tuple of two tuples of int or None
+        Index of the first and of the last cell that the block holds any byte of, in the rank's array.
     """
 
     path: Path
@@ -56,6 +61,8 @@ class Damage:
     block: int | None
     what: str
     payload: PayloadKind | None = None
+    bytes: tuple[int, int] | None = None
+    cells: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     def __str__(self) -> str:
         """Say where it is."""
@@ -91,6 +98,7 @@ class RankImage:
     channels_bytes: int = 0
     channels_crc: int = 0
     channels_spilled: bool = False
+    packed: bool = False
 
     def index(self, name: str) -> int | None:
         """Position of the array `name` among the rank's arrays."""
@@ -104,14 +112,29 @@ class RankImage:
         table = self.checksums(index, first, count)
         if len(table) < count:
             return [self.damage(index, None, "the file ends within its checksums")]
-        start = self.offsets.arrays[index] + first * self.block_bytes
-        damaged = read_blocks(self.path, start, out, self.block_bytes, table, direct=direct)
+        if self.packed:
+            damaged = self._read_packed(index, out, first, table)
+        else:
+            start = self.offsets.arrays[index] + first * self.block_bytes
+            damaged = read_blocks(self.path, start, out, self.block_bytes, table, direct=direct)
         return [self.damage(index, first + block, "wrong checksum") for block in damaged]
 
     def checksums(self, index: int, first: int, count: int) -> NDArray[np.uint32]:
         """Return the checksums of `count` blocks of array `index` from `first` on; fewer where the file ends."""
         sums, _ = _read(self.path, self.offsets.checksums[index] + 4 * first, 4 * count)
         return np.frombuffer(sums[: len(sums) // 4 * 4], "<u4").astype(np.uint32)
+
+    def _read_packed(self, index: int, out: NDArray[np.uint8], first: int, table: NDArray[np.uint32]) -> list[int]:
+        """Read from a compressed archive, where a block that cannot be decompressed is a damaged one."""
+        from mpickpt.store import open_packed
+
+        damaged = []
+        with open_packed(self.path, self.rank, self.arrays[index].name) as read:
+            for block, expected in enumerate(table):
+                piece = out[block * self.block_bytes : (block + 1) * self.block_bytes]
+                if not read((first + block) * self.block_bytes, piece) or crc32c(piece) != expected:
+                    damaged.append(block)
+        return damaged
 
     def load(self, index: int, direct: bool = True) -> NDArray[Any]:
         """Return array `index`; DamageError if any block of it is damaged."""
@@ -211,11 +234,19 @@ class RankImage:
 
     def damage(self, index: int, block: int | None, what: str) -> Damage:
         """Say that a block of array `index` is damaged."""
-        return Damage(self.path, self.epoch, self.rank, self.arrays[index].name, block, what)
+        spec = self.arrays[index]
+        if block is None:
+            return Damage(self.path, self.epoch, self.rank, spec.name, None, what)
+        first, last = block * self.block_bytes, min((block + 1) * self.block_bytes, spec.nbytes) - 1
+        ends = (np.unravel_index(byte // spec.dtype.itemsize, spec.stored_shape) for byte in (first, last))
+        lo, hi = (tuple(map(int, end[::-1] if spec.order == "F" else end)) for end in ends)
+        return Damage(self.path, self.epoch, self.rank, spec.name, block, what, bytes=(first, last), cells=(lo, hi))
 
 
-def images_of(path: Path, layout: Layout, offsets: Sequence[SlotOffsets], records: NDArray[np.void]) -> list[RankImage]:
-    """Describe the shares of all ranks of a whole epoch."""
+def images_of(
+    path: Path, layout: Layout, offsets: Sequence[SlotOffsets], records: NDArray[np.void], packed: bool = False
+) -> list[RankImage]:
+    """Describe the shares of all ranks of a whole epoch; `packed` if they are in a compressed archive."""
     return [
         RankImage(
             path=path,
@@ -230,6 +261,7 @@ def images_of(path: Path, layout: Layout, offsets: Sequence[SlotOffsets], record
             channels_bytes=int(record["channels_bytes"]),
             channels_crc=int(record["channels_crc"]),
             channels_spilled=bool(record["channels_spilled"]),
+            packed=packed,
         )
         for rank, (own, offset, record) in enumerate(zip(layout.ranks, offsets, records, strict=True))
     ]

@@ -6,7 +6,7 @@ Nothing here does I/O or knows about files.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from types import EllipsisType
@@ -76,6 +76,27 @@ class Box(NamedTuple):
                 rest.append(Box((*start[:axis], hi, *start[axis + 1 :]), tuple(stop)))
             start[axis], stop[axis] = lo, hi
         return rest
+
+
+def boxes_of_run(shape: Sequence[int], first: int, end: int) -> Iterator[Box]:
+    """Cut the cells `first` to `end` (not included) of an array, counted in C order, into boxes, in this order."""
+    if first >= end:
+        return
+    if not shape:
+        yield Box((), ())
+        return
+    row = prod(shape[1:])
+    while first < end:
+        index, inside = divmod(first, row)
+        rows = (end - first) // row if not inside else 0
+        if rows:
+            yield Box((index, *(0 for _ in shape[1:])), (index + rows, *shape[1:]))
+            first += rows * row
+        else:
+            stop = min(row, inside + end - first)
+            for box in boxes_of_run(shape[1:], inside, stop):
+                yield Box((index, *box.start), (index + 1, *box.stop))
+            first += stop - inside
 
 
 def as_shape(value: SupportsIndex | Iterable[SupportsIndex], what: str) -> tuple[int, ...]:

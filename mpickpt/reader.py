@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mpickpt.errors import DamageError, EpochError, StoreError, UsageError
-from mpickpt.image import PIECE_BYTES, Damage, RankImage, gather, images_of, page_aligned
-from mpickpt.layout import ArraySpec, blocks_in
-from mpickpt.parts import Part
-from mpickpt.snapshot import crc32c
+from mpickpt.image import Damage, RankImage, images_of
+from mpickpt.layout import blocks_in
+from mpickpt.snapshot import Snapshotter, crc32c
 from mpickpt.store import SlotInfo, Store, read_slot, read_structure
+from mpickpt.stored import StoredArray, global_array, html_table, rank_array
+
+if TYPE_CHECKING:
+    import xarray
+
+VERIFIERS = 4  # threads of `verify`: some compute checksums while the others wait for the storage
+VERIFY_BYTES = 16 << 20  # read and checked in one go
 
 
 @dataclass(frozen=True)
@@ -46,20 +53,19 @@ class ArrayInfo:
     ranks: tuple[int, ...]
 
 
-class RankArrays(Mapping[str, NDArray[Any]]):
-    """The arrays of one rank, by name; each is read when it is asked for."""
+class RankArrays(Mapping[str, StoredArray]):
+    """The arrays of one rank, by name; see `StoredArray`."""
 
     def __init__(self, checkpoint: Checkpoint, image: RankImage) -> None:
         self._checkpoint = checkpoint
         self._image = image
 
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        """Read array `name`; KeyError if the rank has none of that name, DamageError if it is damaged."""
+    def __getitem__(self, name: str) -> StoredArray:
+        """Give array `name`; KeyError if the rank has none of that name."""
         index = self._image.index(name)
         if index is None:
             raise KeyError(f"rank {self._image.rank} has no array {name!r}, only {', '.join(self) or 'none'}")
-        with self._checkpoint._unchanged():
-            return self._image.load(index)
+        return rank_array(self._checkpoint.unchanged, self._image, index)
 
     def __iter__(self) -> Iterator[str]:
         """Go through the names."""
@@ -69,21 +75,32 @@ class RankArrays(Mapping[str, NDArray[Any]]):
         """Count the arrays."""
         return len(self._image.arrays)
 
+    def __repr__(self) -> str:
+        """Say what they are."""
+        return f"<rank {self._image.rank}: {', '.join(map(repr, self.values())) or 'no arrays'}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(spec.name, spec.dtype, spec.shape) for spec in self._image.arrays]
+        return html_table(f"rank {self._image.rank}", ("array", "dtype", "shape"), rows)
+
 
 class Checkpoint:
-    """A checkpoint to look at.
+    """A checkpoint to look at: global arrays by ``checkpoint["u"]``, a rank's own by ``checkpoint.rank(3)["u"]``.
+
+    An array is read when it is indexed, as one of h5py is, and of the file only the blocks that hold the cells asked
+    for: ``checkpoint["u"][100:200, ::2]``.
 
     Parameters
     ----------
     path : path-like
-        A checkpoint directory or one slot file.
+        A checkpoint directory, one slot file, or one archived epoch.
     epoch : int, optional
         Which epoch; the newest whole one by default.
 
     Attributes
     ----------
     path : pathlib.Path
-        The slot file.
+        The slot file, or the archived epoch.
     epoch, step : int
         Number of the epoch, and the step that it was cut at.
     epochs : tuple of int
@@ -101,38 +118,47 @@ class Checkpoint:
     Examples
     --------
     >>> ck = Checkpoint("heat.ckpt")                                      # doctest: +SKIP
-    >>> ck.step, ck["u"].shape, ck.rank(0)["u"].shape                     # doctest: +SKIP
-    (1200, (1000, 80), (252, 80))
+    >>> ck.step, ck["u"].shape, ck["u"][0, :3], ck.rank(0)["u"].shape     # doctest: +SKIP
+    (1200, (1000, 80), array([0., 0., 0.]), (252, 80))
     """
 
     def __init__(self, path: str | os.PathLike[str], epoch: int | None = None) -> None:
         where = Path(path)
-        whole, reasons = _whole_slots(where)
+        whole, reasons = _whole_epochs(where)
         chosen = [slot for slot in whole if epoch in (None, slot.epoch)]
         if not chosen:
             wanted = "whole epoch" if epoch is None else f"epoch {epoch}"
             there = [f"{slot.path.name}: epoch {slot.epoch} is whole" for slot in whole] + reasons
             raise EpochError(f"There is no {wanted} in {where}. " + (" ".join(there) or "It holds no slots."))
-        self._slot = chosen[-1]
-        self.path: Path = self._slot.path
-        self.epochs: tuple[int, ...] = tuple(slot.epoch or 0 for slot in whole)
-        self.epoch: int = self._slot.epoch or 0
-        self.step: int = self._slot.step or 0
-        self.world_size: int = self._slot.world_size
-        self._layout, offsets = read_structure(self.path)
-        self._images = images_of(self.path, self._layout, offsets, self._slot.records)
-        self._check_unchanged()
+        self.slot = chosen[-1]
+        self.path: Path = self.slot.path
+        self.epochs: tuple[int, ...] = tuple(dict.fromkeys(slot.epoch or 0 for slot in whole))
+        self.epoch: int = self.slot.epoch or 0
+        self.step: int = self.slot.step or 0
+        self.world_size: int = self.slot.world_size
+        self.layout, offsets = read_structure(self.path)
+        self.images = images_of(self.path, self.layout, offsets, self.slot.records, self.slot.packed)
+        self.check_unchanged()
 
     def __repr__(self) -> str:
         """Say what it is."""
         return f"<Checkpoint {self.path}: epoch {self.epoch}, step {self.step}, {self.world_size} ranks>"
 
+    def _repr_html_(self) -> str:
+        """Show what is in it, for notebooks."""
+        rows = [
+            (info.name, info.dtype, info.shape or "no part", f"{len(info.ranks)} of {self.world_size}")
+            for info in self.arrays.values()
+        ]
+        title = f"{self.path}: epoch {self.epoch}, step {self.step}, {self.world_size} ranks"
+        return html_table(title, ("array", "dtype", "global shape", "ranks"), rows)
+
     @property
     def arrays(self) -> Mapping[str, ArrayInfo]:
         """What arrays there are, by name."""
         found = {}
-        for name in self._layout.names:
-            specs = [(rank, spec) for rank, own in enumerate(self._layout.ranks) if (spec := own.spec(name))]
+        for name in self.layout.names:
+            specs = [(rank, spec) for rank, own in enumerate(self.layout.ranks) if (spec := own.spec(name))]
             first = specs[0][1]
             shape = first.part.shape if first.part else None
             found[name] = ArrayInfo(name, first.dtype, shape, tuple(rank for rank, _ in specs))
@@ -142,26 +168,35 @@ class Checkpoint:
         """Return the arrays of one rank, halo and all, by name."""
         return RankArrays(self, self._image(rank))
 
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        """Read the global array `name`, put together from the parts of all ranks.
+    def __getitem__(self, name: str) -> StoredArray:
+        """Give the global array `name`, which is put together from the parts of all ranks as it is read.
 
         Raises
         ------
         KeyError
             If there is no array of that name, or the ranks' arrays of that name are no parts of a global one.
-        DamageError
-            If a block of it is damaged.
         """
         info = self.arrays.get(name)
         if info is None:
             raise KeyError(f"there is no array {name!r}, only {', '.join(self.arrays) or 'none'}")
         if info.shape is None:
             raise KeyError(f"array {name!r} has no part: it is not global; see rank(r)[{name!r}]")
-        spec = ArraySpec(name, info.shape, info.dtype, Part(info.shape, (0,) * len(info.shape)))
-        out: NDArray[Any] = np.empty(info.shape, info.dtype)
-        with self._unchanged():
-            gather(self._layout, self._images, spec, out)
-        return out
+        return global_array(self.unchanged, self.layout, self.images, name)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """Give all global arrays as an xarray Dataset, whose variables are read when they are used.
+
+        The dimensions of array ``u`` are called ``u_0``, ``u_1``, …: rename those that are the same.
+
+        Raises
+        ------
+        UsageError
+            If xarray is not installed.
+        """
+        from mpickpt.stored import as_dataset
+
+        arrays = [self[info.name] for info in self.arrays.values() if info.shape is not None]
+        return as_dataset(arrays, {"epoch": self.epoch, "step": self.step, "source": str(self.path)})
 
     def objects(self, rank: int) -> dict[str, Any]:
         """Unpickle the objects of one rank.
@@ -176,67 +211,107 @@ class Checkpoint:
         DamageError
             If they do not agree with their checksum.
         """
-        with self._unchanged():
+        with self.unchanged():
             return self._image(rank).objects()
 
-    def verify(self) -> list[Damage]:
-        """Read everything, and return what does not agree with its checksum; an empty list if all is sound."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all ranks' arrays, objects and messages in flight."""
+        return sum(
+            sum(spec.nbytes for spec in image.arrays) + image.objects_bytes + image.channels_bytes
+            for image in self.images
+        )
+
+    def verify(self, progress: Callable[[int], object] | None = None) -> list[Damage]:
+        """Read everything, and return what does not agree with its checksum; an empty list if all is sound.
+
+        Parameters
+        ----------
+        progress : callable, optional
+            Told the number of bytes of each piece that was read.
+        """
         damage: list[Damage] = []
-        with self._unchanged():
-            for image in self._images:
-                damage += image.check_payloads()
-                for index in range(len(image.arrays)):
-                    damage += _verify_array(image, index)
+        verifier = _Verifier()
+        with self.unchanged(), ThreadPoolExecutor(VERIFIERS) as verifiers:
+            for found, nbytes in verifiers.map(verifier.check, self._pieces()):
+                damage += found
+                if progress:
+                    progress(nbytes)
         return damage
+
+    def _pieces(self) -> Iterator[tuple[RankImage, int | None, int, int]]:
+        """Cut the epoch into pieces to verify: image, array or None for the payloads, first block, bytes."""
+        for image in self.images:
+            yield image, None, 0, image.objects_bytes + image.channels_bytes
+            blocks = max(1, VERIFY_BYTES // image.block_bytes)
+            for index, spec in enumerate(image.arrays):
+                for first in range(0, blocks_in(spec.nbytes, image.block_bytes), blocks):
+                    left = spec.nbytes - first * image.block_bytes
+                    yield image, index, first, min(blocks * image.block_bytes, left)
 
     def _image(self, rank: int) -> RankImage:
         if not 0 <= rank < self.world_size:
             raise UsageError(f"There is no rank {rank} in {self.path}, only 0 to {self.world_size - 1}.")
-        return self._images[rank]
+        return self.images[rank]
 
     @contextmanager
-    def _unchanged(self) -> Iterator[None]:
-        """Refuse what was read if a running program overwrote the slot meanwhile."""
+    def unchanged(self) -> Iterator[None]:
+        """Refuse what was read inside the block if a running program overwrote the slot meanwhile."""
         try:
             yield
         except OSError as error:
-            self._check_unchanged()
+            self.check_unchanged()
             raise StoreError(
                 f"{error.filename or self.path} cannot be read: {error.strerror}.", errno=error.errno, path=self.path
             ) from error
         except DamageError:
-            self._check_unchanged()
+            self.check_unchanged()
             raise
-        self._check_unchanged()
+        self.check_unchanged()
 
-    def _check_unchanged(self) -> None:
+    def check_unchanged(self) -> None:
+        """Raise EpochError if the slot was written to since the checkpoint was opened."""
         now = read_slot(self.path, crc32c)
-        if now.digest != self._slot.digest or now.records.tobytes() != self._slot.records.tobytes():
+        if now.digest != self.slot.digest or now.records.tobytes() != self.slot.records.tobytes():
             raise EpochError(
                 f"Epoch {self.epoch} in {self.path} was overwritten while it was read; a program is saving there. "
                 "Open the checkpoint again."
             )
 
 
-def _whole_slots(where: Path) -> tuple[list[SlotInfo], list[str]]:
-    """All slots with a whole epoch, oldest first, and why others have none."""
-    if where.is_dir():
-        slots = Store(where, crc32c).slots()
-    elif where.exists():
+def _whole_epochs(where: Path) -> tuple[list[SlotInfo], list[str]]:
+    """All files with a whole epoch, oldest first, and a slot after an archive of it; and why others have none."""
+    try:
+        is_directory, exists = where.is_dir(), where.exists()
+    except OSError as error:
+        raise StoreError(f"{where} cannot be looked at: {error.strerror}.", errno=error.errno, path=where) from None
+    if is_directory:
+        store = Store(where, crc32c)
+        slots = [*store.archives(), *store.slots()]
+    elif exists:
         slots = [read_slot(where, crc32c)]
         if not slots[0].readable:
-            raise StoreError(slots[0].why_not, path=where)
+            raise StoreError(slots[0].why_not, errno=_access_errno(where), path=where)
     else:
         raise StoreError(f"There is no checkpoint directory or slot file {where}.", errno=errno.ENOENT, path=where)
     whole = sorted((slot for slot in slots if slot.whole), key=lambda slot: slot.epoch or 0)
     return whole, [f"{slot.path.name}: {slot.why_not}" for slot in slots if not slot.whole]
 
 
-def _verify_array(image: RankImage, index: int) -> Iterator[Damage]:
-    """Read an array in pieces, to need little memory."""
-    nbytes = image.arrays[index].nbytes
-    blocks = max(1, PIECE_BYTES // image.block_bytes)
-    buffer = page_aligned(min(nbytes, blocks * image.block_bytes))
-    for first in range(0, blocks_in(nbytes, image.block_bytes), blocks):
-        length = min(blocks * image.block_bytes, nbytes - first * image.block_bytes)
-        yield from image.read_array(index, buffer[:length], first)
+def _access_errno(path: Path) -> int | None:
+    return None if os.access(path, os.R_OK) else errno.EACCES
+
+
+class _Verifier(threading.local):
+    """Checks pieces; each thread has one buffer, as finding and clearing memory would take half as long as reading."""
+
+    buffer = np.empty(0, np.uint8)
+
+    def check(self, piece: tuple[RankImage, int | None, int, int]) -> tuple[list[Damage], int]:
+        """Give what is damaged in a piece, and the bytes that were read."""
+        image, index, first, nbytes = piece
+        if index is None:
+            return image.check_payloads(), nbytes
+        if self.buffer.size < nbytes:
+            self.buffer = Snapshotter.allocate(nbytes)
+        return image.read_array(index, self.buffer[:nbytes], first), nbytes

@@ -77,15 +77,17 @@ def begin(coordinator: Coordinator, store: Store, snapshotter: Snapshotter, opti
     start = Start(next_epoch=survey.next_epoch, epochs=survey.epochs)
     reasons = survey.reasons
     for index, restored in survey.candidates:
-        source, damage = _read(coordinator, store, snapshotter, options, index, restored)
+        source, damage = _read(coordinator, store, snapshotter, options, restored)
         if not damage:
             loading = source.loading if isinstance(source, LazyRanks) else None
             if coordinator.rank == 0:
                 _tell(_success(restored, options.directory, coordinator.size, reasons, lazily=loading is not None))
-            return Start(source, restored, survey.next_epoch, survey.epochs, index, loading)
+            protected = index if index >= 0 else None
+            return Start(source, restored, survey.next_epoch, survey.epochs, protected, loading)
         reason = f"{restored.path.name}: epoch {restored.epoch} is damaged: {'; '.join(damage)}"
         reasons.append(reason)
-        survey.epochs[index] = None
+        if index >= 0:
+            survey.epochs[index] = None
         if coordinator.rank == 0:
             _tell(f"mpickpt: {options.directory}: {reason}")
     if survey.candidates:
@@ -98,12 +100,12 @@ def begin(coordinator: Coordinator, store: Store, snapshotter: Snapshotter, opti
 
 
 def _survey(store: Store, options: Options) -> _Survey:
-    """Look at all slots, on rank 0."""
-    slots = store.slots()
+    """Look at all slots and archived epochs, on rank 0."""
+    slots = [*store.slots(), *store.archives()]
     whole = sorted((slot for slot in slots if slot.whole), key=lambda slot: slot.epoch or 0, reverse=True)
     found = _Survey(
         candidates=[],
-        epochs={slot.index: slot.epoch if slot.whole else None for slot in slots},
+        epochs={slot.index: slot.epoch if slot.whole else None for slot in slots if slot.index >= 0},
         next_epoch=store.max_epoch() + 1,
         reasons=[f"{slot.path.name}: {slot.why_not}" for slot in slots if not slot.whole],
     )
@@ -146,10 +148,10 @@ def _never_was_whole(slots: Sequence[SlotInfo]) -> bool:
 
 
 def _read(
-    coordinator: Coordinator, store: Store, snapshotter: Snapshotter, options: Options, index: int, restored: Restored
+    coordinator: Coordinator, store: Store, snapshotter: Snapshotter, options: Options, restored: Restored
 ) -> tuple[Source | None, list[str]]:
     """Read and check one epoch on all ranks; the same list of damage everywhere."""
-    plan, problem = _plan(store, index, restored) if coordinator.rank == 0 else (None, None)
+    plan, problem = _plan(store, restored) if coordinator.rank == 0 else (None, None)
     problem = coordinator.broadcast(problem, "rank 0 to read a slot's structure")
     if problem is not None:
         return None, [problem]
@@ -157,7 +159,7 @@ def _read(
     source: Source
     if restored.world_size == coordinator.size:
         own = coordinator.scatter(plan[1] if plan else None, "rank 0 to say where the arrays lie")
-        if options.lazy:
+        if options.lazy and not own.packed:
             source, damage = LazyRanks(where, own, Loading(own, options.direct)), check_payloads(own)
         else:
             arrays, damage = read_own(own, snapshotter, options.direct)
@@ -173,12 +175,14 @@ def _read(
     return source, coordinator.broadcast(everything, "rank 0 to tell of damage")
 
 
-def _plan(store: Store, index: int, restored: Restored) -> tuple[tuple[Layout, list[RankImage]] | None, str | None]:
-    """Say where all ranks' shares lie in slot `index`, or why that cannot be said."""
+def _plan(store: Store, restored: Restored) -> tuple[tuple[Layout, list[RankImage]] | None, str | None]:
+    """Say where all ranks' shares lie in a slot or archived epoch, or why that cannot be said."""
     try:
-        layout = store.layout(index)
-        records = next(slot.records for slot in store.slots() if slot.index == index)
-        return (layout, images_of(restored.path, layout, store.offsets(index), records)), None
+        from mpickpt.store import read_structure  # h5py, on rank 0 alone
+
+        layout, offsets = read_structure(restored.path)
+        slot = next(slot for slot in (*store.slots(), *store.archives()) if slot.path == restored.path)
+        return (layout, images_of(restored.path, layout, offsets, slot.records, slot.packed)), None
     except MpickptError as error:
         return None, str(error)
 

@@ -1,86 +1,127 @@
-"""List the slots of a checkpoint directory.
+"""List the epochs of a checkpoint directory.
 
-For each slot: the epoch and the step in it, whether it is whole on all ranks, its size, how long ago it was cut, and
-the number of ranks. While a program runs: the epoch in progress, rank by rank.
+    mpickpt ls heat.ckpt
+    mpickpt ls heat.ckpt --json | jq '.epochs[] | select(.state == "whole") | .epoch'
+
+For each slot and each archived epoch: the epoch and the step that it was cut at, whether it is whole on all ranks,
+its size, how long ago it was cut, and the number of ranks. While a program runs: who it is, and how far each rank is
+with the epoch in progress.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+from contextlib import suppress
 from pathlib import Path
 
-from rich.table import Table
-
-from mpickpt.cli.tables import console, human_bytes, human_seconds
-from mpickpt.errors import StoreError
+from mpickpt.cli import tables
+from mpickpt.cli.places import add_json, open_directory
 from mpickpt.layout import RecordState
-from mpickpt.snapshot import crc32c
-from mpickpt.store import SlotInfo, Store
+from mpickpt.store import SlotInfo
+
+BROKEN = ("damaged", "unreadable", "failed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     parser.add_argument("directory", type=Path, metavar="DIR", help="the checkpoint directory")
+    add_json(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the table."""
-    if not args.directory.is_dir():
-        raise StoreError(f"{args.directory} is not a directory.", path=args.directory)
-    store = Store(args.directory, crc32c)
-    slots = store.slots()
-    if not slots:
-        print(f"There are no slots in {args.directory}.")
-        return 0
-    table = Table()
-    for title in ("slot", "epoch", "step", "whole", "size", "cut", "ranks"):
-        table.add_column(title, justify="left" if title in ("slot", "whole") else "right", overflow="fold")
-    for slot in slots:
-        table.add_row(*_row(slot))
-    out = console()
-    out.print(table)
+    """Print the table; 1 if a file is damaged or a rank could not write."""
+    store = open_directory(args.directory)
     holder = store.holder()
+    found = [*store.slots(), *store.archives()]
+    states = [state_of(slot) for slot in found]
+    newest = max(found, key=lambda slot: slot.newest, default=None)
+    running = newest if holder and newest and newest.newest and not newest.whole else None
+    if running:
+        states[found.index(running)] = "in progress"
+    if args.json:
+        epochs = [_described(slot, state) for slot, state in zip(found, states, strict=True)]
+        progress = _progress(running) if running else None
+        tables.print_json({"directory": args.directory, "holder": holder, "epochs": epochs, "progress": progress})
+    else:
+        _print(args.directory, holder, found, states)
+        if running:
+            print(_sentence(running))
+    return 1 if any(state in BROKEN for state in states) else 0
+
+
+def state_of(slot: SlotInfo) -> str:
+    """Say in a word what a slot holds."""
+    if slot.whole:
+        return "whole"
+    if not slot.readable:
+        return "unreadable"
+    if slot.damaged:
+        return "damaged"
+    if (slot.records["state"] == RecordState.FAILED).any():
+        return "failed"
+    return "unfinished" if slot.newest else "empty"
+
+
+def _print(directory: Path, holder: str | None, found: list[SlotInfo], states: list[str]) -> None:
+    if found:
+        heads = ("file", " epoch", " step", "state", " size", " cut", " ranks")
+        tables.draw_table(heads, [_row(slot, state) for slot, state in zip(found, states, strict=True)])
+        for slot, state in zip(found, states, strict=True):
+            if state not in ("whole", "in progress"):
+                print(f"{slot.path.name}: {slot.why_not}")
+    else:
+        print(f"There are no epochs in {directory}.")
     if holder is not None:
-        out.print(f"in use by {holder}", highlight=False)
-        newest = max(slots, key=lambda slot: slot.newest)
-        if newest.newest and not newest.whole:
-            out.print(_progress(newest), highlight=False)
+        print(f"in use by {holder}")
+
+
+def _row(slot: SlotInfo, state: str) -> tuple[str, ...]:
+    told = _described(slot, state)
+    return (
+        slot.path.name,
+        str(told["epoch"] or "-"),
+        str(told["step"] if told["epoch"] else "-"),
+        state,
+        tables.human_bytes(_size(slot.path)),
+        tables.age(_cut_time(slot)),
+        str(slot.world_size or "-"),
+    )
+
+
+def _described(slot: SlotInfo, state: str) -> dict[str, object]:
+    begun = slot.records[slot.records["epoch"] == slot.newest]
+    return {
+        "file": slot.path.name,
+        "epoch": slot.newest or None,
+        "step": int(begun["step"].max()) if slot.newest else None,
+        "state": state,
+        "why": slot.why_not or None,
+        "bytes": _size(slot.path),
+        "cut_time_ns": _cut_time(slot) or None,
+        "ranks": slot.world_size or None,
+        "archived": slot.index < 0,
+    }
+
+
+def _cut_time(slot: SlotInfo) -> int:
+    return int(slot.records[slot.records["epoch"] == slot.newest]["cut_time_ns"].max(initial=0)) if slot.newest else 0
+
+
+def _size(path: Path) -> int:
+    with suppress(OSError):  # it was deleted or replaced since
+        return path.stat().st_size
     return 0
 
 
-def _progress(slot: SlotInfo) -> str:
-    """Tell how far each rank is with the epoch that is being written."""
-    epoch = slot.newest
+def _progress(slot: SlotInfo) -> dict[str, list[int]]:
+    """Tell which ranks are how far with the epoch that is being written."""
     found: dict[str, list[int]] = {"not cut yet": [], "draining": [], "complete": [], "failed": []}
     for rank, record in enumerate(slot.records):
-        state = RecordState(int(record["state"])) if int(record["epoch"]) == epoch else RecordState.EMPTY
+        state = RecordState(int(record["state"])) if int(record["epoch"]) == slot.newest else RecordState.EMPTY
         found[list(found)[state]].append(rank)
-    parts = [f"{len(ranks)} {name} ({_ranks(ranks)})" for name, ranks in found.items() if ranks]
-    return f"epoch {epoch} in progress, of {slot.world_size} ranks: {', '.join(parts)}"
+    return found
 
 
-def _ranks(ranks: list[int]) -> str:
-    """Write ranks as spans."""
-    spans: list[list[int]] = []
-    for rank in ranks:
-        if spans and spans[-1][1] == rank - 1:
-            spans[-1][1] = rank
-        else:
-            spans.append([rank, rank])
-    text = ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)
-    return f"rank{'s' if len(ranks) > 1 else ''} {text}"
-
-
-def _row(slot: SlotInfo) -> tuple[str, ...]:
-    newest = slot.newest
-    begun = slot.records[slot.records["epoch"] == newest] if newest else slot.records[:0]
-    return (
-        slot.path.name,
-        str(newest) if newest else "-",
-        str(int(begun["step"].max())) if newest else "-",
-        "yes" if slot.whole else f"no: {slot.why_not}",
-        human_bytes(slot.path.stat().st_size),
-        f"{human_seconds(max(0.0, time.time() - int(begun['cut_time_ns'].max()) / 1e9))} ago" if newest else "-",
-        str(slot.world_size) if slot.readable else "-",
-    )
+def _sentence(slot: SlotInfo) -> str:
+    told = [f"{len(ranks)} {name} ({tables.ranks(ranks)})" for name, ranks in _progress(slot).items() if ranks]
+    return f"epoch {slot.newest} in progress, of {slot.world_size} ranks: {', '.join(told)}"

@@ -3,31 +3,64 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
 
-from mpickpt.cli import ls, run, show, trigger
-from mpickpt.errors import MpickptError
+from mpickpt.errors import InUseError, LayoutError, MpickptError, StoreError, UsageError
 
-VERBS = {"run": run, "ls": ls, "show": show, "trigger": trigger}
+# The verbs, and the first sentence of each one's module, which is imported only when it is asked for.
+VERBS = {
+    "run": "Run a Python program with other options of mpickpt than it was written with.",
+    "ls": "List the epochs of a checkpoint directory.",
+    "show": "Show what is in an epoch: arrays, objects, and how each rank fared.",
+    "verify": "Read an epoch, or all of a directory, and compare every block with its checksum.",
+    "diff": "Compare two epochs bit by bit.",
+    "export": "Write arrays of an epoch into a file that other programs read.",
+    "prune": "Delete old epochs, and never the last whole one.",
+    "archive": "Make a file of its own of an epoch, which no program overwrites.",
+    "trigger": "Ask a running program for a checkpoint now.",
+    "doctor": "Find out what this machine and a directory give to checkpoints, by trying it.",
+}
+EXIT_STATUS = """
+exit status: 0 all is fine, 1 something is wrong with the checkpoint, 2 the
+command cannot be carried out as given. mpickpt run ends as the program does,
+with 75 if it was asked to stop. mpickpt VERB --help has examples.
+"""
+
+WRONG, MISUSED = 1, 2
 
 
-def parser() -> argparse.ArgumentParser:
-    """Make the parser of all verbs."""
-    top = argparse.ArgumentParser(prog="mpickpt", description=__doc__, allow_abbrev=False)
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, module in VERBS.items():
-        text = module.__doc__ or ""
-        verb = verbs.add_parser(
+def parser(*verbs: str) -> argparse.ArgumentParser:
+    """Make the parser that knows all verbs, and the arguments of `verbs`."""
+    top = argparse.ArgumentParser(
+        prog="mpickpt",
+        description=__doc__,
+        epilog=EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    listed = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, sentence in VERBS.items():
+        module = verb_module(name) if name in verbs else None
+        verb = listed.add_parser(
             name,
-            help=text.partition("\n")[0],
-            description=text,
+            help=sentence,
+            description=module.__doc__ if module else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        module.add_arguments(verb)
-        verb.set_defaults(execute=module.execute)
+        if module:
+            module.add_arguments(verb)
+            verb.set_defaults(execute=module.execute)
     return top
+
+
+def verb_module(name: str) -> ModuleType:
+    """Import the module of a verb."""
+    return import_module(f"mpickpt.cli.{name}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,15 +74,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code: 0, that of the error (`MpickptError.exit_code`), or that of the program that was run.
+        The exit status: 0 all is fine, 1 something is wrong with the checkpoint, 2 used wrongly; or that of the
+        program that was run.
     """
-    args = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    args = parser(*given[:1]).parse_args(given)
     try:
-        code: int = args.execute(args)
+        status: int = args.execute(args)
     except MpickptError as error:
         print(f"mpickpt: {error}", file=sys.stderr)
-        return error.exit_code
+        return exit_status(error)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone, and the interpreter would complain while flushing
-        return 1
-    return code
+        return WRONG
+    return status
+
+
+def exit_status(error: MpickptError) -> int:
+    """Tell whether an error is found in the checkpoint, or in the way the command was given.
+
+    A file that is no slot may be one that is damaged; a path that the system does not let us use is a misuse.
+    """
+    if isinstance(error, UsageError | LayoutError | InUseError):
+        return MISUSED
+    system = error.errno if isinstance(error, StoreError) else None
+    return MISUSED if system not in (None, errno.EIO) else WRONG

@@ -1,112 +1,152 @@
-"""Show what is in a slot: its epoch, the arrays, and how each rank fared.
+"""Show what is in an epoch: arrays, objects, and how each rank fared.
 
-The path may also be that of a checkpoint directory, which stands for its newest whole slot.
+    mpickpt show heat.ckpt                    the newest whole epoch
+    mpickpt show heat.ckpt:7                  epoch 7, in a slot or archived
+    mpickpt show heat.ckpt/slot-0.h5          whatever is in this slot, whole or not
+
+Objects are named by their types; nothing is unpickled and no code of the file runs.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from pathlib import Path
+from math import prod
+from typing import TYPE_CHECKING
 
-from rich.table import Table
+from mpickpt.cli import tables
+from mpickpt.cli.ls import BROKEN, state_of
+from mpickpt.cli.pickles import types_in
+from mpickpt.cli.places import PLACE, add_json, open_checkpoint, open_slot, split_place
+from mpickpt.image import RankImage, images_of
+from mpickpt.layout import RECORD, ArraySpec, Layout, RecordState
+from mpickpt.store import SlotInfo, read_structure
 
-from mpickpt.cli.tables import console, human_bytes, human_seconds
-from mpickpt.errors import EpochError, StoreError
-from mpickpt.layout import Layout, RecordState
-from mpickpt.snapshot import crc32c
-from mpickpt.store import SlotInfo, Store, read_slot, read_structure
+if TYPE_CHECKING:
+    from rich.tree import Tree
 
-MOST_RANKS = 64  # so many ranks have a line of their own
+MOST_RANKS = 64  # so many ranks are told of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="a slot file, or a checkpoint directory")
+    parser.add_argument("place", metavar="PATH", help=PLACE)
+    add_json(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the tables."""
-    slot = _find(args.file)
-    layout, _ = read_structure(slot.path)
-    out = console()
-    state = f"epoch {slot.epoch}, step {slot.step}" if slot.whole else f"no whole epoch: {slot.why_not}"
-    out.print(f"{slot.path}: {state}", markup=False)
-    out.print(f"{slot.world_size} ranks, blocks of {human_bytes(slot.block_bytes)}, layout {slot.digest.hex()[:12]}")
-    out.print(_arrays(layout))
-    out.print(_ranks(slot))
+    """Print the tree and the table of records; 1 if the file is damaged or a rank could not write."""
+    path, _ = split_place(args.place)
+    slot = open_slot(path) if path.is_file() else open_checkpoint(args.place).slot
+    layout, offsets = read_structure(slot.path)
+    images = images_of(slot.path, layout, offsets, slot.records, slot.packed) if slot.whole else []
+    state = state_of(slot)
+    if args.json:
+        tables.print_json(_described(slot, layout, images))
+    else:
+        _print(slot, layout, images, state)
+    return 1 if state in BROKEN else 0
+
+
+def _print(slot: SlotInfo, layout: Layout, images: list[RankImage], state: str) -> None:
+    cut = tables.age(int(slot.records["cut_time_ns"].max(initial=0)))
+    told = f"epoch {slot.epoch}, step {slot.step}, cut {cut}" if slot.whole else f"{state}: {slot.why_not}"
+    print(f"{slot.path}: {told}")
+    packed = ", compressed" if slot.packed else ""
+    blocks = tables.human_bytes(slot.block_bytes)
+    print(f"{tables.counted(slot.world_size, 'rank')}, blocks of {blocks}{packed}, layout {slot.digest.hex()[:12]}\n")
+    tables.draw(_tree(slot, layout, images))
+    print()
+    tables.draw_table(*_records(slot))
     if slot.world_size > MOST_RANKS:
-        out.print(f"and {slot.world_size - MOST_RANKS} more ranks")
-    return 0
+        print(f"and {slot.world_size - MOST_RANKS} more ranks: --json tells of all")
 
 
-def _find(path: Path) -> SlotInfo:
-    if path.is_dir():
-        whole = [slot for slot in Store(path, crc32c).slots() if slot.whole]
-        if not whole:
-            raise EpochError(f"{path} holds no whole epoch. See: mpickpt ls {path}")
-        return max(whole, key=lambda slot: slot.epoch or 0)
-    if not path.exists():
-        raise StoreError(f"There is no file {path}.", path=path)
-    slot = read_slot(path, crc32c)
-    if not slot.readable:
-        raise StoreError(slot.why_not, path=path)
-    return slot
+def _tree(slot: SlotInfo, layout: Layout, images: list[RankImage]) -> Tree:
+    from rich.tree import Tree
+
+    tree = Tree(slot.path.name)
+    specs = {name: [spec for rank in layout.ranks if (spec := rank.spec(name))] for name in layout.names}
+    whole = {name: found for name, found in specs.items() if found[0].part}
+    if whole:
+        branch = tree.add("global arrays")
+        for name, found in whole.items():
+            assert found[0].part is not None
+            nbytes = tables.human_bytes(prod(found[0].part.shape) * found[0].dtype.itemsize)
+            branch.add(
+                f"{name}: {found[0].dtype} {found[0].part.shape}, {nbytes}, on {tables.counted(len(found), 'rank')}"
+            )
+    for number, rank in enumerate(layout.ranks[:MOST_RANKS]):
+        branch = tree.add(f"rank {number}")
+        for spec in rank.arrays:
+            branch.add(_array(spec))
+        if images:
+            branch.add(_objects(images[number]))
+    return tree
 
 
-def _arrays(layout: Layout) -> Table:
-    table = Table(title="arrays", title_justify="left")
-    for title in ("name", "dtype", "global shape", "shape on a rank", "part", "ranks", "size"):
-        table.add_column(title, justify="right" if title in ("ranks", "size") else "left", overflow="fold")
-    for name in layout.names:
-        specs = [spec for rank in layout.ranks if (spec := rank.spec(name))]
-        first = specs[0]
-        part = first.part
-        table.add_row(
-            name,
-            str(first.dtype),
-            str(part.shape) if part else "-",
-            _span([str(spec.shape) for spec in specs]),
-            f"from {first.owned.start}" if part else "-",
-            str(len(specs)),
-            human_bytes(sum(spec.nbytes for spec in specs)),
-        )
-    return table
+def _array(spec: ArraySpec) -> str:
+    part = f", cells from {spec.owned.start}" if spec.part else ""
+    order = ", Fortran order" if spec.order == "F" else ""
+    return f"{spec.name}: {spec.dtype} {spec.shape}, {tables.human_bytes(spec.nbytes)}{part}{order}"
 
 
-def _span(texts: Iterable[str]) -> str:
-    """Name all different values, or the first two of them."""
-    different = list(dict.fromkeys(texts))
-    return " or ".join(different[:2]) + (", …" if len(different) > 2 else "")
+def _objects(image: RankImage) -> str:
+    types, wrong = _types(image)
+    told = ", ".join(f"{name} ({kind})" for name, kind in types.items()) or "none"
+    return f"objects: {wrong or told}"
 
 
-def _ranks(slot: SlotInfo) -> Table:
-    table = Table(title="ranks", title_justify="left")
+def _types(image: RankImage) -> tuple[dict[str, str], str]:
+    """Give the objects' types, or what is wrong with them."""
+    payload, damage = image.read_objects()
+    if damage:
+        return {}, damage[0].what
+    try:
+        return types_in(payload), ""
+    except ValueError as error:
+        return {}, str(error)
+
+
+def _records(slot: SlotInfo) -> tuple[list[str], Iterable[list[str]]]:
+    """Head and rows of the table of records; epoch and step only where the ranks differ in them."""
+    records = slot.records[:MOST_RANKS]
     in_flight = bool(slot.records["channels_bytes"].any())
-    for title in (
-        *("rank", "state", "epoch", "step", "blocked", "drain", "bandwidth", "written"),
-        *("copied blocks", "stall", "objects"),
-        *(("in flight",) if in_flight else ()),
-    ):
-        table.add_column(title, justify="left" if title == "state" else "right")
-    for rank, record in enumerate(slot.records[:MOST_RANKS]):
-        drain, written = int(record["drain_ns"]) / 1e9, int(record["bytes_written"])
-        table.add_row(
-            str(rank),
-            _state(int(record["state"])),
-            str(record["epoch"]),
-            str(record["step"]),
-            human_seconds(int(record["blocked_ns"]) / 1e9),
-            human_seconds(drain),
-            f"{human_bytes(written / drain)}/s" if drain > 0 else "-",
-            human_bytes(written),
-            str(record["blocks_copied"]),
-            human_seconds(int(record["stall_ns"]) / 1e9),
-            human_bytes(int(record["objects_bytes"])),
-            *((human_bytes(int(record["channels_bytes"])),) if in_flight else ()),
-        )
-    return table
+    heads = ["rank", "state", *(() if slot.whole else (" epoch", " step")), " written", " drain", " blocked", " stall"]
+    heads += [" copied", " objects", *((" in flight",) if in_flight else ())]
+    rows = []
+    for rank, record in enumerate(records):
+        row = [str(rank), _state(int(record["state"]))]
+        row += [] if slot.whole else [str(record["epoch"]), str(record["step"])]
+        row += [tables.human_bytes(int(record["bytes_written"]))]
+        row += [tables.human_seconds(int(record[name]) / 1e9) for name in ("drain_ns", "blocked_ns", "stall_ns")]
+        row += [str(record["blocks_copied"]), tables.human_bytes(int(record["objects_bytes"]))]
+        rows.append(row + ([tables.human_bytes(int(record["channels_bytes"]))] if in_flight else []))
+    return heads, rows
 
 
 def _state(number: int) -> str:
     return RecordState(number).name.lower() if number <= max(RecordState) else f"unknown ({number})"
+
+
+def _described(slot: SlotInfo, layout: Layout, images: list[RankImage]) -> dict[str, object]:
+    names = [name for name in (RECORD.names or ()) if name not in ("magic", "digest", "crc")]
+    found = []
+    for number, (rank, record) in enumerate(zip(layout.ranks, slot.records, strict=True)):
+        arrays = [
+            {
+                "name": spec.name,
+                "dtype": str(spec.dtype),
+                "shape": spec.shape,
+                "order": spec.order,
+                "global_shape": spec.part.shape if spec.part else None,
+                "global_start": spec.owned.start if spec.part else None,
+            }
+            for spec in rank.arrays
+        ]
+        types, wrong = _types(images[number]) if images else ({}, slot.why_not)
+        values = {name: int(record[name]) for name in names}
+        found.append({"arrays": arrays, "objects": types, "objects_wrong": wrong or None, "record": values})
+    head = {"file": str(slot.path), "epoch": slot.epoch, "step": slot.step, "whole": slot.whole}
+    about = {"why": slot.why_not or None, "packed": slot.packed, "block_bytes": slot.block_bytes}
+    return head | about | {"layout": slot.digest.hex(), "ranks": found}

@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mpickpt.errors import StoreError, UsageError
-from mpickpt.snapshot import crc32c
-from mpickpt.store import Store
+from mpickpt.cli.places import add_json, open_directory
+from mpickpt.cli.tables import print_json
+from mpickpt.errors import UsageError
 from mpickpt.triggers import leave_file
 
 
@@ -21,15 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     parser.add_argument("directory", type=Path, metavar="DIR", help="the checkpoint directory of the program")
     parser.add_argument("--stop", action="store_true", help="end the program when the checkpoint is whole")
+    add_json(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
     """Leave the wish in the directory."""
-    if not args.directory.is_dir():
-        raise StoreError(f"{args.directory} is not a directory.", path=args.directory)
-    holder = Store(args.directory, crc32c).holder()
+    holder = open_directory(args.directory).holder()
     if holder is None:
         raise UsageError(f"No program is using {args.directory}, so that nobody would make a checkpoint.")
     leave_file(args.directory, stop=args.stop)
+    if args.json:
+        print_json({"asked": holder, "stop": args.stop})
+        return 0
     print(f"asked {holder} for a checkpoint{' and to stop' if args.stop else ''}")
     return 0

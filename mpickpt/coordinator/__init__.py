@@ -14,6 +14,7 @@ from mpickpt.coordinator.ranks import (
     wait_limit,
     world_rank_and_size,
 )
+from mpickpt.coordinator.world import about_mpi, broadcast_world, gather_world
 
 if TYPE_CHECKING:
     from mpickpt.coordinator.ranks import Communicator
@@ -26,7 +27,10 @@ __all__ = [
     "Share",
     "Traffic",
     "abort",
+    "about_mpi",
+    "broadcast_world",
     "everywhere",
+    "gather_world",
     "import_mpi",
     "wait_limit",
     "world_rank_and_size",

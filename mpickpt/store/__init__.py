@@ -1,15 +1,59 @@
-"""The slots of a checkpoint directory, and the HDF5 structure of a slot file."""
+"""The slots of a checkpoint directory, and the HDF5 structure of a slot file; h5py is imported when one is opened."""
 
-from mpickpt.store.slots import PayloadKind, SlotInfo, Store, read_slot, record_is_valid, slot_path, spill_path
-from mpickpt.store.structure import read_structure
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from mpickpt.store.archive import appearing, clones, copy_slot
+from mpickpt.store.slots import (
+    PayloadKind,
+    SlotInfo,
+    Store,
+    archive_path,
+    read_slot,
+    record_is_valid,
+    slot_path,
+    spill_path,
+    spill_paths,
+)
+
+if TYPE_CHECKING:
+    from mpickpt.store.export import Exported, write_hdf5, write_netcdf
+    from mpickpt.store.packed import open_packed, write_at
+    from mpickpt.store.structure import read_structure, write_skeleton
 
 __all__ = [
+    "Exported",
     "PayloadKind",
     "SlotInfo",
     "Store",
+    "appearing",
+    "archive_path",
+    "clones",
+    "copy_slot",
+    "open_packed",
     "read_slot",
     "read_structure",
     "record_is_valid",
     "slot_path",
     "spill_path",
+    "spill_paths",
+    "write_at",
+    "write_hdf5",
+    "write_netcdf",
+    "write_skeleton",
 ]
+
+# These need h5py, and their modules are imported when they are asked for.
+_HOME_OF = {name: "export" for name in ("Exported", "write_hdf5", "write_netcdf")}
+_HOME_OF |= {name: "packed" for name in ("open_packed", "write_at")}
+_HOME_OF |= {name: "structure" for name in ("read_structure", "write_skeleton")}
+
+
+def __getattr__(name: str) -> object:
+    """Import what needs h5py."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return value

@@ -3,6 +3,7 @@
 A slot is created once by one process and then closed; ranks write raw bytes at the datasets' offsets, so that no
 crash can damage the HDF5 structure. A slot appears under its name by a rename, complete and with its space reserved,
 or not at all. Records are read straight from the file, never through HDF5's caches. Nothing here unpickles.
+h5py is imported where it is needed, as most ranks of a program never open a slot.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpickpt.errors import InUseError, MpickptError, StoreError
 from mpickpt.layout import PAGE_BYTES, RECORD, RECORD_MAGIC, Layout, RecordState, SlotOffsets, blocks_in, round_up
-from mpickpt.store.structure import Head, read_head, read_structure, write_skeleton
+
+if TYPE_CHECKING:
+    from mpickpt.store.structure import Head
 
 Checksum = Callable[[Any], int]
 PayloadKind = Literal["objects", "channels"]
 _SLOT_NAME = re.compile(r"slot-(\d+)\.h5")
+_ARCHIVE_NAME = re.compile(r"epoch-(\d+)\.h5")
 _NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
@@ -57,6 +61,8 @@ class SlotInfo:
         Why the slot holds no whole epoch; empty if it does.
     damaged : bool
         A record is neither as a rank wrote it nor untouched.
+    packed : bool
+        The file is a compressed archive.
     """
 
     path: Path
@@ -70,6 +76,7 @@ class SlotInfo:
     whole: bool = False
     why_not: str = ""
     damaged: bool = False
+    packed: bool = False
 
     @property
     def readable(self) -> bool:
@@ -90,6 +97,16 @@ def slot_path(directory: Path, index: int) -> Path:
 def spill_path(slot: Path, rank: int, kind: PayloadKind = "objects") -> Path:
     """Return the path of the file beside `slot` for a rank's objects or channels that outgrew their room."""
     return slot.with_name(f"{slot.stem}.{kind}-{rank:05d}")
+
+
+def spill_paths(slot: Path) -> list[Path]:
+    """List the spill files that are beside `slot`."""
+    return sorted(p for kind in get_args(PayloadKind) for p in slot.parent.glob(f"{slot.stem}.{kind}-*"))
+
+
+def archive_path(directory: Path, epoch: int) -> Path:
+    """Return the path of an archived epoch."""
+    return directory / f"epoch-{epoch}.h5"
 
 
 def record_is_valid(record: NDArray[np.void] | np.void, crc32c: Checksum) -> bool:
@@ -127,7 +144,7 @@ class Store:
         if self._lock is not None:
             return
         path = self.directory / "lock"
-        with _os_errors(f"The checkpoint directory {self.directory} cannot be used", path):
+        with os_errors(f"The checkpoint directory {self.directory} cannot be used", path):
             self.directory.mkdir(parents=True, exist_ok=True)
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             try:
@@ -183,11 +200,29 @@ class Store:
 
     def slots(self) -> list[SlotInfo]:
         """List all slot files by index, unreadable ones too; `SlotInfo.why_not` tells what is wrong with them."""
-        with _os_errors(f"The checkpoint directory {self.directory} cannot be read", self.directory):
-            if not self.directory.exists():
-                return []
-            found = [p for p in self.directory.iterdir() if _SLOT_NAME.fullmatch(p.name)]
-        return sorted((read_slot(path, self._crc32c) for path in found), key=lambda slot: slot.index)
+        return sorted((read_slot(path, self._crc32c) for path in self._files(_SLOT_NAME)), key=lambda slot: slot.index)
+
+    def archives(self) -> list[SlotInfo]:
+        """List the archived epochs by name, unreadable ones too; their `SlotInfo.index` is -1."""
+        return [read_slot(path, self._crc32c) for path in sorted(self._files(_ARCHIVE_NAME))]
+
+    def _files(self, name: re.Pattern[str]) -> list[Path]:
+        with os_errors(f"The checkpoint directory {self.directory} cannot be read", self.directory):
+            return [p for p in self.directory.iterdir() if name.fullmatch(p.name)] if self.directory.exists() else []
+
+    def remove(self, path: Path) -> None:
+        """Delete a slot or an archived epoch with the files that belong to it.
+
+        Raises
+        ------
+        StoreError
+            If there is no permission.
+        """
+        with os_errors(f"{path} cannot be deleted", path):
+            path.unlink(missing_ok=True)
+            for spill in spill_paths(path):
+                spill.unlink(missing_ok=True)
+            fsync_directory(self.directory)
 
     def create(self, index: int, layout: Layout) -> None:
         """Replace slot `index` by an empty one for `layout`: all of it, or in case of an error nothing.
@@ -197,10 +232,12 @@ class Store:
         StoreError
             If there is no room or no permission; nothing is left behind.
         """
+        from mpickpt.store.structure import write_skeleton
+
         path = slot_path(self.directory, index)
         new = path.with_name(path.name + ".new")
         need = _bytes_needed(layout)
-        with _os_errors(f"Slot file {path} of {need} bytes cannot be created", path, need):
+        with os_errors(f"Slot file {path} of {need} bytes cannot be created", path, need):
             self.directory.mkdir(parents=True, exist_ok=True)
             new.unlink(missing_ok=True)
             fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -216,22 +253,25 @@ class Store:
                 raise
             finally:
                 os.close(fd)
-            for kind in get_args(PayloadKind):
-                for spill in self.directory.glob(f"{path.stem}.{kind}-*"):
-                    spill.unlink()
-            _fsync_directory(self.directory)
+            for spill in spill_paths(path):
+                spill.unlink()
+            fsync_directory(self.directory)
 
     def offsets(self, index: int) -> list[SlotOffsets]:
         """Return the byte offsets in slot `index` by rank."""
+        from mpickpt.store.structure import read_structure
+
         return read_structure(slot_path(self.directory, index))[1]
 
     def layout(self, index: int) -> Layout:
         """Return the layout that slot `index` was created for."""
+        from mpickpt.store.structure import read_structure
+
         return read_structure(slot_path(self.directory, index))[0]
 
     def max_epoch(self) -> int:
-        """Return the highest epoch that any rank began to write in any slot; 0 if none."""
-        return max((slot.newest for slot in self.slots()), default=0)
+        """Return the highest epoch that any rank began to write in any slot, or that is archived; 0 if none."""
+        return max((slot.newest for slot in [*self.slots(), *self.archives()]), default=0)
 
 
 def _lock_patiently(fd: int) -> None:
@@ -248,6 +288,8 @@ def _lock_patiently(fd: int) -> None:
 
 def read_slot(path: Path, crc32c: Checksum) -> SlotInfo:
     """Read what a slot file says about itself; whatever is wrong with it goes into `SlotInfo.why_not`."""
+    from mpickpt.store.structure import read_head
+
     match = _SLOT_NAME.fullmatch(path.name)
     index = int(match[1]) if match else -1
     try:
@@ -269,12 +311,13 @@ def read_slot(path: Path, crc32c: Checksum) -> SlotInfo:
         whole=not why_not,
         why_not=why_not,
         damaged=bool(damage),
+        packed=head.packed,
     )
 
 
 def _read_records(path: Path, head: Head) -> NDArray[np.void]:
     nbytes = head.world_size * PAGE_BYTES
-    with _os_errors(f"The records of {path} cannot be read", path), path.open("rb") as file:
+    with os_errors(f"The records of {path} cannot be read", path), path.open("rb") as file:
         raw = os.pread(file.fileno(), nbytes, head.records)
     if len(raw) != nbytes:
         raise StoreError(f"{path} is truncated: it ends before its records do.", path=path)
@@ -314,7 +357,7 @@ def _why_not_whole(records: NDArray[np.void], digest: bytes) -> str:
 
 
 @contextmanager
-def _os_errors(what: str, path: Path, need: int | None = None) -> Iterator[None]:
+def os_errors(what: str, path: Path, need: int | None = None) -> Iterator[None]:
     """Turn errors of the operating system into a `StoreError` that says what to do."""
     try:
         yield
@@ -338,7 +381,8 @@ def _free_bytes(where: int | Path) -> int:
     return found.f_frsize * (found.f_bfree if os.geteuid() == 0 else found.f_bavail)
 
 
-def _fsync_directory(directory: Path) -> None:
+def fsync_directory(directory: Path) -> None:
+    """Make sure that the names in a directory are on the disk."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,8 @@ from mpi4py import MPI  # starts MPI before the first test, so that its descript
 
 import mpickpt
 from mpickpt.cli import ls
-from mpickpt.cli.main import main, parser
+from mpickpt.cli.main import VERBS, main, parser, verb_module
+from mpickpt.cli.pickles import types_in
 from mpickpt.cli.tables import human_bytes, human_seconds
 from mpickpt.layout import RECORD, Layout, RankLayout
 from mpickpt.snapshot import crc32c
@@ -133,10 +137,10 @@ def test_interrupted_program(tmp_path: Path) -> None:
         ),
         (("run", "--restart", "3", "app.py", "1"), 6, None),
         (("run", "--dir", "app.py", "app.py", "1"), 3, None),
-        (("ls", "nothing"), 3, "mpickpt: nothing is not a directory.\n"),
-        (("show", "nothing"), 3, "mpickpt: There is no file nothing.\n"),
-        (("show", "app.py"), 3, None),
-        (("show", "."), 7, "mpickpt: . holds no whole epoch. See: mpickpt ls .\n"),
+        (("ls", "nothing"), 2, "mpickpt: There is no file or directory nothing.\n"),
+        (("ls", "app.py"), 2, "mpickpt: app.py is not a directory.\n"),
+        (("show", "app.py"), 1, None),
+        (("show", "."), 1, "mpickpt: There is no whole epoch in .. It holds no slots.\n"),
     ],
 )
 def test_errors_are_sentences(tmp_path: Path, arguments: tuple[str, ...], code: int, told: str | None) -> None:
@@ -172,25 +176,30 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "c"
 
 
-def cells(table: str) -> list[list[str]]:
-    """Split a printed table into its cells."""
-    rows = [line for line in table.splitlines() if line.startswith("│")]
-    return [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
+def cells(text: str, head: str) -> list[list[str]]:
+    """Split the table under the line that begins with `head` into its cells."""
+    lines = iter(text.splitlines())
+    for line in lines:
+        if line.startswith(head):
+            break
+    return [re.split(r"\s{2,}", row.strip()) for row in takewhile(str.strip, lines)]
 
 
 def test_ls(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (directory / "slot-2.h5").write_bytes(b"nonsense")
-    assert main(["ls", str(directory)]) == 0
-    rows = cells(capsys.readouterr().out)
-    assert [row[:4] for row in rows[:2]] == [["slot-0.h5", "1", "10", "yes"], ["slot-1.h5", "2", "20", "yes"]]
+    assert main(["ls", str(directory)]) == 1
+    text = capsys.readouterr().out
+    rows = cells(text, "file")
+    assert [row[:4] for row in rows[:2]] == [["slot-0.h5", "1", "10", "whole"], ["slot-1.h5", "2", "20", "whole"]]
     assert all(row[5].endswith("ago") and row[6] == "1" for row in rows[:2])
-    assert rows[2][:3] == ["slot-2.h5", "-", "-"]
-    assert "cannot be read as a slot" in " ".join(row[3] for row in rows[2:])
+    assert rows[2][:4] == ["slot-2.h5", "-", "-", "unreadable"]
+    assert "slot-2.h5: " in text
+    assert "cannot be read as a slot" in text
 
 
 def test_ls_of_an_empty_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == f"There are no slots in {tmp_path}.\n"
+    assert capsys.readouterr().out == f"There are no epochs in {tmp_path}.\n"
 
 
 def test_show(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,9 +207,10 @@ def test_show(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["show", str(path)]) == 0
         text = capsys.readouterr().out
         assert "slot-1.h5: epoch 2, step 20" in text
-        array, rank = cells(text)
-        assert array == ["u", "float64", "(100, 200)", "(100, 200)", "from (0, 0)", "1", "156.2 KiB"]
-        assert rank[:4] == ["0", "complete", "2", "20"]
+        assert "u: float64 (100, 200), 156.2 KiB, on 1 rank" in text
+        assert "u: float64 (100, 200), 156.2 KiB, cells from (0, 0)" in text
+        assert "objects: log (list)" in text
+        assert cells(text, "rank")[0][:2] == ["0", "complete"]
     assert main(["show", str(directory / "slot-0.h5")]) == 0
     assert "slot-0.h5: epoch 1, step 10" in capsys.readouterr().out
 
@@ -214,19 +224,52 @@ def test_show_tells_of_messages_in_flight(tmp_path: Path, capsys: pytest.Capture
         assert main(["show", str(tmp_path / f"slot-{slot}.h5")]) == 0
         text = capsys.readouterr().out
         assert ("flight" in text) == (told is not None)
-        assert told is None or [row[-1] for row in cells(text)] == told
+        assert told is None or [row[-1] for row in cells(text, "rank ")] == told
 
 
-def test_help_is_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb, sentence in (
-        ("run", "Run a Python program"),
-        ("ls", "List the slots"),
-        ("show", "Show what is in a slot"),
-    ):
-        with pytest.raises(SystemExit) as caught:
-            parser().parse_args([verb, "--help"])
-        assert caught.value.code == 0
-        assert sentence in capsys.readouterr().out
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_is_the_docstring_with_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = verb_module(verb).__doc__
+    assert text is not None
+    assert text.partition("\n")[0] == VERBS[verb]
+    with pytest.raises(SystemExit) as caught:
+        parser(verb).parse_args([verb, "--help"])
+    assert caught.value.code == 0
+    told = capsys.readouterr().out
+    assert text.strip() in told
+    assert re.search(rf"^    (mpirun -n \d )?mpickpt {verb} ", told, re.MULTILINE)
+
+
+def test_every_module_of_a_verb_is_a_verb() -> None:
+    folder = Path(main.__code__.co_filename).parent
+    verbs = {path.stem for path in folder.glob("*.py") if "def execute(" in path.read_text()}
+    assert verbs == set(VERBS)
+
+
+def test_types_of_objects_are_told_without_unpickling(tmp_path: Path) -> None:
+    class Own:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    things = {"rng": np.random.default_rng(1), "array": np.arange(3), "z": 1 + 2j, "own": Own(), "f": np.sin}
+    things |= {"path": Path("x"), "list": [1], "none": None, "error": ValueError("x"), "scalar": np.float32(1)}
+    assert types_in(pickle.dumps(things, protocol=5)) == {
+        "rng": "numpy.random.Generator",
+        "array": "numpy.ndarray",
+        "z": "complex",
+        "own": f"{os.mkdir.__module__}.mkdir",
+        "f": "a reference to numpy.sin",
+        "path": "pathlib.PosixPath" if sys.version_info < (3, 13) else "pathlib._local.PosixPath",
+        "list": "list",
+        "none": "NoneType",
+        "error": "ValueError",
+        "scalar": "numpy._core.multiarray.scalar",
+    }
+    assert not (tmp_path / "made").exists()
+    assert types_in(b"") == {}
+    for payload in (b"nonsense", pickle.dumps(3), pickle.dumps(things)[:-9]):
+        with pytest.raises(ValueError, match="no pickled dictionary"):
+            types_in(payload)
 
 
 def test_human_figures() -> None:
@@ -241,7 +284,7 @@ def test_ls_tells_how_far_each_rank_is() -> None:
     records["epoch"] = [7, 7, 7, 6, 7, 6]
     records["state"] = [2, 1, 1, 2, 3, 2]
     slot = SlotInfo(Path("slot-0.h5"), 0, world_size=6, records=records)
-    assert ls._progress(slot) == (
+    assert ls._sentence(slot) == (
         "epoch 7 in progress, of 6 ranks: 2 not cut yet (ranks 3, 5), 2 draining (ranks 1-2), 1 complete (rank 0), "
         "1 failed (rank 4)"
     )

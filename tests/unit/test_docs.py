@@ -10,6 +10,7 @@ import pytest
 from mpi4py import MPI  # noqa: F401  (starts MPI before the first test, so that its descriptors are no test's leak)
 
 import mpickpt
+from mpickpt.cli.main import VERBS, parser
 from mpickpt.layout import RECORD
 
 ROOT = Path(__file__).parents[2]
@@ -45,3 +46,18 @@ def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
         if "://" not in target:
             assert (document.parent / target).exists(), target
+
+
+def test_the_verbs_and_options_are_those_of_the_parser() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(VERBS)
+    told: dict[str, set[str]] = {verb: {"--json"} if "has `--json`" in text else set() for verb in VERBS}
+    for verb, rest in re.findall(r"^    (?:mpirun -n \d )?mpickpt (\w+) (.*)$", text, re.MULTILINE):
+        told[verb] |= set(re.findall(r"--[\w-]+", rest.partition("#")[0]))
+        words = [word for word in rest.partition("#")[0].split() if word != "--help"]
+        parser(verb).parse_args([verb, *words])  # a SystemExit if it is not understood
+    for verb in set(VERBS) - {"run"}:  # its options are in docs/quickstart.md
+        (choices,) = (action for action in parser(verb)._actions if action.dest == "verb")
+        assert isinstance(choices.choices, dict)
+        options = {name for action in choices.choices[verb]._actions for name in action.option_strings}
+        assert told[verb] == options - {"-h", "--help"}, verb

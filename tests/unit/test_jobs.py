@@ -72,7 +72,7 @@ def test_the_ten_lines_of_the_readme_run(tmp_path: Path) -> None:
     assert program[1].count("\n") <= 10
     (tmp_path / "walk.py").write_text(program[1].replace("100_000", "25"))
     run(tmp_path, "-m", "mpickpt", "run", "--every", "10", "walk.py")
-    look = "import mpickpt; c = mpickpt.Checkpoint('walk.ckpt'); print(c.step, c.rank(0)['walk'].sum().hex())"
+    look = "import mpickpt; c = mpickpt.Checkpoint('walk.ckpt'); print(c.step, c.rank(0)['walk'][...].sum().hex())"
     rng = np.random.default_rng(0)
     walk = np.zeros((1000, 1000))
     for _ in range(20):

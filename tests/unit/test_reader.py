@@ -23,7 +23,7 @@ from mpickpt.parts import Part
 from mpickpt.reader import Checkpoint
 from mpickpt.snapshot import Snapshotter, crc32c
 from mpickpt.sources import check_share, read_own
-from mpickpt.store import Store, read_slot, read_structure, slot_path, spill_path
+from mpickpt.store import Store, read_slot, read_structure, slot_path, spill_path, write_skeleton
 
 COLS = 40_000  # one row of float64 is more than a block of 256 KiB
 
@@ -70,8 +70,8 @@ def test_a_checkpoint_reads_as_it_was_written(store: Store, order: Order) -> Non
         assert list(ck.rank(rank)) == ["u", "own"]
         assert len(ck.rank(rank)) == 2
         for name, array in ck.rank(rank).items():
-            np.testing.assert_array_equal(array, made["arrays"][rank][name])
-            array[...] = 0  # an array of the reader's own
+            np.testing.assert_array_equal(array[...], made["arrays"][rank][name])
+            array[...][...] = 0  # an array of the reader's own
         assert ck.objects(rank)["name"] == f"rank {rank}"
     np.testing.assert_array_equal(ck["u"], made["world"])
     assert ck.verify() == []
@@ -122,11 +122,11 @@ def test_damaged_blocks_are_named(store: Store) -> None:
     flip(made["path"], store.offsets(0)[2].objects + 5)
     ck = Checkpoint(store.directory)
     with pytest.raises(DamageError, match=r"Epoch 3 in .*slot-0.h5 .* rank 1, array 'u', block 3: wrong") as caught:
-        ck.rank(1)["u"]
+        ck.rank(1)["u"][...]
     error = caught.value
     assert (error.rank, error.array, error.block, error.epoch, error.path) == (1, "u", 3, 3, made["path"])
     with pytest.raises(DamageError, match="rank 1, array 'u', block 3"):
-        ck["u"]
+        ck["u"][...]
     np.testing.assert_array_equal(ck.rank(0)["u"], made["arrays"][0]["u"])
     with pytest.raises(DamageError, match="rank 2, objects in slot-0.h5: wrong checksum"):
         ck.objects(2)
@@ -145,13 +145,13 @@ def test_a_damaged_checksum_counts_as_damage(store: Store) -> None:
 def test_a_slot_cut_off_after_it_was_opened(store: Store) -> None:
     made = example(store)
     ck = Checkpoint(store.directory)
-    image = ck._images[2]
+    image = ck.images[2]
     os.truncate(made["path"], image.offsets.arrays[0] + 100)
     (damage,) = image.read_array(0, np.empty(4 * COLS * 8, np.uint8))
     assert str(damage) == "rank 2, array 'u': the file ends within its checksums"
     assert "the file ends too early" in str(image.read_objects()[1][0])
     with pytest.raises(EpochError, match="overwritten while it was read"):
-        ck.rank(2)["u"]
+        ck.rank(2)["u"][...]
 
 
 def test_spilled_objects_and_their_damage(store: Store) -> None:
@@ -184,7 +184,7 @@ def test_messages_in_flight_read_as_they_were_written(store: Store) -> None:
     path = in_flight(store)
     assert spill_path(path, 1, "channels").name == "slot-0.channels-00001"
     ck = Checkpoint(store.directory)
-    assert [image.read_channels() for image in ck._images] == [(message, []) for message in MESSAGES]
+    assert [image.read_channels() for image in ck.images] == [(message, []) for message in MESSAGES]
     assert ck.verify() == []
 
 
@@ -203,7 +203,7 @@ def test_damaged_messages_are_found_wherever_an_epoch_is_checked(
 ) -> None:
     path = in_flight(store)
     ck = Checkpoint(store.directory)
-    image = ck._images[1 if spilled else 2]
+    image = ck.images[1 if spilled else 2]
     where = spill_path(path, 1, "channels") if spilled else path
     spoil(where, image.offsets.channels)
     assert image.read_objects()[1] == []
@@ -212,7 +212,7 @@ def test_damaged_messages_are_found_wherever_an_epoch_is_checked(
     assert str(damage) == f"rank {image.rank}, channels in {where.name}: {what}"
     _, told = read_own(image, Snapshotter(), direct=True)
     assert told == [str(damage)]
-    assert [line for part in range(2) for line in check_share(ck._images, part, 2, True)] == [str(damage)]
+    assert [line for part in range(2) for line in check_share(ck.images, part, 2, True)] == [str(damage)]
     if spilled or "checksum" in what:  # otherwise it is no slot any more
         assert ck.verify() == [damage]
 
@@ -254,7 +254,7 @@ def test_an_epoch_that_is_overwritten_meanwhile_is_not_mixed(store: Store) -> No
     example(store, epoch=3)
     ck = Checkpoint(store.directory)
     example(store, epoch=5)
-    for read in (lambda: ck["u"], lambda: ck.rank(0)["u"], lambda: ck.objects(0), ck.verify):
+    for read in (lambda: ck["u"][...], lambda: ck.rank(0)["u"][0], lambda: ck.objects(0), ck.verify):
         with pytest.raises(EpochError, match="Epoch 3 in .* was overwritten"):
             read()
     assert Checkpoint(store.directory).epoch == 5
@@ -265,7 +265,7 @@ def test_reading_needs_no_mpi(store: Store) -> None:
     code = (
         "import sys; sys.modules['mpi4py'] = None\n"
         "from mpickpt.reader import Checkpoint\n"
-        "print(Checkpoint(sys.argv[1])['u'].sum().hex())"
+        "print(Checkpoint(sys.argv[1])['u'][...].sum().hex())"
     )
     run = subprocess.run(
         [sys.executable, "-c", code, str(store.directory)], capture_output=True, text=True, timeout=60, check=True
@@ -376,7 +376,7 @@ def test_only_blocks_that_hold_wanted_cells_are_read(store: Store) -> None:
 
 def test_gather_refuses_what_is_not_the_same_global_array(store: Store) -> None:
     made = example(store)
-    images = Checkpoint(store.directory)._images
+    images = Checkpoint(store.directory).images
     f8 = np.dtype("f8")
     for spec, why in (
         (ArraySpec("v", (6, COLS), f8, Part((6, COLS), (0, 0))), "no global array 'v'"),
@@ -387,3 +387,138 @@ def test_gather_refuses_what_is_not_the_same_global_array(store: Store) -> None:
     ):
         with pytest.raises(LayoutError, match=why):
             gather(made["layout"], images, spec, np.empty(spec.shape, spec.dtype))
+
+
+# -- indexing ----------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def indices(draw: st.DrawFn, shape: tuple[int, ...]) -> Any:  # noqa: ANN401
+    items: list[Any] = []
+    for extent in shape[: draw(st.integers(0, len(shape)))]:
+        step = draw(st.sampled_from([None, 1, 2, 3, -1, -2]))
+        ends = st.one_of(st.none(), st.integers(-extent - 2, extent + 2))
+        if extent and draw(st.booleans()):
+            items.append(draw(st.integers(-extent, extent - 1)))
+        else:
+            items.append(slice(draw(ends), draw(ends), step))
+    if draw(st.booleans()):
+        items.insert(draw(st.integers(0, len(items))), ...)
+    if ... in items and items.index(...) < len(items) - 1:  # what follows it belongs to the last axes
+        items = items[: items.index(...) + 1]
+    return tuple(items)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), case=worlds())
+def test_indexing_is_that_of_numpy(
+    tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject,
+    case: tuple[np.ndarray[Any, Any], list[tuple[ArraySpec, Any]], list[tuple[ArraySpec, Any]]],
+) -> None:
+    world, parts, _ = case
+    store = Store(tmp_path_factory.mktemp("index"), crc32c)
+    layout = Layout(tuple(RankLayout((spec,)) for spec, _ in parts))
+    write_epoch(store, 0, layout, [{"u": shown} for _, shown in parts])
+    ck = Checkpoint(store.directory)
+    for stored, expected in ((ck["u"], world), (ck.rank(0)["u"], parts[0][1])):
+        index = data.draw(indices(stored.shape))
+        found, wanted = stored[index], expected[index]
+        assert type(found) is type(wanted)
+        np.testing.assert_array_equal(found, wanted)
+        assert sum(cells.size for _, cells in stored.pieces(16)) == expected.size
+        again = np.zeros_like(expected)
+        for where, cells in stored.pieces(16):
+            again[where] = cells
+        np.testing.assert_array_equal(again, expected)
+
+
+def test_what_is_no_index(store: Store) -> None:
+    example(store)
+    u = Checkpoint(store.directory)["u"]
+    for index in (6, -7, (0, COLS), (0, 0, 0), (..., ...), "x", 1.5, True, None, [1, 2], np.array([True])):
+        with pytest.raises(IndexError):
+            u[index]
+    assert (len(u), u.ndim, u.size, u.nbytes) == (6, 2, 6 * COLS, 48 * COLS)
+    with pytest.raises(ValueError, match="without reading"):
+        np.asarray(u, copy=False)
+    assert np.asarray(u, dtype="f4").dtype == np.float32
+
+
+def test_indexing_reads_only_the_blocks_that_it_needs(store: Store) -> None:
+    made = example(store)
+    flip(made["path"], store.offsets(0)[1].arrays[0] + 3 * made["layout"].block_bytes)  # local row 2: global row 3
+    u = Checkpoint(store.directory)["u"]
+    np.testing.assert_array_equal(u[::2], made["world"][::2])
+    np.testing.assert_array_equal(u[4::-2, ::-7], made["world"][4::-2, ::-7])
+    assert u[3, 0] == made["world"][3, 0]
+    for index in (3, np.s_[1::2], np.s_[:, -1]):
+        with pytest.raises(DamageError, match="rank 1, array 'u', block 3"):
+            u[index]
+
+
+def test_strided_reading_needs_little_memory(tmp_path: Path) -> None:
+    """One cell a row of 3 GiB of rows that are there but were never written: read in a process of its own."""
+    rows, cols = 3 << 10, 1 << 17
+    spec = ArraySpec("u", (rows, cols), np.dtype("f8"), Part((rows, cols), (0, 0)))
+    layout = Layout((RankLayout((spec,)),))
+    store = Store(tmp_path, crc32c)
+    path = write_sparse(store, layout)
+    code = (
+        "import sys, mpickpt\n"
+        "u = mpickpt.Checkpoint(sys.argv[1])['u']\n"
+        "assert u[::64, 5].sum() == 0\n"
+        "print(*(x.split()[1] for x in open('/proc/self/status') if x.startswith('VmHWM')))"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 150_000  # KiB
+
+
+def write_sparse(store: Store, layout: Layout) -> Path:
+    """Write an epoch of zeros whose arrays are holes in the file."""
+    store.directory.mkdir(exist_ok=True)
+    path = slot_path(store.directory, 0)
+    write_skeleton(path, layout)
+    (place,) = store.offsets(0)
+    zero = crc32c(bytes(layout.block_bytes))
+    (spec,) = layout.ranks[0].arrays
+    with path.open("r+b") as file:
+        file.seek(place.checksums[0])
+        file.write(np.full(spec.nbytes // layout.block_bytes, zero, "<u4").tobytes())
+        file.seek(place.record)
+        file.write(record(state=RecordState.COMPLETE, rank=0, epoch=1, step=1, run=7, digest=layout.digest))
+    return path
+
+
+def test_damage_names_bytes_and_cells(store: Store) -> None:
+    for index, order in enumerate(("C", "F")):
+        made = example(store, index, epoch=index + 1, order=order)
+        flip(made["path"], store.offsets(index)[1].arrays[0] + made["layout"].block_bytes + 9)
+        (damage,) = Checkpoint(made["path"]).verify()
+        assert damage.bytes == (262_144, 524_287)
+        cells = ((0, 32_768), (1, 25_535)) if order == "C" else ((0, 8_192), (3, 16_383))
+        assert damage.cells == cells
+
+
+def test_a_checkpoint_shows_itself_in_a_notebook(store: Store) -> None:
+    example(store)
+    ck = Checkpoint(store.directory)
+    assert "<td>u</td><td>float64</td><td>(6, 40000)</td><td>3 of 3</td>" in ck._repr_html_()
+    assert "<td>own</td><td>int32</td><td>(1,)</td>" in ck.rank(1)._repr_html_()
+    assert repr(ck["u"]) == "<u: float64 (6, 40000)>"
+    assert "(6, 40000)" in ck["u"]._repr_html_()
+    assert repr(ck.rank(1)) == "<rank 1: <u: float64 (4, 40000)>, <own: int32 (1,)>>"
+
+
+def test_xarray_reads_when_it_computes(store: Store) -> None:
+    made = example(store)
+    flip(made["path"], store.offsets(0)[1].arrays[0] + 3 * made["layout"].block_bytes)
+    dataset = Checkpoint(store.directory).to_xarray()
+    assert dict(dataset.sizes) == {"u_0": 6, "u_1": COLS}
+    assert (dataset.attrs["epoch"], dataset.attrs["step"]) == (3, 30)
+    rows = dataset["u"][[0, 4], 1:3]  # fancy in xarray, plain for the file
+    np.testing.assert_array_equal(rows, made["world"][[0, 4], 1:3])
+    assert float(dataset["u"][0].sum()) == pytest.approx(made["world"][0].sum())
+    with pytest.raises(DamageError):
+        dataset["u"][3].load()

@@ -1,0 +1,109 @@
+"""Write arrays of an epoch into a file that other programs read.
+
+    mpickpt export heat.ckpt heat.h5                     all global arrays, plain HDF5, compressed
+    mpickpt export heat.ckpt:7 heat.nc                   the same as NetCDF (pip install 'mpickpt[netcdf]')
+    mpickpt export heat.ckpt u.npy --array u             one array for numpy.load
+    mpickpt export heat.ckpt r3.h5 --rank 3              the arrays of rank 3, halo and all
+
+The name's end tells the format: .npy, .h5 or .hdf5, .nc. Arrays are read and checked piece by piece, so that little
+memory is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpickpt.cli import tables
+from mpickpt.cli.places import PLACE, add_json, open_checkpoint
+from mpickpt.errors import UsageError
+from mpickpt.reader import Checkpoint
+from mpickpt.store import Exported, appearing, write_hdf5, write_netcdf
+from mpickpt.stored import StoredArray
+
+HDF5 = (".h5", ".hdf5")
+SUFFIXES = (".npy", *HDF5, ".nc")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the verb."""
+    parser.add_argument("place", metavar="PATH", help=PLACE)
+    parser.add_argument("out", type=Path, metavar="OUT", help="the file to write: .npy, .h5, .hdf5 or .nc")
+    parser.add_argument("--array", action="append", metavar="NAME", help="only this array; may be given several times")
+    parser.add_argument("--rank", type=int, metavar="R", help="this rank's arrays, in place of global ones")
+    parser.add_argument("--force", action="store_true", help="overwrite OUT if it exists")
+    add_json(parser)
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Export."""
+    checkpoint = open_checkpoint(args.place)
+    arrays = _chosen(checkpoint, args.array, args.rank)
+    _check_out(args.out, arrays, args.force)
+    attributes: dict[str, str | int] = {"source": str(checkpoint.path), "epoch": checkpoint.epoch}
+    attributes["step"] = checkpoint.step
+    total = sum(array.nbytes for array in arrays)
+    with tables.bar(args.out.name, total, quiet=args.json) as progress, appearing(args.out) as new:
+        exported = [Exported(array.name, array.shape, array.dtype, _told(array, progress)) for array in arrays]
+        if args.out.suffix == ".npy":
+            _write_npy(new, arrays[0], exported[0])
+        elif args.out.suffix == ".nc":
+            write_netcdf(new, exported, attributes)
+        else:
+            write_hdf5(new, exported, attributes)
+    size = args.out.stat().st_size
+    if args.json:
+        names = [array.name for array in arrays]
+        tables.print_json({"file": str(args.out), "arrays": names, "bytes": size, **attributes})
+    else:
+        what = tables.counted(len(arrays), "array")
+        print(f"{args.out}: {what} of epoch {checkpoint.epoch} ({tables.human_bytes(size)})")
+    return 0
+
+
+def _chosen(checkpoint: Checkpoint, names: list[str] | None, rank: int | None) -> list[StoredArray]:
+    if rank is None:
+        there = [info.name for info in checkpoint.arrays.values() if info.shape is not None]
+        source: Any = checkpoint
+        where = f"no global array {{}} in {checkpoint.path}; a rank's own: --rank"
+    else:
+        source = checkpoint.rank(rank)
+        there = list(source)
+        where = f"no array {{}} on rank {rank} of {checkpoint.path}"
+    for name in names or ():
+        if name not in there:
+            raise UsageError(f"There is {where.format(repr(name))}. There is: {', '.join(there) or 'none'}.")
+    if not there:
+        raise UsageError(f"There is {where.format('to export')}.")
+    return [source[name] for name in names or there]
+
+
+def _check_out(out: Path, arrays: list[StoredArray], force: bool) -> None:
+    if out.suffix not in SUFFIXES:
+        raise UsageError(f"The end of {out} does not tell a format: {', '.join(SUFFIXES)} do.")
+    if out.suffix == ".npy" and len(arrays) > 1:
+        names = ", ".join(array.name for array in arrays)
+        raise UsageError(f"A .npy file holds one array; choose one of {names} by --array, or export to .h5.")
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists. Choose another name, or --force to overwrite it.")
+
+
+def _told(array: StoredArray, progress: Any) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:  # noqa: ANN401
+    for where, cells in array.pieces():
+        yield where, cells
+        progress(cells.nbytes)
+
+
+def _write_npy(path: Path, array: StoredArray, exported: Exported) -> None:
+    """Write the header and then the cells in the order of the file, in which the pieces come."""
+    fortran = array.order == "F"
+    header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": fortran, "shape": array.shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_2_0(file, header)
+        for _, cells in exported.pieces:
+            file.write(np.ascontiguousarray(cells.T if fortran else cells).view(np.uint8).data)

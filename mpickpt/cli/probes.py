@@ -1,0 +1,254 @@
+"""What one rank finds out about its machine and a directory, by trying it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import platform
+import resource
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from mpickpt.cli.tables import human_bytes
+from mpickpt.layout import MAX_BLOCKS, ArraySpec, Layout, RankLayout
+from mpickpt.snapshot import DrainState, Snapshotter, crc32c
+from mpickpt.store import Store, clones
+
+STATE_BYTES = 64 << 20  # what the measurements save
+PATIENCE = 8.0  # seconds for them to end
+SHARED = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "panfs", "orangefs", "cifs", "fuse")
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+State = Literal["ok", "note", "bad"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found, and what it means for the user; "bad" is what makes mpickpt fail or a checkpoint unsafe."""
+
+    name: str
+    found: str
+    state: State = "ok"
+    meaning: str = ""
+    value: float = 0.0  # of what is measured: ranks may differ in it
+
+
+def versions() -> dict[str, str]:
+    """Name what should be the same on all nodes."""
+    packages = {name: metadata.version(name) for name in ("mpickpt", "numpy", "h5py", "mpi4py")}
+    return {
+        "python": platform.python_version(),
+        **packages,
+        "machine": platform.machine(),
+        "kernel": platform.release(),
+        "page size": str(resource.getpagesize()),
+        "huge pages": _chosen_huge_pages(),
+        "max_map_count": str(_max_map_count()),
+    }
+
+
+def system() -> list[Finding]:
+    """Look at the limits of the system; quick, and without touching a disk."""
+    return [_processor(), _huge_pages(), _sched_idle(), _map_count(), _locked_memory(), _memory_limit()]
+
+
+def directory(place: Path) -> list[Finding]:
+    """Try in a directory of its own inside `place` what a session does there; OSError if nothing can be made there."""
+    work = Path(tempfile.mkdtemp(prefix=".mpickpt-doctor-", dir=place))
+    try:
+        return [_file_system(work), _fallocate(work), _locks(work), _reflink(work), *_measured(work)]
+    finally:
+        shutil.rmtree(work)
+
+
+def _chosen_huge_pages() -> str:
+    return THP.read_text().partition("[")[2].partition("]")[0] if THP.exists() else "none"
+
+
+def _max_map_count() -> int:
+    return int(Path("/proc/sys/vm/max_map_count").read_text())
+
+
+def _processor() -> Finding:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    cores = len(os.sched_getaffinity(0))
+    if "sse4_2" in flags or "crc32" in flags:
+        return Finding("processor", f"{cores} cores for this rank, CRC-32C in hardware")
+    return Finding("processor", f"{cores} cores, no CRC-32C", "note", "checksums are computed by tables, which is slow")
+
+
+def _huge_pages() -> Finding:
+    chosen = _chosen_huge_pages()
+    if chosen in ("always", "madvise"):
+        return Finding("huge pages", chosen)
+    return Finding("huge pages", chosen, "note", f"cuts take longer: madvise in {THP} would let arrays have them")
+
+
+def _sched_idle() -> Finding:
+    refused: list[OSError] = []
+
+    def become_idle() -> None:
+        try:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # of this thread alone
+        except OSError as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=become_idle)
+    thread.start()
+    thread.join()
+    if not refused:
+        return Finding("SCHED_IDLE", "works")
+    return Finding("SCHED_IDLE", str(refused[0].strerror), "note", "the drain competes with the program for its cores")
+
+
+def _map_count() -> Finding:
+    count, need = _max_map_count(), 2 * MAX_BLOCKS
+    if count > need:
+        return Finding("max_map_count", str(count))
+    meaning = f"blocks may be protected one by one: sysctl vm.max_map_count={2 * need}"
+    return Finding("max_map_count", str(count), "bad", meaning)
+
+
+def _locked_memory() -> Finding:
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    found = "unlimited" if soft == resource.RLIM_INFINITY else human_bytes(soft)
+    meaning = "mpickpt locks no memory; MPI over InfiniBand may need more" if found != "unlimited" else ""
+    return Finding("ulimit -l", found, "ok", meaning)
+
+
+def _memory_limit() -> Finding:
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    limit = Path("/sys/fs/cgroup/memory.max")
+    group = limit.read_text().strip() if limit.exists() else "max"
+    limits = [n for n in (soft if soft != resource.RLIM_INFINITY else 0, int(group) if group.isdecimal() else 0) if n]
+    if not limits:
+        return Finding("memory limit", "none")
+    return Finding("memory limit", human_bytes(min(limits)), "note", "the pool (a quarter of the state) must fit too")
+
+
+def _file_system(work: Path) -> Finding:
+    kind = _kind_of_file_system(work)
+    free = shutil.disk_usage(work).free
+    found = f"{kind}, {human_bytes(free)} free"
+    if kind == "tmpfs":
+        return Finding("file system", found, "note", "checkpoints in memory are lost with the node", free)
+    if not kind.startswith(SHARED):
+        return Finding("file system", found, "note", "seems local: ranks on other nodes would not see it", free)
+    return Finding("file system", found, value=free)
+
+
+def _kind_of_file_system(work: Path) -> str:
+    device = f"{os.major(work.stat().st_dev)}:{os.minor(work.stat().st_dev)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[2] == device:
+            return fields[fields.index("-") + 1]
+    return "unknown"
+
+
+def _fallocate(work: Path) -> Finding:
+    libc = ctypes.CDLL(None, use_errno=True)
+    with (work / "fallocate").open("wb") as file:
+        done = libc.fallocate(file.fileno(), 0, ctypes.c_int64(0), ctypes.c_int64(1 << 20)) == 0
+    if done:
+        return Finding("fallocate", "works")
+    why = os.strerror(ctypes.get_errno())
+    return Finding("fallocate", why, "note", "room for slots is reserved by writing zeros: creating them takes a while")
+
+
+def _locks(work: Path) -> Finding:
+    with (work / "lock").open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            why = error.strerror or str(error)
+            return Finding("file locks", why, "bad", "take care that no two programs use one checkpoint directory")
+    return Finding("file locks", "work")
+
+
+def _reflink(work: Path) -> Finding:
+    if clones(work):
+        return Finding("reflink", "works")
+    return Finding("reflink", "none", "note", "mpickpt archive copies in place of cloning")
+
+
+def _measured(work: Path) -> list[Finding]:
+    """Save an array twice: quietly, and while all of it is changed."""
+    spec = ArraySpec("u", (STATE_BYTES,), np.dtype("u1"))
+    layout = Layout.of([RankLayout((spec,))])
+    store = Store(work, crc32c)
+    store.create(0, layout)
+    snapshotter = Snapshotter()
+    try:
+        memory = snapshotter.allocate(STATE_BYTES)
+        memory[:] = 1
+        huge = _huge_share(memory)
+        snapshotter.add(memory, owned=True)
+        snapshotter.seal(layout.block_bytes, STATE_BYTES)
+        snapshotter.hurry(True)
+
+        def save(epoch: int, meanwhile: Callable[[], None]) -> None:
+            path, offsets = work / "slot-0.h5", store.offsets(0)[0]
+            snapshotter.cut(
+                path=path, epoch=epoch, step=epoch, rank=0, run=1, digest=layout.digest,
+                offsets=offsets, objects=b"", spill=None,
+            )  # fmt: skip
+            meanwhile()
+            if not snapshotter.wait(PATIENCE):
+                snapshotter.fail(errno.ETIMEDOUT)
+                snapshotter.wait()
+
+        def change() -> None:
+            memory[:: layout.block_bytes] += 1
+
+        save(1, lambda: None)
+        quiet = snapshotter.progress()
+        save(2, change)
+        busy = snapshotter.progress()
+    finally:
+        snapshotter.close()
+    failed = next((p for p in (quiet, busy) if p.state != DrainState.COMPLETE), None)
+    if failed is not None:
+        return [Finding("saving", os.strerror(failed.errno), "bad", "no checkpoint can be written there in time")]
+    rate = quiet.bytes_written / quiet.drain_seconds
+    fault = (busy.fault_seconds - quiet.fault_seconds) / max(1, busy.blocks)
+    direct = Finding("O_DIRECT", "works")
+    if not quiet.direct:
+        direct = Finding("O_DIRECT", "none", "note", "slots go through the page cache, which costs processor time")
+    return [
+        direct,
+        Finding("mprotect", f"works, {huge:.0%} of an array in huge pages"),
+        Finding(
+            "fault cost",
+            f"{fault * 1e6:.0f} us",
+            "ok",
+            "of the first write to each block of 256 KiB after a cut",
+            fault,
+        ),
+        Finding(
+            "write bandwidth", f"{human_bytes(rate)}/s", "ok", f"a GiB of state takes {(1 << 30) / rate:.1f} s", rate
+        ),
+    ]
+
+
+def _huge_share(memory: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> float:
+    """Share of an array that lies in huge pages."""
+    address, inside, kib = memory.ctypes.data, False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head = line.partition(" ")[0]
+        if "-" in head and not head.endswith(":"):
+            lo, hi = (int(text, 16) for text in head.split("-"))
+            inside = lo < address + memory.nbytes and address < hi
+        elif inside and head == "AnonHugePages:":
+            kib += int(line.split()[1])
+    return min(1.0, kib * 1024 / memory.nbytes)

@@ -1,0 +1,105 @@
+"""An epoch as a file of its own: cloned where the file system shares blocks between files, copied elsewhere."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mpickpt.store.slots import fsync_directory, os_errors, spill_paths
+
+FICLONE = 0x40049409  # _IOW(0x94, 9, int) of linux/fs.h
+PIECE_BYTES = 16 << 20
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Give a name to write under; the file gets its own name when all went well, and is gone otherwise.
+
+    Raises
+    ------
+    StoreError
+        For errors of the operating system.
+    """
+    new = path.with_name(path.name + ".new")
+    with os_errors(f"{path} cannot be written", path):
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+        try:
+            yield new
+            fd = os.open(new, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            new.rename(path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+        fsync_directory(path.parent)
+
+
+def copy_slot(source: Path, target: Path, unchanged: Callable[[], None], progress: Callable[[int], object]) -> bool:
+    """Copy a slot and its spill files.
+
+    Parameters
+    ----------
+    source, target : pathlib.Path
+        The slot, and the file to be; spill files get names that go with it.
+    unchanged : callable
+        Called before the copy gets its name; raises if the slot was written to meanwhile.
+    progress : callable
+        Told the number of bytes of each piece that was copied.
+
+    Returns
+    -------
+    bool
+        Whether all files share their blocks with the originals.
+    """
+    spills: list[Path] = []
+    try:
+        cloned = []
+        for spill in spill_paths(source):
+            suffix = spill.name.removeprefix(source.stem)
+            with appearing(target.with_name(target.stem + suffix)) as new:
+                cloned.append(_clone_or_copy(spill, new, progress))
+            spills.append(target.with_name(target.stem + suffix))
+        with appearing(target) as new:
+            cloned.append(_clone_or_copy(source, new, progress))
+            unchanged()
+    except BaseException:
+        for path in spills:
+            path.unlink(missing_ok=True)
+        raise
+    return all(cloned)
+
+
+def _clone_or_copy(source: Path, target: Path, progress: Callable[[int], object]) -> bool:
+    with source.open("rb", buffering=0) as old, target.open("r+b", buffering=0) as new:
+        try:
+            fcntl.ioctl(new.fileno(), FICLONE, old.fileno())
+            return True
+        except OSError:  # not on this file system, or not between these two
+            pass
+        while count := _copy_piece(new.fileno(), old.fileno()):
+            progress(count)
+    return False
+
+
+def _copy_piece(target: int, source: int) -> int:
+    try:
+        return os.copy_file_range(source, target, PIECE_BYTES)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        return os.sendfile(target, source, None, PIECE_BYTES)
+
+
+def clones(directory: Path) -> bool:
+    """Tell whether files in `directory` can share blocks, by trying."""
+    one, two = (directory / f"clone-{k}" for k in range(2))
+    one.write_bytes(bytes(4096))
+    two.touch()
+    return _clone_or_copy(one, two, lambda _: None)

@@ -1,0 +1,66 @@
+"""Arrays as plain HDF5 or NetCDF files, written piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mpickpt.errors import UsageError
+
+Piece = tuple[tuple[slice, ...], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An array on its way into another file; `pieces` gives where each piece belongs, and its cells."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    pieces: Iterator[Piece]
+
+
+def write_hdf5(path: Path, arrays: Iterable[Exported], attributes: Mapping[str, str | int]) -> None:
+    """Write a plain HDF5 file with compressed datasets; a dtype that HDF5 does not have is stored as opaque."""
+    with h5py.File(path, "w") as file:
+        file.attrs.update(attributes)
+        for array in arrays:
+            plain = array.dtype.kind in "biufcSV"
+            dtype = array.dtype if plain else h5py.opaque_dtype(array.dtype)
+            chunked = {"chunks": True, "compression": "gzip", "shuffle": True} if 0 not in (array.shape or (0,)) else {}
+            dataset = file.create_dataset(array.name, array.shape, dtype, **chunked)
+            for where, cells in array.pieces:
+                dataset[where] = cells if plain else cells.astype(dtype)
+
+
+def write_netcdf(path: Path, arrays: Iterable[Exported], attributes: Mapping[str, str | int]) -> None:
+    """Write a NetCDF 4 file with compressed variables.
+
+    Raises
+    ------
+    UsageError
+        If h5netcdf is not installed, or a dtype is none of NetCDF's.
+    """
+    try:
+        import h5netcdf
+    except ImportError:
+        raise UsageError("NetCDF needs h5netcdf: pip install 'mpickpt[netcdf]'.") from None
+    with closing(h5netcdf.File(path, "w")) as file:
+        file.attrs.update(attributes)
+        for array in arrays:
+            if array.dtype.kind not in "iuf":
+                raise UsageError(f"NetCDF has no type for array {array.name!r} of {array.dtype}; export it to .h5.")
+            sizes = {f"{array.name.replace('/', '_')}_{axis}": extent for axis, extent in enumerate(array.shape)}
+            for name, extent in sizes.items():
+                file.dimensions[name] = extent
+            filters = {"compression": "gzip", "shuffle": True} if 0 not in (array.shape or (0,)) else {}
+            variable = file.create_variable(array.name, tuple(sizes), array.dtype, **filters)
+            for where, cells in array.pieces:
+                variable[where if where else ...] = cells
