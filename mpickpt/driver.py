@@ -177,9 +177,8 @@ class Driver:
         if self._loading is not None and self._loading.look(now - self._cut_at, left):
             self._triggers.request(stop=False)  # all ranks meet at a cut, and are told there
         if epoch is not None and not epoch.posted:
-            progress = self._checkpointer.snapshotter.progress()
-            saved = progress.blocks_saved / max(1, progress.blocks_due)
-            if should_hurry(saved, now - self._cut_at, left):
+            saved, due = self._checkpointer.snapshotter.saved()
+            if should_hurry(saved / max(1, due), now - self._cut_at, left):
                 self._checkpointer.snapshotter.hurry(True)
 
     # -- standing still ------------------------------------------------------------------------------------------
@@ -189,8 +188,7 @@ class Driver:
 
         def look() -> Event | None:
             if display is not None:
-                progress = self._checkpointer.snapshotter.progress()
-                display.update(progress.blocks_saved, progress.blocks_due)
+                display.update(*self._checkpointer.snapshotter.saved())
             return self._next_event(time.perf_counter())
 
         since = time.perf_counter()

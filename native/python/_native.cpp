@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -152,6 +153,11 @@ class Session {
         nb::gil_scoped_release release;
         return mpk_session_wait(session_, timeout_ns);
     }
+    std::pair<uint64_t, uint64_t> saved() const {
+        mpk_progress p;
+        mpk_session_progress(session_, &p);
+        return {p.blocks_saved, p.blocks_due};
+    }
     nb::dict progress() const {
         mpk_progress p;
         mpk_session_progress(session_, &p);
@@ -273,6 +279,7 @@ NB_MODULE(_native, m) {
         .def("fail", &Session::fail, "errno"_a)
         .def("hurry", &Session::hurry, "on"_a)
         .def("wait", &Session::wait, "timeout_ns"_a)
+        .def("saved", &Session::saved)
         .def("progress", &Session::progress);
     nb::class_<Loader>(m, "Loader")
         .def(nb::init<const std::string &, size_t>(), "path"_a, "block_bytes"_a)

@@ -53,7 +53,7 @@ class Run:
         checkpoint = mpickpt.Checkpoint(self.directory)
         assert checkpoint.epoch == self.session.stats().last_whole
         assert checkpoint.verify() == []
-        assert (checkpoint.rank(0)["u"] == image).all()
+        assert (checkpoint.rank(0)["u"][...] == image).all()
         written = self.session.stats().bytes_written - before.bytes_written
         assert written % BLOCK < BLOCK // 2, "objects are small"
         return written // BLOCK
@@ -111,7 +111,7 @@ def test_another_layout_begins_anew(tmp_path: Path) -> None:
     assert [run.cut(), run.cut(), run.cut()] == [BLOCKS + 1, BLOCKS + 1, 0]
     v[:] = 7
     assert run.cut() == 1
-    assert (mpickpt.Checkpoint(tmp_path).rank(0)["v"] == 7).all()
+    assert (mpickpt.Checkpoint(tmp_path).rank(0)["v"][...] == 7).all()
     run.session.close()
 
 
@@ -164,7 +164,7 @@ def test_a_writer_that_nobody_sees(tmp_path: Path) -> None:
             while run.session.stats().whole == before:
                 run.session.step()
             time.sleep(0.01)
-            if (mpickpt.Checkpoint(tmp_path).rank(0)["u"] == image).all():
+            if (mpickpt.Checkpoint(tmp_path).rank(0)["u"][...] == image).all():
                 break
-    assert (mpickpt.Checkpoint(tmp_path).rank(0)["u"] == image).all()
+    assert (mpickpt.Checkpoint(tmp_path).rank(0)["u"][...] == image).all()
     run.session.close()
