@@ -46,12 +46,9 @@ class Rounds:
         self._open_children = len(children(comm.rank, comm.size))
         self._answer: Pending | None = None
         self._marker: Pending | None = None
-        self._below: Pending | None = None
         self._sent: list[Pending] = []
         if self._rank != 0:
             self._listen()
-        if self._open_children:
-            self._receive()
 
     # -- sending -------------------------------------------------------------------------------------------------
 
@@ -94,9 +91,6 @@ class Rounds:
     def _listen(self) -> None:
         self._marker = Pending(self._comm.Ibcast(self._content, root=0), self._content)
 
-    def _receive(self) -> None:
-        self._below = Pending(self._comm.Irecv(self._message), self._message)
-
     # -- what came -----------------------------------------------------------------------------------------------
 
     def next_event(self) -> Event | None:
@@ -117,14 +111,14 @@ class Rounds:
         return self._from_below()
 
     def _from_below(self) -> Event | None:
-        if self._below is None or not self._below.test():
+        # Asked for each time: a standing receipt from any source is at times passed by in MPICH over UCX.
+        arrived = self._comm.Improbe() if self._open_children else None
+        if arrived is None:
             return None
+        arrived.Recv(self._message)
         kind, number, flag = self._message.tolist()
-        self._below = None
         if kind == _CLOSED:
             self._open_children -= 1
-        if self._open_children:
-            self._receive()
         if kind == _WISH:
             return Passed(number, bool(flag))
         return BelowClosed() if kind == _CLOSED else BelowLeft(number)
@@ -140,7 +134,7 @@ class Rounds:
 
     def leave(self) -> None:
         """Answer the next marker in advance, as this rank will not be there; what is posted stays with MPI."""
-        for pending in (self._answer, self._marker, self._below, *self._sent):
+        for pending in (self._answer, self._marker, *self._sent):
             if pending is not None:
                 abandon(pending)
         if self._marker is not None:
