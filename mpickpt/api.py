@@ -27,12 +27,13 @@ def open(
     direct: bool | None = None,
     mtbf: str | float | None = None,
     signals: bool | None = None,
+    margin: str | float | None = None,
 ) -> Session:
     """Open a checkpoint directory: restore from it if it holds something, and save to it from now on.
 
     Collective over `comm`. Rank 0's arguments count; the command line of ``mpickpt run`` and the variables
     ``MPICKPT_DIR``, ``MPICKPT_EVERY``, ``MPICKPT_INTERVAL``, ``MPICKPT_KEEP``, ``MPICKPT_RESTART``, ``MPICKPT_POOL``,
-    ``MPICKPT_DIRECT``, ``MPICKPT_MTBF`` and ``MPICKPT_SIGNALS`` win over them, in this order.
+    ``MPICKPT_DIRECT``, ``MPICKPT_MTBF``, ``MPICKPT_SIGNALS`` and ``MPICKPT_MARGIN`` win over them, in this order.
 
     Parameters
     ----------
@@ -61,6 +62,9 @@ def open(
     signals : bool, optional
         Cut when a rank gets SIGUSR1, and cut and end with exit status 75 when it gets SIGTERM (the default). Handlers
         of the program that were there before are called too.
+    margin : str or float, optional
+        A batch job stops, as by SIGTERM, when less time of it is left than a drain takes and this; a minute by
+        default. It has to be longer than a few steps.
 
     Returns
     -------
@@ -84,6 +88,7 @@ def open(
     """
     code: dict[str, Any] = {"dir": directory, "every": every, "interval": interval, "keep": keep}
     code |= {"restart": restart, "pool": pool, "direct": direct, "mtbf": mtbf, "signals": signals}
+    code |= {"margin": margin}
     coordinator = Coordinator(comm)
     try:
         options = coordinator.on_root(lambda: _options(code), "rank 0 to read the options")

@@ -19,6 +19,7 @@ from mpickpt.errors import UsageError
 
 DEFAULT_INTERVAL = 600.0  # seconds between two cuts when the program does not say
 DEFAULT_MTBF = 86_400.0  # seconds between two failures of the whole job, for interval="auto"
+DEFAULT_MARGIN = 60.0  # seconds of a batch job that are left for its end, beside those of a drain
 DEFAULT_KEEP = 2
 DEFAULT_POOL_FRACTION = 0.25
 DEFAULT_POOL_BLOCKS = 16  # the default pool is never smaller, so that a small state does not stall for nothing
@@ -80,6 +81,8 @@ class Options:
         Mean time between failures of the job in seconds, for the best interval.
     signals : bool
         Whether SIGUSR1 makes a cut, and SIGTERM a cut and the end.
+    margin : float
+        Seconds of a batch job that are left for its end, beside those of a drain.
     """
 
     directory: Path
@@ -91,6 +94,7 @@ class Options:
     direct: bool = True
     mtbf: float = DEFAULT_MTBF
     signals: bool = True
+    margin: float = DEFAULT_MARGIN
 
 
 def parse_directory(value: object) -> Path:
@@ -196,6 +200,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "direct": parse_switch,
     "mtbf": parse_seconds,
     "signals": parse_switch,
+    "margin": parse_seconds,
 }
 
 

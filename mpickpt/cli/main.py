@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mpickpt.cli import ls, run, show, trigger
+from mpickpt.cli import ls, requeue, run, sbatch, show, trigger
 from mpickpt.errors import MpickptError
 
-VERBS = {"run": run, "ls": ls, "show": show, "trigger": trigger}
+VERBS = {"run": run, "ls": ls, "show": show, "trigger": trigger, "sbatch": sbatch, "requeue": requeue}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "mpickpt"
 ROWS = (
     ("__init__", "__main__", "cli"),
     ("api", "session", "driver", "checkpointer", "triggers", "restore", "sources", "reader", "image"),
-    ("snapshot", "guard", "store", "coordinator", "progress"),
+    ("snapshot", "guard", "store", "coordinator", "slurm", "progress"),
     (
         *("protocol", "channels", "replay", "inflight"),
         *("policy", "options", "layout", "parts", "stats", "errors"),
