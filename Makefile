@@ -41,11 +41,12 @@ PYTEST := $(BIN)/pytest --timeout=$(TEST_LIMIT) --timeout-method=thread
 # --kill-after: a pytest that does not end on SIGTERM has ranks of its own to take down first.
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
-.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults lint bench bench-guard bench-rounds clean
+.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults test-slurm lint bench bench-guard bench-rounds clean
 
 help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
 	@echo 'make test    every test: C, units, MPI with 1, 2 and 4 ranks, crashes'
+	@echo 'make test-slurm   jobs of a real Slurm on this machine (needs slurm-wlm, munge and root)'
 	@echo 'make bench   the figures of docs/performance.md (three quarters of an hour, 30 GiB of disk, 8 GiB of memory)'
 	@echo 'make bench-guard   what receiving into saved memory costs, and what waiting ranks give to the drain'
 	@echo 'make bench-rounds  what agreeing on a cut costs'
@@ -103,6 +104,10 @@ test-mpi: install
 
 test-faults: install
 	cd tests && $(LIMIT) $(PYTEST) --share=$(SHARE) faults
+
+# Skipped as a whole, with the reason, where there is no Slurm.
+test-slurm: install
+	cd tests && $(LIMIT) $(PYTEST) $(if $(CASES),-k '$(CASES)') slurm
 
 lint: $(VENV)/stamp-dev
 	$(BIN)/ruff check .

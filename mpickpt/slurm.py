@@ -93,7 +93,7 @@ class Slurm(Environment):
         """Have the job started again, unless it was cancelled."""
         if "EndTime" not in (shown := _fields(self._scontrol("show", "job", self._id))):
             raise BatchError(f"{self.job} is not queued again: scontrol does not know it.")
-        if shown.get("JobState") != "RUNNING" and not _over_its_limit(shown):
+        if shown.get("JobState") != "RUNNING":
             if int(shown.get("Restarts", 0)) > self.restarts:
                 return  # Slurm did it by itself, as after a preemption
             raise BatchError(f"{self.job} is not queued again: it was cancelled (Slurm says {shown.get('JobState')}).")
@@ -206,17 +206,3 @@ def _surroundings() -> dict[str, str]:
 def _fields(text: str) -> dict[str, str]:
     """Take apart what ``scontrol show job`` prints."""
     return dict(word.split("=", 1) for word in text.split() if "=" in word)
-
-
-def _over_its_limit(shown: Mapping[str, str]) -> bool:
-    """Whether Slurm ends the job because its time is over, and not because somebody cancelled it."""
-    times = [shown.get(name, "") for name in ("StartTime", "EndTime")]
-    if not all(map(str.isdecimal, times)) or "TimeLimit" not in shown:
-        return False
-    days, _, rest = shown["TimeLimit"].rpartition("-")
-    try:
-        hours, minutes, seconds = map(int, rest.split(":"))
-        limit = ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
-    except ValueError:
-        return False
-    return int(times[1]) - int(times[0]) >= limit
