@@ -27,10 +27,12 @@ START_SECONDS = 30
 CPUS = 4  # of each node, as Slurm sees it; the machine may have fewer
 
 # One user, one machine, and no waits that a test does not need: cred_expire is how long a requeued job has to wait.
+# MPICH names its shared memory after the number of the job, so that two clusters must not count from the same one.
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost=localhost
 SlurmctldPort={controller}
+FirstJobId={first}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -203,7 +205,10 @@ def _configure(folder: Path, nodes: int) -> None:
         f"NodeName=n{number} NodeHostname={socket.gethostname().partition('.')[0]} NodeAddr=127.0.0.1 Port={port}"
         for number, port in enumerate(ports[1:], 1)
     ]
-    text = CONFIGURATION.format(folder=folder, controller=ports[0], cpus=CPUS, nodes="\n".join(lines), last=nodes)
+    first = 10_000 + secrets.randbelow(4_000_000)
+    text = CONFIGURATION.format(
+        folder=folder, controller=ports[0], cpus=CPUS, nodes="\n".join(lines), last=nodes, first=first
+    )
     (folder / "slurm.conf").write_text(text)
     (folder / "state").mkdir()
     key = folder / "munge.key"

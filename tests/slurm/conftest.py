@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from mpijob import mapped, segments
 
 from cluster import Cluster, missing, start
 
@@ -25,9 +26,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Start the cluster; at the end nothing of it may be left."""
     if reason := missing():
         pytest.skip(reason)
+    older = segments()
     with start(tmp_path_factory.mktemp("slurm"), NODES) as running:
         yield running
     assert not running.processes()
+    for path in segments() - older - mapped():  # of ranks that were killed
+        path.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")

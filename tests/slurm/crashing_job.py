@@ -2,9 +2,11 @@
 
 import mpickpt
 
-with mpickpt.open("crashing.ckpt", every=50) as ckpt:
+with mpickpt.open("crashing.ckpt") as ckpt:
     u = ckpt.array("u", 1000)
     for step in ckpt.range(1000):
         u += 1
+        if step == 99:
+            ckpt.request()
         if step == 150:
             raise FloatingPointError("the field is not finite")

@@ -19,7 +19,7 @@ SCRIPTS = ROOT / "slurm"
 HEAT = ROOT / "jobs" / "heat"
 SURROUNDINGS = {"HEAT": str(HEAT), "OMP_NUM_THREADS": "1"}
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
-PATIENCE = 120.0
+PATIENCE = 165.0
 
 
 class Job:
@@ -63,9 +63,7 @@ class Job:
         return self.shown(task)
 
 
-def submit(
-    cluster: Cluster, folder: Path, *command: str | Path, program: str = "slow_heat.py", **settings: str
-) -> Job:
+def submit(cluster: Cluster, folder: Path, *command: str | Path, program: str = "slow_heat.py", **settings: str) -> Job:
     """Submit a job from `folder`: `command` is what follows sbatch, `settings` are environment variables."""
     provide(folder, program)
     said = cluster.run("sbatch", "--parsable", *command, cwd=folder, **SURROUNDINGS, **settings)

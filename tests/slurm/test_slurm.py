@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -41,9 +42,9 @@ def _claim(cluster: Cluster, folder: Path, nodes: str) -> Job:
 def time_limit(cluster: Cluster, folder: Path) -> None:
     """A job that needs five times what its time limit leaves it; nobody helps it."""
     options = ("--nodes=2", "--ntasks=2", "--nodelist=n1,n2", "--time=1", "--signal=TERM@1")
-    arguments = (*PLATE, "--steps", "2000")
+    arguments = (*PLATE, "--steps", "4300")
     command = (*options, SCRIPTS / "simple.sbatch", *arguments, "--out", "u.npy")
-    job = submit(cluster, folder, *command, MPICKPT_MARGIN="54s")
+    job = submit(cluster, folder, *command, MPICKPT_MARGIN="48s")
     expected = twin(folder, *arguments)
     shown = job.wait()
     output = job.output()
@@ -52,7 +53,7 @@ def time_limit(cluster: Cluster, folder: Path) -> None:
     assert int(shown["Restarts"]) >= 4, output
     assert len(resumed_at(output)) == int(shown["Restarts"])
     assert output.count("a last epoch, and the end") == int(shown["Restarts"])
-    assert steps_done(folder / "heat.ckpt") == 2000, "a job that stops in time does no step twice"
+    assert steps_done(folder / "heat.ckpt") == 4300, "a job that stops in time does no step twice"
 
 
 def slurms_signal(cluster: Cluster, folder: Path) -> None:
@@ -60,7 +61,7 @@ def slurms_signal(cluster: Cluster, folder: Path) -> None:
     arguments = (*PLATE, "--steps", "1500", "--out", "u.npy")
     provide(folder)
     options = ("-n", "2", "--time", "1min", "--partition", "apart", "--interval", "2s", "--submit")
-    settings = {**cluster.environment, **SURROUNDINGS, "SBATCH_SIGNAL": "TERM@50", "MPICKPT_MARGIN": "1s"}
+    settings = {**cluster.environment, **SURROUNDINGS, "SBATCH_SIGNAL": "TERM@40", "MPICKPT_MARGIN": "1s"}
     said = _mpickpt(folder, "sbatch", *options, "jobs/heat/checkpointed.py", *arguments, **settings)
     assert said.stdout.startswith("Submitted batch job"), said.stderr
     job = Job(cluster, folder, said.stdout.split()[-1])
@@ -115,9 +116,9 @@ def crash_loop(cluster: Cluster, folder: Path) -> None:
     shown = job.wait()
     output = job.output()
     assert (shown["JobState"], shown["ExitCode"], shown["Restarts"]) == ("FAILED", "10:0", "3"), output
-    assert output.count("FloatingPointError") == 2 * 4
+    assert output.count("ended by an uncaught FloatingPointError") == 4
     assert f"job {job.id} is given up: 3 restarts in a row saved no newer step" in output
-    assert "(step 100) of heat.ckpt is whole" in output
+    assert re.search(r"epoch 1 \(step 1\d\d\) of heat.ckpt is whole", output)
 
 
 def node_failure(cluster: Cluster, folder: Path) -> None:
@@ -143,7 +144,7 @@ def node_failure(cluster: Cluster, folder: Path) -> None:
 def array(cluster: Cluster, folder: Path) -> None:
     """Four tasks, each preempted once: four right results, and no directory shared."""
     nodes = "n9,n10"
-    arguments = ("--rows", "40", "--steps", "900")
+    arguments = ("--rows", "40", "--steps", "2500")
     options = ("--partition=low", "--exclude=n[1-8,11-14]", "--time=10")
     (folder / "sweep.ckpt").mkdir()
     job = submit(cluster, folder, *options, SCRIPTS / "array.sbatch", *arguments)
@@ -161,7 +162,7 @@ def array(cluster: Cluster, folder: Path) -> None:
         assert (shown["JobState"], shown["Restarts"]) == ("COMPLETED", "1"), output
         assert directory.with_suffix(".npy").read_bytes() == expected[task - 1]
         assert len(resumed_at(output)) == 1
-        assert steps_done(directory) == 900
+        assert steps_done(directory) == 2500
     other.wait()
 
 
@@ -209,7 +210,7 @@ def clock_jump(cluster: Cluster, folder: Path) -> None:
 
 
 SCENARIOS = [
-    time_limit, slurms_signal, preemption, cancelled, crash_loop, node_failure, array, no_scontrol, no_right, clock_jump
+    preemption, cancelled, crash_loop, node_failure, array, slurms_signal, no_scontrol, no_right, clock_jump, time_limit
 ]  # fmt: skip
 
 
