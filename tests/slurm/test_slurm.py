@@ -58,10 +58,10 @@ def time_limit(cluster: Cluster, folder: Path) -> None:
 
 def slurms_signal(cluster: Cluster, folder: Path) -> None:
     """A script of `mpickpt sbatch`, as a user submits it; Slurm's own signal comes before the job knows of its end."""
-    arguments = (*PLATE, "--steps", "1500", "--out", "u.npy")
+    arguments = (*PLATE, "--steps", "4000", "--out", "u.npy")
     provide(folder)
-    options = ("-n", "2", "--time", "1min", "--partition", "apart", "--interval", "2s", "--submit")
-    settings = {**cluster.environment, **SURROUNDINGS, "SBATCH_SIGNAL": "TERM@40", "MPICKPT_MARGIN": "1s"}
+    options = ("-n", "2", "--time", "2min", "--partition", "apart", "--interval", "2s", "--submit")
+    settings = {**cluster.environment, **SURROUNDINGS, "SBATCH_SIGNAL": "TERM@85", "MPICKPT_MARGIN": "1s"}
     said = _mpickpt(folder, "sbatch", *options, "jobs/heat/checkpointed.py", *arguments, **settings)
     assert said.stdout.startswith("Submitted batch job"), said.stderr
     job = Job(cluster, folder, said.stdout.split()[-1])
