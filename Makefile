@@ -41,12 +41,13 @@ PYTEST := $(BIN)/pytest --timeout=$(TEST_LIMIT) --timeout-method=thread
 # --kill-after: a pytest that does not end on SIGTERM has ranks of its own to take down first.
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
-.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults lint bench bench-quick bench-curves \
+.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults test-slurm lint bench bench-quick bench-curves \
         bench-throttled bench-faults bench-guard bench-rounds bench-restart bench-verify clean
 
 help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
 	@echo 'make test    every test: C, units, MPI with 1, 2 and 4 ranks, crashes'
+	@echo 'make test-slurm   jobs of a real Slurm on this machine (needs slurm-wlm, munge and root)'
 	@echo 'make bench   the figures of docs/performance.md (three quarters of an hour, 30 GiB of disk, 8 GiB of memory)'
 	@echo 'make bench-quick   the main ratios beside their aims, in a minute'
 	@echo 'make bench-curves  cost against size and ranks, drawn into docs/ (a quarter of an hour)'
@@ -110,6 +111,10 @@ test-mpi: install
 
 test-faults: install
 	cd tests && $(LIMIT) $(PYTEST) --share=$(SHARE) faults
+
+# Skipped as a whole, with the reason, where there is no Slurm.
+test-slurm: install
+	cd tests && $(LIMIT) $(PYTEST) $(if $(CASES),-k '$(CASES)') slurm
 
 lint: $(VENV)/stamp-dev
 	$(BIN)/ruff check .

@@ -29,13 +29,14 @@ def open(
     signals: bool | None = None,
     predict: bool | None = None,
     lazy: bool | None = None,
+    margin: str | float | None = None,
 ) -> Session:
     """Open a checkpoint directory: restore from it if it holds something, and save to it from now on.
 
     Collective over `comm`. Rank 0's arguments count; the command line of ``mpickpt run`` and the variables
     ``MPICKPT_DIR``, ``MPICKPT_EVERY``, ``MPICKPT_INTERVAL``, ``MPICKPT_KEEP``, ``MPICKPT_RESTART``, ``MPICKPT_POOL``,
-    ``MPICKPT_DIRECT``, ``MPICKPT_MTBF``, ``MPICKPT_SIGNALS``, ``MPICKPT_PREDICT`` and ``MPICKPT_LAZY`` win over
-    them, in this order.
+    ``MPICKPT_DIRECT``, ``MPICKPT_MTBF``, ``MPICKPT_SIGNALS``, ``MPICKPT_PREDICT``, ``MPICKPT_LAZY`` and
+    ``MPICKPT_MARGIN`` win over them, in this order.
 
     Parameters
     ----------
@@ -71,6 +72,9 @@ def open(
         Compute at once after a restart on the same number of ranks: what `Session.array` gives is read when it is
         looked at, and checked in the background. Damage is then found only while the program runs, and ends it with
         `DamageError` before anything is saved. False by default: all is read and checked before this returns.
+    margin : str or float, optional
+        A batch job stops, as by SIGTERM, when less time of it is left than a drain takes and this; a minute by
+        default. It has to be longer than a few steps.
 
     Returns
     -------
@@ -94,7 +98,7 @@ def open(
     """
     code: dict[str, Any] = {"dir": directory, "every": every, "interval": interval, "keep": keep}
     code |= {"restart": restart, "pool": pool, "direct": direct, "mtbf": mtbf, "signals": signals}
-    code |= {"predict": predict, "lazy": lazy}
+    code |= {"predict": predict, "lazy": lazy, "margin": margin}
     coordinator = Coordinator(comm)
     try:
         options = coordinator.on_root(lambda: _options(code), "rank 0 to read the options")

@@ -45,9 +45,11 @@ class Checkpointer:
         The link to the other ranks.
     options : Options
         Directory, slots, pool.
+    owner : str
+        What beside the process the lock of the directory names: the batch job, if there is one.
     """
 
-    def __init__(self, coordinator: Coordinator, options: Options) -> None:
+    def __init__(self, coordinator: Coordinator, options: Options, owner: str = "") -> None:
         self._coordinator = coordinator
         self._options = options
         self.store = Store(options.directory, crc32c)
@@ -63,7 +65,7 @@ class Checkpointer:
         self.traffic: Traffic | None = None  # messages that may be in flight at a cut, where they are tracked
         self._run = 0
         self.directory = options.directory
-        coordinator.on_root(self.store.lock, "rank 0 to lock the checkpoint directory")
+        coordinator.on_root(lambda: self.store.lock(owner), "rank 0 to lock the checkpoint directory")
 
     def begin(self) -> None:
         """Give the run its number; collective."""

@@ -466,7 +466,7 @@ class Driver:
         """Wait until the last epoch is settled and all ranks have come here; collective."""
         self._finish_loading()
         self._closing = True
-        self._triggers.close()
+        self._triggers.close(stopped=self.stopped is not None)
         epoch = self._protocol.epoch
         shown = epoch is not None and self._coordinator.rank == 0
         with DrainDisplay(epoch.number if epoch else 0, shown) as display:

@@ -113,6 +113,18 @@ class WaitTimeout(MpickptError, TimeoutError):
     exit_code = 8
 
 
+class BatchError(MpickptError):
+    """The batch system cannot be asked, or does not do what it is asked for."""
+
+    exit_code = 9
+
+
+class NoProgress(MpickptError):
+    """A job was started again and again, and saved nothing newer."""
+
+    exit_code = 10
+
+
 class Stopped(SystemExit):
     """The program was asked to stop, and its last epoch is whole: ends the interpreter with status 75.
 

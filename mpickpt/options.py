@@ -19,6 +19,7 @@ from mpickpt.errors import UsageError
 
 DEFAULT_INTERVAL = 600.0  # seconds between two cuts when the program does not say
 DEFAULT_MTBF = 86_400.0  # seconds between two failures of the whole job, for interval="auto"
+DEFAULT_MARGIN = 60.0  # seconds of a batch job that are left for its end, beside those of a drain
 DEFAULT_KEEP = 2
 DEFAULT_POOL_FRACTION = 0.25
 DEFAULT_POOL_BLOCKS = 16  # the default pool is never smaller, so that a small state does not stall for nothing
@@ -84,6 +85,8 @@ class Options:
         Whether to drain first what was written to first in the last interval.
     lazy : bool
         Whether arrays are read while the program computes already.
+    margin : float
+        Seconds of a batch job that are left for its end, beside those of a drain.
     """
 
     directory: Path
@@ -97,6 +100,7 @@ class Options:
     signals: bool = True
     predict: bool = True
     lazy: bool = False
+    margin: float = DEFAULT_MARGIN
 
 
 def parse_directory(value: object) -> Path:
@@ -204,6 +208,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "signals": parse_switch,
     "predict": parse_switch,
     "lazy": parse_switch,
+    "margin": parse_seconds,
 }
 
 

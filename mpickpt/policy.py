@@ -27,6 +27,7 @@ class Clock:
         self._mtbf = mtbf
         self._last: float | None = None
         self.interval = FIRST_INTERVAL if interval is None else interval
+        self.drain = 0.0  # seconds of the last one; 0 before any
 
     def start(self, now: float) -> None:
         """Count from `now` on: a cut was made, or the program begins."""
@@ -45,6 +46,7 @@ class Clock:
 
     def measured(self, drain: float, lost: float, restart: float) -> None:
         """Take in what a checkpoint cost: seconds of the drain, lost to the program, and of a restart."""
+        self.drain = drain
         if self._fixed is None:
             self.interval = best_interval(drain, lost, self._mtbf, DOWNTIME, restart)
 

@@ -35,6 +35,7 @@ from mpickpt.parts import Part
 from mpickpt.policy import NEVER, Clock
 from mpickpt.protocol import Protocol
 from mpickpt.restore import Start
+from mpickpt.slurm import find
 from mpickpt.snapshot import crc32c
 from mpickpt.sources import Remap, Source
 from mpickpt.stats import Restored, Stats
@@ -76,7 +77,8 @@ class Session:
         self._coordinator = coordinator
         self._pid = os.getpid()
         self._closed = False
-        self._checkpointer = Checkpointer(coordinator, options)
+        self._environment = find(os.environ)
+        self._checkpointer = Checkpointer(coordinator, options, self._environment.job)
         began = time.perf_counter()
         with ExitStack() as undo:
             undo.callback(self._checkpointer.close)
@@ -115,7 +117,13 @@ class Session:
         chosen = math.inf if options.interval is None else options.interval
         clock = Clock(None if chosen == "auto" else chosen, options.mtbf)
         first = coordinator.rank == 0
-        triggers = Triggers(options.directory if first else None, clock if first else None, signals=options.signals)
+        triggers = Triggers(
+            options.directory if first else None,
+            clock if first else None,
+            self._environment if first else None,
+            margin=options.margin,
+            signals=options.signals,
+        )
         self._triggers = triggers
         return Driver(coordinator, self._checkpointer, protocol, triggers, clock, start.loading)
 

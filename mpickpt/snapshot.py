@@ -401,7 +401,7 @@ class Snapshotter:
         return bool(self._session.wait(-1 if timeout is None else int(timeout * 1e9)))
 
     def saved(self) -> tuple[int, int]:
-        """Tell how many blocks of the last cut are saved, and of how many: what `progress` says of them, more quickly."""
+        """Tell how many blocks of the last cut are saved, and of how many; quicker than `progress`."""
         saved, due = self._session.saved()
         return saved, due
 

@@ -2,12 +2,13 @@
 
 SIGUSR1 asks for a cut, SIGTERM for a cut and the end of the program thereafter. A signal that reaches one rank counts
 for all. The command ``mpickpt trigger`` leaves a file in the checkpoint directory, which rank 0 finds; rank 0 keeps
-the clock, too.
+the clock, too, and knows when the batch job ends.
 """
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,10 +18,11 @@ from typing import Any
 
 from mpickpt.errors import StoreError
 from mpickpt.policy import Clock
+from mpickpt.slurm import Environment
 
 TRIGGER = "trigger"  # the file in the checkpoint directory
 STOP = "stop"  # its content, if the program is to stop
-FILE_SECONDS = 0.5  # between two looks for the file
+FILE_SECONDS = 0.5  # between two looks for the file, and at the time left
 
 CUT_SIGNAL, STOP_SIGNAL = signal.SIGUSR1, signal.SIGTERM
 
@@ -36,16 +38,30 @@ class Triggers:
         Where to look for the file; None on all ranks but rank 0.
     clock : Clock or None
         The clock; None on all ranks but rank 0.
+    environment : Environment or None
+        The batch job; None on all ranks but rank 0.
+    margin : float
+        The program stops when less than so many seconds of the job are left, beside those of a drain.
     signals : bool
         Whether to install handlers. Only the main thread can: elsewhere signals are left alone, and so is one whose
         handler is not Python's and could not be put back.
     """
 
-    def __init__(self, directory: Path | None, clock: Clock | None, *, signals: bool) -> None:
+    def __init__(
+        self,
+        directory: Path | None,
+        clock: Clock | None,
+        environment: Environment | None = None,
+        *,
+        margin: float = 0.0,
+        signals: bool,
+    ) -> None:
         self.clock = clock
+        self._environment = environment
+        self._margin = margin
         self._file = None if directory is None else directory / TRIGGER
         self._look_at = 0.0
-        self._cut = self._stop = False
+        self._cut = self._stop = self._signalled = False
         self._before: dict[int, _Handler] = {}
         if self._file is not None:
             self._file.unlink(missing_ok=True)  # of another run
@@ -63,23 +79,45 @@ class Triggers:
         if self._file is not None and now >= self._look_at:
             self._look_at = now + FILE_SECONDS
             self._take_file(self._file)
+            if self._environment is not None and not self._stop:
+                self._look_at_time_left(self._environment, now)
         if self.clock is not None and self.clock.due(now):
             self._cut = True
         if not self._cut:
             return None
+        if self._signalled and self._environment is not None and self._environment.job:
+            self._signalled = False
+            _tell(f"{self._environment.job} got SIGTERM: a last epoch, and the end")
         stop, self._cut, self._stop = self._stop, False, False
         return stop
 
-    def close(self) -> None:
-        """Give the signals back to whoever had them, unless somebody took them over meanwhile."""
+    def close(self, *, stopped: bool = False) -> None:
+        """Give the signals back to whoever had them, unless somebody took them over meanwhile.
+
+        A program that was stopped ignores SIGTERM from here on: it is on its way out, and the one that was meant for
+        all ranks may reach this one late.
+        """
         for number, before in self._before.items():
             if signal.getsignal(number) == self._on_signal:
                 with suppress(ValueError):  # not the main thread
-                    signal.signal(number, before)
+                    signal.signal(number, signal.SIG_IGN if stopped and number == STOP_SIGNAL else before)
         self._before.clear()
+        if self._environment is not None:
+            self._environment.close()
+            self._environment = None
         if self._file is not None:
             with suppress(OSError):
                 self._file.unlink(missing_ok=True)
+
+    def _look_at_time_left(self, environment: Environment, now: float) -> None:
+        """Ask for the end, once, when there is just time enough for it."""
+        drain = 0.0 if self.clock is None else self.clock.drain
+        left = environment.seconds_left(now)
+        if left < drain + self._margin:
+            _tell(f"{environment.job} ends in {left:.0f} s, a drain took {drain:.1f} s: a last epoch, and the end")
+            self.request(stop=True)
+            environment.close()
+            self._environment = None
 
     def _take_file(self, file: Path) -> None:
         try:
@@ -90,10 +128,15 @@ class Triggers:
         self.request(stop=text.strip() == STOP)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = self._signalled or number == STOP_SIGNAL
         self.request(stop=number == STOP_SIGNAL)
         before = self._before.get(number)
         if callable(before):
             before(number, frame)
+
+
+def _tell(text: str) -> None:
+    print(f"mpickpt: {text}", file=sys.stderr, flush=True)
 
 
 def leave_file(directory: Path, *, stop: bool) -> None:

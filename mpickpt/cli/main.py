@@ -22,6 +22,8 @@ VERBS = {
     "prune": "Delete old epochs, and never the last whole one.",
     "archive": "Make a file of its own of an epoch, which no program overwrites.",
     "trigger": "Ask a running program for a checkpoint now.",
+    "sbatch": "Write a batch script for Slurm that runs a program until it is done.",
+    "requeue": "End a batch script: put the job back into the queue if its program did not come to its end.",
     "doctor": "Find out what this machine and a directory give to checkpoints, by trying it.",
 }
 EXIT_STATUS = """

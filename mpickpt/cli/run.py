@@ -30,6 +30,7 @@ OPTIONS = {
     "keep": ("N", "number of slots, at least 2"),
     "restart": ("WHAT", "auto: the newest whole epoch; never: begin anew; or the number of an epoch"),
     "pool": ("SIZE", "room on each rank for copies of what changes before it is saved: 256MiB, 25%%"),
+    "margin": ("TIME", "a batch job stops when so much of its time is left, beside that of a drain; 1min"),
     "mtbf": ("TIME", "mean time between failures of the job, for --interval auto; 1d"),
 }
 

@@ -47,12 +47,9 @@ class Rounds:
         self._open_children = len(children(comm.rank, comm.size))
         self._answer: Repeated | None = None  # that is awaited
         self._marker: Repeated | None = None  # that is listened for
-        self._below: Pending | None = None
         self._sent: list[Pending] = []
         if self._rank != 0:
             self._listen()
-        if self._open_children:
-            self._receive()
 
     # -- sending -------------------------------------------------------------------------------------------------
 
@@ -102,9 +99,6 @@ class Rounds:
         self._marker = next_of(self._markers)
         self._marker.start()
 
-    def _receive(self) -> None:
-        self._below = Pending(self._comm.Irecv(self._message), self._message)
-
     # -- what came -----------------------------------------------------------------------------------------------
 
     def next_event(self) -> Event | None:
@@ -125,14 +119,14 @@ class Rounds:
         return self._from_below()
 
     def _from_below(self) -> Event | None:
-        if self._below is None or not self._below.test():
+        # Asked for each time: a standing receipt from any source is at times passed by in MPICH over UCX.
+        arrived = self._comm.Improbe() if self._open_children else None
+        if arrived is None:
             return None
+        arrived.Recv(self._message)
         kind, number, flag = self._message.tolist()
-        self._below = None
         if kind == _CLOSED:
             self._open_children -= 1
-        if self._open_children:
-            self._receive()
         if kind == _WISH:
             return Passed(number, bool(flag))
         return BelowClosed() if kind == _CLOSED else BelowLeft(number)
@@ -152,9 +146,8 @@ class Rounds:
         """Answer the next marker in advance, as this rank will not be there; what is posted stays with MPI."""
         if self._marker is not None:
             self._post_share(NEVER, self._rank)
-        for pending in (*self._markers, *self._answers, self._below, *self._sent):
-            if pending is not None:
-                abandon(pending)
+        for pending in (*self._markers, *self._answers, *self._sent):
+            abandon(pending)
 
 
 def _pair() -> NDArray[np.int64]:

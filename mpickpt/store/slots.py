@@ -131,8 +131,8 @@ class Store:
         self._crc32c = crc32c
         self._lock: int | None = None
 
-    def lock(self) -> None:
-        """Take the directory for this process, until `unlock` or its end.
+    def lock(self, owner: str = "") -> None:
+        """Take the directory for this process, until `unlock` or its end; `owner` is told beside its number.
 
         Raises
         ------
@@ -170,7 +170,8 @@ class Store:
                 )
             self._lock = fd
             os.ftruncate(fd, 0)
-            os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            named = f"{owner} (process {os.getpid()}" if owner else f"process {os.getpid()}"
+            os.pwrite(fd, f"{named} on {socket.gethostname()}{')' if owner else ''}\n".encode(), 0)
 
     def holder(self) -> str | None:
         """Tell which process has the directory, as far as that can be seen from here; None if none has."""

@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from conftest import Twin
 from kill_jobs import Job
 from mpijob import MpiJob, mpi_job
 from slots import Seen, h5dump, is_whole, newest_whole, read_all, read_records
+
+from conftest import Twin
 
 # Kinds of instants: a random time after the start, after the first cut of this start, or after its first whole epoch;
 # and the longest time.

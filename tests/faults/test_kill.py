@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
-from conftest import Twin
 from kill_jobs import CG, HEAT, NBODY, Job
 from kills import check_result, kill_time_and_again
 from mpijob import mpi_job
 from slots import h5dump, read_all
+
+from conftest import Twin
 
 # One test is a chain: kill, start again, kill, …; the last start is left alone. 5 kills in a chain, 5 chains on each of
 # 2 numbers of ranks: 50 instants for each job.

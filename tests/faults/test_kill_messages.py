@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import Twin
 from kill_jobs import FARM, PIPELINE, Job
 from kills import check_result, kill_time_and_again
 from mpijob import mpi_job
 from slots import read_all
+
+from conftest import Twin
 
 JOBS = pytest.mark.parametrize("job", [FARM, PIPELINE], ids=lambda job: job.name)
 SERVED = re.compile(r"mpickpt: (\d+) late messages are served again, (\d+) early")

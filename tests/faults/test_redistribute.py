@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Twin
 from kill_jobs import CG, HEAT, NBODY, Job, with_size
 from mpijob import mpi_job
 from slots import Seen, is_whole, newest_whole, read_all, read_records
+
+from conftest import Twin
 
 
 def run_and_kill(ranks: int, job: Job, directory: Path, pause: float) -> Seen:

@@ -18,7 +18,7 @@ ROWS = (
         *("api", "session", "driver", "checkpointer", "triggers", "restore", "sources", "lazy"),
         *("archive", "compare", "reader", "stored", "image"),
     ),
-    ("snapshot", "guard", "store", "coordinator", "progress"),
+    ("snapshot", "guard", "store", "coordinator", "slurm", "progress"),
     (
         *("protocol", "channels", "replay", "inflight"),
         *("policy", "options", "layout", "parts", "slicing", "stats", "errors"),

@@ -1,0 +1,208 @@
+"""The batch system that a program runs under: which job it is, when that ends, and how it goes back to the queue.
+
+This is the only module that knows SLURM_* and scontrol. `find` gives what there is: `Slurm` inside a job, and
+`Environment` outside, which answers the same questions for a program that no batch system started.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+
+from mpickpt.errors import BatchError
+
+ASK_SECONDS = 30.0  # between two questions for the end of the job, which its owner may move
+ANSWER_SECONDS = 15.0  # a controller that is up answers sooner
+JUMP_SECONDS = 5.0  # a clock that is this far from where it was is told of
+
+
+class Environment:
+    """No batch system: no job, no end, nobody who starts the program again.
+
+    Attributes
+    ----------
+    job : str
+        Names the job in messages; empty without one.
+    restarts : int
+        How often the job was started again.
+    """
+
+    job: str = ""
+    restarts: int = 0
+
+    def seconds_left(self, now: float) -> float:
+        """Tell how long the program may run, at the time `now` of `time.perf_counter`; does not wait."""
+        return math.inf
+
+    def requeue(self) -> None:
+        """Have the job started again.
+
+        Raises
+        ------
+        BatchError
+            If it cannot be, or must not be because it was cancelled.
+        """
+        raise BatchError("This is no batch job, so that nobody can start it again: SLURM_JOB_ID is not set.")
+
+    def close(self) -> None:
+        """End a question that is still out."""
+
+
+class Slurm(Environment):
+    """A job of Slurm.
+
+    The end of the job is asked for in the background, so that a controller that does not answer holds nobody up. It is
+    counted on by the monotonic clock from the offset of the first moment: clocks of nodes are set now and then.
+
+    Parameters
+    ----------
+    variables : mapping
+        `os.environ` of the job.
+    """
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        # The number of an array's last task is that of the whole array, so that a task needs its index.
+        array, task = variables.get("SLURM_ARRAY_JOB_ID"), variables.get("SLURM_ARRAY_TASK_ID")
+        self._id = f"{array}_{task}" if array and task else variables["SLURM_JOB_ID"]
+        self.job = f"job {self._id}"
+        self.restarts = int(variables.get("SLURM_RESTART_COUNT") or 0)
+        self._offset = time.time() - time.perf_counter()
+        self._end = float(variables.get("SLURM_JOB_END_TIME") or math.inf)  # newer releases set it
+        self._ask_at = -math.inf
+        self._asked: subprocess.Popen[str] | None = None
+        self._told: set[str] = set()
+
+    def seconds_left(self, now: float) -> float:
+        """Tell how long the job may run, as far as it is known now; asks again from time to time."""
+        if self._asked is not None:
+            self._take_answer(self._asked, now)
+        elif now >= self._ask_at:
+            self._ask_at = now + ASK_SECONDS
+            self._ask()
+        jump = time.time() - time.perf_counter() - self._offset
+        if abs(jump) > JUMP_SECONDS:
+            self._tell_once("clock", f"the clock of this node jumped by {jump:+.0f} s; its end is counted without that")
+        return self._end - (now + self._offset)
+
+    def requeue(self) -> None:
+        """Have the job started again, unless it was cancelled."""
+        if "EndTime" not in (shown := _fields(self._scontrol("show", "job", self._id))):
+            raise BatchError(f"{self.job} is not queued again: scontrol does not know it.")
+        if shown.get("JobState") != "RUNNING":
+            if int(shown.get("Restarts", 0)) > self.restarts:
+                return  # Slurm did it by itself, as after a preemption
+            raise BatchError(f"{self.job} is not queued again: it was cancelled (Slurm says {shown.get('JobState')}).")
+        self._scontrol("requeue", self._id)
+
+    def close(self) -> None:
+        """End a question that is still out."""
+        if self._asked is not None:
+            self._asked.kill()
+            self._asked.communicate()
+            self._asked = None
+
+    def _ask(self) -> None:
+        try:
+            self._asked = subprocess.Popen(
+                [_find_program("scontrol"), "show", "job", self._id],
+                env=_surroundings(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+        except (OSError, BatchError) as error:
+            self._no_end(str(error))
+
+    def _take_answer(self, asked: subprocess.Popen[str], now: float) -> None:
+        if asked.poll() is None:
+            if now > self._ask_at - ASK_SECONDS + ANSWER_SECONDS:
+                self.close()
+                self._no_end(f"scontrol did not answer in {ANSWER_SECONDS:g} s")
+            return
+        self._asked = None
+        text = _fields(asked.communicate()[0]).get("EndTime")
+        if text is None:
+            self._no_end("scontrol does not tell")
+            return
+        end = float(text) if text.isdecimal() else math.inf  # "Unknown": the job has no limit
+        if end != self._end:
+            self._end = end
+            again = f"restart {self.restarts}, " if self.restarts else ""
+            self._tell(f"{again}ends in {end - now - self._offset:.0f} s")
+
+    def _no_end(self, reason: str) -> None:
+        known = "as told before" if math.isfinite(self._end) else "not known, so that only SIGTERM stops it in time"
+        self._tell_once("end", f"its end is {known}: {reason}")
+
+    def _tell_once(self, what: str, text: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        print(f"mpickpt: {self.job}: {text}", file=sys.stderr, flush=True)
+
+    def _scontrol(self, *arguments: str) -> str:
+        """Run scontrol, and wait for it."""
+        try:
+            found = subprocess.run(
+                [_find_program("scontrol"), *arguments],
+                env=_surroundings(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=ANSWER_SECONDS,
+            )
+        except BatchError as error:
+            raise BatchError(f"{self.job} is not queued again: {error}") from None
+        except subprocess.TimeoutExpired:
+            text = f"{self.job} is not queued again: scontrol did not answer in {ANSWER_SECONDS:g} s."
+            raise BatchError(text) from None
+        if found.returncode != 0:
+            said = " ".join(found.stderr.split()) or f"status {found.returncode}"
+            raise BatchError(f"{self.job} is not queued again: scontrol {arguments[0]} says: {said}.")
+        return found.stdout
+
+
+def find(variables: Mapping[str, str]) -> Environment:
+    """Give the job that `variables`, usually `os.environ`, tell of."""
+    return Slurm(variables) if variables.get("SLURM_JOB_ID") else Environment()
+
+
+def submit(script: str) -> str:
+    """Hand a batch script to sbatch, and give what it says.
+
+    Raises
+    ------
+    BatchError
+        If there is no sbatch, or it refuses.
+    """
+    try:
+        found = subprocess.run([_find_program("sbatch")], input=script, capture_output=True, text=True)
+    except BatchError as error:
+        raise BatchError(f"The script cannot be submitted: {error}") from None
+    if found.returncode != 0:
+        raise BatchError(f"The script was not submitted. sbatch says: {' '.join(found.stderr.split())}")
+    return found.stdout
+
+
+def _find_program(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise BatchError(f"there is no {name} in PATH.")
+    return path
+
+
+def _surroundings() -> dict[str, str]:
+    return {**os.environ, "SLURM_TIME_FORMAT": "%s"}  # seconds, whatever the time zone
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Take apart what ``scontrol show job`` prints."""
+    return dict(word.split("=", 1) for word in text.split() if "=" in word)
