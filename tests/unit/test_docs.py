@@ -1,20 +1,159 @@
-"""What the documents say holds: their programs run, their links lead somewhere."""
+"""What the documents say holds: their programs run, their commands and messages exist, their links lead somewhere.
+
+A block of Python goes on where the last one of its page ended. A comment on the line before it says otherwise:
+
+    <!-- run in a session of its own -->    `ckpt` is a new session
+    <!-- tests/unit/test_x.py runs these lines -->
+    <!-- not run: why -->
+"""
 
 from __future__ import annotations
 
+import argparse
+import ast
 import re
+import shlex
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from textwrap import indent
 
 import numpy as np
 import pytest
-from mpi4py import MPI  # noqa: F401  (starts MPI before the first test, so that its descriptors are no test's leak)
+from make_epoch import rows, write_epoch
+from mpi4py import MPI
 
 import mpickpt
 from mpickpt.cli.main import VERBS, parser
 from mpickpt.layout import RECORD
+from mpickpt.snapshot import crc32c
+from mpickpt.store import Store
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("jobs/*.md")]
+EACH_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+
+PYTHON = re.compile(r"^(?:<!-- ([^>]*) -->\n)?```py\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OWN_SESSION = "run in a session of its own"
+LAUNCHED = r"(?:\$ )?(?:\w+=\S+ )*(?:(?:mpirun|mpiexec|srun)(?: -\w+ \S+)* )?(?:python -m )?mpickpt ([a-z].*)"
+
+
+class Done:
+    """A condition that comes true when it was looked at three times."""
+
+    looks = 0
+
+    def __bool__(self) -> bool:
+        self.looks += 1
+        return self.looks > 3
+
+
+def known() -> dict[str, object]:
+    """What the pages take as known."""
+    names: dict[str, object] = {"np": np, "mpickpt": mpickpt, "comm": MPI.COMM_WORLD, "directory": "some.ckpt"}
+    names |= {"rows": 6, "cols": 5, "low": 0, "high": 6, "v": np.zeros(7), "done": Done()}
+    return {**names, "load_initial": lambda array: array.fill(1.0)}
+
+
+def python_blocks(document: Path) -> list[str]:
+    """Give the blocks that are to be run here, each as a program or the next piece of one."""
+    found = []
+    for note, text in PYTHON.findall(document.read_text()):
+        if note == OWN_SESSION:
+            found.append(f'with mpickpt.open("own-{len(found)}.ckpt") as ckpt:\n{indent(text, "    ")}')
+        elif not note:
+            found.append(text)
+        elif test := re.fullmatch(r"(tests/\S+\.py) runs these lines", note):
+            assert document.name in (ROOT / test[1]).read_text()
+        else:
+            assert re.fullmatch(r"not run: .+", note), f"{document}: what is <!-- {note} -->?"
+    return found
+
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if python_blocks(path)], ids=lambda path: path.name)
+def test_programs_run(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    layout = rows(4)
+    arrays = [{spec.name: np.zeros(spec.shape, spec.dtype) for spec in rank.arrays} for rank in layout.ranks]
+    (tmp_path / "walk.ckpt").mkdir()
+    write_epoch(Store(tmp_path / "walk.ckpt", crc32c), 0, layout, arrays, epoch=7)
+    program = "".join(python_blocks(document)).replace("100_000", "25")
+    exec(compile(program, document, "exec"), known())
+
+
+def test_a_program_by_hand_and_its_checkpointed_twins_give_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_hand, twin, taken_over, export = python_blocks(ROOT / "docs" / "from-dumps.md")
+    monkeypatch.chdir(tmp_path)
+    variables: dict[str, object] = {}
+    results = []
+    for program in (by_hand, twin, taken_over, by_hand, twin, taken_over):  # the second time each goes on from its end
+        exec(compile(program, "docs/from-dumps.md", "exec"), variables)
+        results.append(variables["u"])
+    assert isinstance(results[0], np.ndarray) and results[0].any()
+    for result in results[1:]:
+        np.testing.assert_array_equal(results[0], result)
+    assert variables["ckpt"].restored.step == 950  # type: ignore[attr-defined]
+    assert sorted(path.name for path in tmp_path.glob("*-0.h5")) == ["dump-000900-0.h5", "dump-000950-0.h5"]
+    exec(compile(export, "docs/from-dumps.md", "exec"), variables)
+    np.testing.assert_array_equal(np.load("drift-0.npy"), mpickpt.Checkpoint("drift.ckpt").rank(0)["u"][:])
+
+
+def verb_parser(verb: str) -> argparse.ArgumentParser:
+    """Make the parser of one verb."""
+    parser = argparse.ArgumentParser(f"mpickpt {verb}", allow_abbrev=False)
+    import_module(f"mpickpt.cli.{verb}").add_arguments(parser)
+    return parser
+
+
+def shell_lines(text: str) -> Iterator[str]:
+    """Go through the lines of all blocks of code that are not Python."""
+    text = PYTHON.sub("", text).replace("\\\n", " ")
+    for fenced in re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        yield from fenced.splitlines()
+    yield from re.findall(r"^ {4}(.*)$", text, re.MULTILINE)
+
+
+@EACH_DOCUMENT
+def test_commands_exist(document: Path) -> None:
+    text = document.read_text()
+    for line in shell_lines(text):
+        if found := re.match(LAUNCHED, line.strip()):
+            verb, *arguments = shlex.split(re.split(r" [|;&>]", found[1])[0], comments=True)
+            assert verb in VERBS, line
+            verb_parser(verb).parse_args([argument.replace("$?", "75") for argument in arguments])
+    for span in re.findall(r"`([^`\n]+)`", PYTHON.sub("", text)):  # in a sentence, where arguments are left out
+        if found := re.match(LAUNCHED, span):
+            verb, *arguments = found[1].split()
+            assert verb in VERBS, span
+            options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+            assert set(options) <= set(re.findall(r"--[a-z-]+", verb_parser(verb).format_help())), span
+
+
+def messages() -> Iterator[str]:
+    """Go through all texts in the sources, with an ellipsis for what is put in."""
+    for source in (ROOT / "mpickpt").rglob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_the_messages_in_troubleshooting_exist() -> None:
+    cells = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    beginnings = [text for cell in cells for text in re.findall(r"`([^`]+)`", cell)]
+    assert len(beginnings) > 80
+    sources = list(messages())
+    missing = [text for text in beginnings if not any(m.startswith(re.sub("(: )?…$", "", text)) for m in sources)]
+    assert missing == []
+
+
+def test_the_api_page_names_all_that_is_public() -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    told = re.findall(r"^\.\. auto\w+:: (\w+)(?:\(\))?$", text, re.MULTILINE)
+    assert sorted(told) == sorted(mpickpt.__all__)
 
 
 def test_plain_h5py_reads_a_slot_as_the_format_says(
@@ -41,7 +180,7 @@ def test_the_table_of_the_record_is_that_of_the_code() -> None:
     assert told == {name: (field[0].itemsize, field[1]) for name, field in RECORD.fields.items()}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+@EACH_DOCUMENT
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
         if "://" not in target:
