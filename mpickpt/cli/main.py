@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
-from mpickpt.errors import InUseError, LayoutError, MpickptError, StoreError, UsageError
+from mpickpt.errors import BatchError, InUseError, LayoutError, MpickptError, NoProgress, StoreError, UsageError
 
 # The verbs, and the first sentence of each one's module, which is imported only when it is asked for.
 VERBS = {
@@ -99,5 +99,7 @@ def exit_status(error: MpickptError) -> int:
     """
     if isinstance(error, UsageError | LayoutError | InUseError):
         return MISUSED
+    if isinstance(error, BatchError | NoProgress):  # what ends a batch job tells its reader why
+        return error.exit_code
     system = error.errno if isinstance(error, StoreError) else None
     return MISUSED if system not in (None, errno.EIO) else WRONG
