@@ -35,9 +35,11 @@ endif
 export PATH := $(BIN):$(PATH)
 
 # The limits, in seconds: of one test, and of one pytest (or mpiexec with pytests in it).
-TEST_LIMIT ?= 180
+TEST_LIMIT ?= 400
 STEP_LIMIT ?= 900
 PYTEST := $(BIN)/pytest --timeout=$(TEST_LIMIT) --timeout-method=thread
+# Tests that start a process of their own, or wait for one, run two at a time.
+PAIRED := -n 2 --dist worksteal
 # --kill-after: a pytest that does not end on SIGTERM has ranks of its own to take down first.
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
@@ -101,7 +103,7 @@ test-sanitized: $(VENV)/stamp-dev
 
 # From tests/: in the root, the folder mpickpt/ would shadow the installed package.
 test-unit: install
-	cd tests && $(LIMIT) $(PYTEST) unit
+	cd tests && $(LIMIT) $(PYTEST) $(PAIRED) unit
 
 # CASES: those whose name it matches, as for pytest -k.
 test-guard: install
@@ -111,7 +113,7 @@ test-mpi: install
 	cd tests && for n in $(RANKS); do $(LIMIT) $(MPIEXEC) -n $$n $(PYTEST) --with-mpi mpi || exit; done
 
 test-faults: install
-	cd tests && $(LIMIT) $(PYTEST) --share=$(SHARE) faults
+	cd tests && $(LIMIT) $(PYTEST) $(PAIRED) --share=$(SHARE) $(if $(CASES),-k '$(CASES)') faults
 
 # Skipped as a whole, with the reason, where there is no Slurm.
 test-slurm: install

@@ -21,7 +21,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SETTLE_SECONDS = 2.0  # an ended thread leaves /proc/self/task a moment after it is joined
+SETTLE_SECONDS = 10.0  # an ended thread leaves /proc/self/task a moment after it is joined
 SIGACTION_BYTES = 256  # struct sigaction has 152 on both x86-64 and aarch64; the C library writes no more
 MPI_OWN = ("socket:", "pipe:", "anon_inode:", "/dev/shm/", "/dev/infiniband/")
 

@@ -114,7 +114,7 @@ class MpiJob:
             if variable in environment
         }
 
-    def kill_rank(self, rank: int, patience: float = 20.0) -> bool:
+    def kill_rank(self, rank: int, patience: float = 60.0) -> bool:
         """Kill one rank with SIGKILL as soon as it exists; False if the job ended before."""
         limit = time.monotonic() + patience
         while time.monotonic() < limit:
@@ -143,7 +143,7 @@ class MpiJob:
         """Give what the ranks printed so far."""
         return self.log.read_text(errors="replace")
 
-    def clear(self, patience: float = 10.0) -> None:
+    def clear(self, patience: float = 30.0) -> None:
         """Wait until no process of the job is left; kill those that stay, and say so; remove their shared memory."""
         limit = time.monotonic() + patience
         while self.pids() and time.monotonic() < limit:
@@ -173,4 +173,4 @@ def mpi_job(
         with suppress(AssertionError):  # the first failure is the one to report
             job.clear(patience=0)
         raise
-    job.clear(patience=10 if not job.running() else 0)
+    job.clear(patience=30 if not job.running() else 0)

@@ -30,9 +30,9 @@ class Pending:
 
 
 class Repeated(Pending):
-    """A collective that is started again and again on the same buffers, each time when the last is complete.
+    """A request that is started again and again on the same buffers, each time when the last is complete.
 
-    It is persistent where the MPI library has that (MPI 4), as starting it then costs a fifth.
+    It is persistent where the MPI library has that (of collectives: MPI 4), as starting it then costs a fifth.
 
     Parameters
     ----------
@@ -66,6 +66,13 @@ class Repeated(Pending):
             self.request = self._prepared
             self._prepared.Start()
         self.done = False
+
+    def cancel(self) -> None:
+        """Take back a receipt that nothing will come for."""
+        if not self.test():
+            self.request.Cancel()
+            self.request.Wait()
+            self.done = True
 
     def free(self) -> None:
         """Give back what MPI keeps for it, when it is complete."""

@@ -2,8 +2,9 @@
 
 They have a duplicate of the communicator to themselves. On it collectives follow each other as marker, answer, marker,
 answer, …, each started without waiting: every rank but rank 0 always has the receipt of the next marker posted. There
-are two of each, which take turns: a rank that leaves has the next ones free while the last are on their way. Nothing
-here waits but `close`; what came is told as events of `mpickpt.protocol`.
+are two of each, which take turns: a rank that leaves has the next ones free while the last are on their way. For what
+comes up the tree a receipt from each child stands ready. Nothing here waits but `close`; what came is told as events of
+`mpickpt.protocol`.
 """
 
 from __future__ import annotations
@@ -42,12 +43,16 @@ class Rounds:
         self._comm = comm = comm.Dup()
         self._markers = [Repeated(comm.Bcast_init, comm.Ibcast, _pair(), root=0) for _ in range(2)]
         self._answers = [Repeated(comm.Allreduce_init, comm.Iallreduce, _pair(), _pair(), op=maximum) for _ in range(2)]
-        self._message = np.empty(3, np.int64)
+        self._receipts = [
+            Repeated(comm.Recv_init, comm.Irecv, np.empty(3, np.int64), source=child)
+            for child in children(comm.rank, comm.size)
+        ]
         self._rank: int = comm.rank
-        self._open_children = len(children(comm.rank, comm.size))
         self._answer: Repeated | None = None  # that is awaited
         self._marker: Repeated | None = None  # that is listened for
         self._sent: list[Pending] = []
+        for receipt in self._receipts:
+            receipt.start()
         if self._rank != 0:
             self._listen()
 
@@ -119,17 +124,14 @@ class Rounds:
         return self._from_below()
 
     def _from_below(self) -> Event | None:
-        # Asked for each time: a standing receipt from any source is at times passed by in MPICH over UCX.
-        arrived = self._comm.Improbe() if self._open_children else None
-        if arrived is None:
-            return None
-        arrived.Recv(self._message)
-        kind, number, flag = self._message.tolist()
-        if kind == _CLOSED:
-            self._open_children -= 1
-        if kind == _WISH:
-            return Passed(number, bool(flag))
-        return BelowClosed() if kind == _CLOSED else BelowLeft(number)
+        for receipt in self._receipts:
+            if receipt.test():
+                kind, number, flag = receipt.result.tolist()
+                receipt.start()
+                if kind == _WISH:
+                    return Passed(number, bool(flag))
+                return BelowClosed() if kind == _CLOSED else BelowLeft(number)
+        return None
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -138,7 +140,9 @@ class Rounds:
         for pending in (*self._sent, *self._markers):
             wait(pending)
         self._sent.clear()
-        for repeated in (*self._markers, *self._answers):
+        for receipt in self._receipts:
+            receipt.cancel()
+        for repeated in (*self._markers, *self._answers, *self._receipts):
             repeated.free()
         self._comm.Free()
 
@@ -146,7 +150,7 @@ class Rounds:
         """Answer the next marker in advance, as this rank will not be there; what is posted stays with MPI."""
         if self._marker is not None:
             self._post_share(NEVER, self._rank)
-        for pending in (*self._markers, *self._answers, *self._sent):
+        for pending in (*self._markers, *self._answers, *self._receipts, *self._sent):
             abandon(pending)
 
 

@@ -34,7 +34,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Twin:
         if key not in results:
             place = tmp_path_factory.mktemp("twin")
             with mpi_job(ranks, job.plain(place / "out.npy"), place / "log") as run:
-                assert run.wait(60) == 0, run.output()
+                assert run.wait(150) == 0, run.output()
             results[key] = np.load(place / "out.npy")
             shutil.rmtree(place)
         return results[key]

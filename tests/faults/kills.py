@@ -60,7 +60,7 @@ def check_slots(job: Job, directory: Path, twin_result: np.ndarray, before: Seen
 
 def check_result(job: MpiJob, out: Path, expected: np.ndarray) -> None:
     """Compare the result of a run that was left alone with the twin's, bit for bit."""
-    assert job.wait(60) == 0, job.output()
+    assert job.wait(150) == 0, job.output()
     assert np.load(out).tobytes() == expected.tobytes(), job.output()
 
 
@@ -83,14 +83,14 @@ def kill_time_and_again(seed: str, job: Job, ranks: int, folder: Path, twin: Twi
                 time.sleep(dice.uniform(0, longest))
                 killed = run.kill_rank(dice.randrange(ranks))
                 if killed:
-                    run.wait(30)
+                    run.wait(150)
+            resumed += newest is not None
             if killed:
                 break
             check_result(run, out, expected)  # the job was quicker than the dice: that was no instant; begin anew
             shutil.rmtree(directory)
             newest = None
         printed.append(run.output())
-        resumed += newest is not None
         newest = check_slots(job, directory, expected, newest)
 
     with mpi_job(ranks, job.checkpointed(directory, out), log) as run:

@@ -89,6 +89,6 @@ def h5dump(path: Path) -> str | None:
     program = shutil.which("h5dump")
     if program is None:
         return None
-    done = subprocess.run([program, "--header", path], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([program, "--header", path], capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, f"h5dump {path}: {done.stderr}"
     return done.stdout

@@ -22,7 +22,7 @@ JOB = HERE / "damage_job.py"
 STOP, LATER = 45, 65  # cuts at 10, 20, 30, 40 and at 50, 60: epochs 3 and 4 stay after the first
 LIMIT = 90  # seconds for one run
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 # 0 stands for a run without mpiexec.
 on_ranks = pytest.mark.parametrize("ranks", [0, 2])
 

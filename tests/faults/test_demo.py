@@ -10,7 +10,7 @@ import pytest
 DEMO = Path(__file__).resolve().parents[2] / "jobs" / "demo.py"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_the_demo_kills_in_mid_drain_and_ends_with_equal_bits(folder: Path) -> None:
     """Run it as make does; it exits with an error itself if a single bit differs, and leaves nothing behind."""
     done = subprocess.run(

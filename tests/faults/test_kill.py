@@ -16,7 +16,7 @@ CHAINS = range(5)
 JOBS = pytest.mark.parametrize("job", [HEAT, CG, NBODY], ids=lambda job: job.name)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("chain", CHAINS)
 @pytest.mark.parametrize("ranks", [2, 4])
 @JOBS
@@ -26,7 +26,7 @@ def test_restart_after_sigkill_ends_with_the_twins_bits(
     kill_time_and_again(f"{job.name}-{ranks}-{chain}", job, ranks, folder, twin)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 @JOBS
 def test_slots_open_at_any_instant(job: Job, folder: Path, twin: Twin) -> None:
     """Read both slots over and over, with h5py and h5dump, while the job writes them."""

@@ -16,7 +16,7 @@ JOB = Path(__file__).parent / "lazy_job.py"
 RANKS, SAVED, LATER = 2, 450, 700  # cuts at 200, 400 and at 600: epochs 1, 2 and 3
 LIMIT = 90  # seconds for one run
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 
 def command(directory: Path, stop: int, *options: str) -> list[str | Path]:

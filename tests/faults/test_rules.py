@@ -22,7 +22,7 @@ def test_the_epoch_fails_by_name_and_the_last_whole_one_stays(
 ) -> None:
     """And a restart goes on from that one."""
     with mpi_job(ranks, [JOB, "--broken", broken], tmp_path / "log") as job:
-        assert job.wait(60) == 0, job.output()
+        assert job.wait(150) == 0, job.output()
     output = job.output()
     assert "RuntimeWarning: Epoch 2 (step 20) failed on rank 1" in output
     assert "Epoch 1 stays, and the program goes on" in output
@@ -34,5 +34,5 @@ def test_the_epoch_fails_by_name_and_the_last_whole_one_stays(
     assert (kept.epoch, kept.step) == (1, 10)
 
     with mpi_job(ranks, [JOB], tmp_path / "log") as again:
-        assert again.wait(60) == 0, again.output()
+        assert again.wait(150) == 0, again.output()
     assert kept.announcement in again.output(), again.output()

@@ -26,7 +26,7 @@ def _wait_until(condition: Callable[[], bool], job: MpiJob) -> None:
 
 def _ls(folder: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "mpickpt", *arguments]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=60)
+    found = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=150)
     assert found.returncode == 0, found.stderr
     return found.stdout
 
@@ -44,7 +44,7 @@ def test_sigusr1(tmp_path: Path, who: str) -> None:
             os.kill(pids[rank], signal.SIGUSR1)
         _wait_until(lambda: "  whole" in _ls(tmp_path, "ls", "c"), job)
         os.kill(pids[0], signal.SIGTERM)
-        assert job.wait(60) != 0
+        assert job.wait(150) != 0
     table = _ls(tmp_path, "ls", "c")
     assert "in use" not in table
     assert table.count("  whole") == 2
@@ -58,11 +58,11 @@ def test_sigterm_ends_all_ranks_with_75(tmp_path: Path, who: str) -> None:
         pids = job.rank_pids()
         for rank in [1] if who == "one" else range(RANKS):
             os.kill(pids[rank], signal.SIGTERM)
-        assert job.wait(60) == 75, job.output()
+        assert job.wait(150) == 75, job.output()
     assert "stopped as asked, after epoch 1 of" in job.output()
     assert job.output().count("ends with 75") == RANKS
     with mpi_job(RANKS, [JOB, "--steps", "10"], tmp_path / "log") as again:
-        assert again.wait(60) == 0, again.output()
+        assert again.wait(150) == 0, again.output()
     assert "restored epoch 1" in again.output()
 
 
@@ -72,14 +72,14 @@ def test_the_command_from_another_shell(tmp_path: Path) -> None:
         assert "asked process" in _ls(tmp_path, "trigger", "c")
         _wait_until(lambda: "  whole" in _ls(tmp_path, "ls", "c"), job)
         assert "and to stop" in _ls(tmp_path, "trigger", "--stop", "c")
-        assert job.wait(60) == 75, job.output()
+        assert job.wait(150) == 75, job.output()
     assert "stopped as asked, after epoch 2" in job.output()
 
 
 def test_the_command_needs_a_program(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     command = [sys.executable, "-m", "mpickpt", "trigger", "c"]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=150)
     assert found.returncode == 2
     assert "No program is using c" in found.stderr
 
@@ -91,5 +91,5 @@ def test_a_signal_to_mpiexec(tmp_path: Path) -> None:
         job.process.send_signal(signal.SIGUSR1)
         _wait_until(lambda: "  whole" in _ls(tmp_path, "ls", "c"), job)
         job.process.send_signal(signal.SIGTERM)
-        assert job.wait(60) != 0
+        assert job.wait(150) != 0
     assert "  whole" in _ls(tmp_path, "ls", "c"), "whatever became of the ranks, the last whole epoch stays"

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compile
 def _build(folder: Path, binding: str) -> Path:
     path = folder / f"libguarded-{binding}.so"
     options = ["-O1", "-shared", "-fPIC", "-Wl,-z,relro", f"-Wl,-z,{binding}"]
-    subprocess.run(["cc", *options, "-o", path, SOURCE], check=True, timeout=60)
+    subprocess.run(["cc", *options, "-o", path, SOURCE], check=True, timeout=150)
     return path
 
 

@@ -60,7 +60,7 @@ def plain_calls(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no mpicc" if MPICC is None else "no C compiler")
     path = tmp_path_factory.mktemp("plain") / "libplain.so"
     flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC"]
-    built = subprocess.run([MPICC, *flags, PLAIN_CALLS, "-o", path], capture_output=True, text=True, timeout=60)
+    built = subprocess.run([MPICC, *flags, PLAIN_CALLS, "-o", path], capture_output=True, text=True, timeout=150)
     assert built.returncode == 0, built.stderr
     return path
 

@@ -108,14 +108,14 @@ def test_commits_and_meetings_do_not_wait_for_each_other(ranks: Coordinator) -> 
 
 @pytest.mark.mpi(min_size=2)
 def test_a_time_out_names_those_who_are_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MPICKPT_WAIT_LIMIT", "1")
+    monkeypatch.setenv("MPICKPT_WAIT_LIMIT", "3")
     ranks = Coordinator(COMM)
     late = COMM.size - 1
     if COMM.rank == late:
-        time.sleep(2)
+        time.sleep(6)
     else:
         named = f"Not waiting, and therefore late: rank {late}." if COMM.rank in (0, 1) else ""
-        with pytest.raises(WaitTimeout, match=f"waited 1 s for the others, .*{named}"):
+        with pytest.raises(WaitTimeout, match=f"waited 3 s for the others, .*{named}"):
             ranks.wait(lambda: None, "the others")
     COMM.barrier()
 

@@ -157,7 +157,7 @@ def test_restart_from_archived_epochs(tmp_path: Path) -> None:
 
     def run(*arguments: str) -> str:
         command = [sys.executable, "app.py", *arguments]
-        found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=150)
         assert found.returncode == 0, found.stderr
         return found.stdout
 

@@ -51,7 +51,7 @@ def mpickpt_command(*arguments: str, cwd: Path, **environment: str) -> subproces
         env=clean | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
     )
 
 

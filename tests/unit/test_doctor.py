@@ -101,7 +101,7 @@ def test_doctor_under_mpirun(tmp_path: Path) -> None:
     for how, status in (("alike", 0), ("unlike", 1)):
         command = [mpiexec(), "-n", "2", sys.executable, "app.py", how]
         run = subprocess.run(
-            command, cwd=tmp_path, env={**SURROUNDINGS, **os.environ}, capture_output=True, text=True, timeout=60
+            command, cwd=tmp_path, env={**SURROUNDINGS, **os.environ}, capture_output=True, text=True, timeout=150
         )
         assert run.returncode == status, run.stderr
         found = findings(run.stdout)

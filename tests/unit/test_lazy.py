@@ -222,7 +222,7 @@ def test_loader(tmp_path: Path) -> None:
         loader.map(0, len(content), sums[:-1])
     memory = loader.map(0, len(content), sums)
     loader.hurry(True)
-    assert loader.wait(60)
+    assert loader.wait(150)
     now = loader.progress()
     assert (now.nbytes, now.nbytes_loaded, now.damage, now.errno) == (len(content), len(content), None, 0)
     loader.close()

@@ -268,7 +268,7 @@ def test_reading_needs_no_mpi(store: Store) -> None:
         "print(Checkpoint(sys.argv[1])['u'][...].sum().hex())"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, str(store.directory)], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code, str(store.directory)], capture_output=True, text=True, timeout=150, check=True
     )
     assert run.stdout.strip() == made["world"].sum().hex()
 
@@ -470,7 +470,7 @@ def test_strided_reading_needs_little_memory(tmp_path: Path) -> None:
         "assert u[::64, 5].sum() == 0\n"
         "print(*(x.split()[1] for x in open('/proc/self/status') if x.startswith('VmHWM')))"
     )
-    run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=150)
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) < 150_000  # KiB
 

@@ -713,7 +713,7 @@ def test_program_that_forgets_to_close(tmp_path: Path) -> None:
         "u = ckpt.array('u', 10**6, fill=3.0)\n"
         "ckpt.step(); ckpt.step()\n"
     )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=150, cwd=tmp_path)
     assert (found.returncode, found.stderr) == (0, "")
     assert whole(tmp_path / "c") == {0: 1, 1: None}
 

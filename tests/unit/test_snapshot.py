@@ -84,7 +84,7 @@ def test_epoch_is_whole_when_its_messages_are_there(rank: Rank, nbytes: int, lat
         assert not rank.snapshotter.wait(0.05)
         assert rank.slot.why_not == "Rank 0 has not finished epoch 1."
     rank.snapshotter.add_channels(messages)
-    assert rank.snapshotter.wait(60)
+    assert rank.snapshotter.wait(150)
     now = rank.snapshotter.progress()
     assert (now.state, now.channels_due, now.blocks_saved) == (DrainState.COMPLETE, False, 8)
     assert rank.spill.exists() == (nbytes > PAGE_BYTES)
@@ -97,10 +97,10 @@ def test_messages_of_an_older_epoch_do_not_stay(rank: Rank) -> None:
     for epoch, messages in ((1, b"x" * 5000), (2, b""), (3, b"yz")):
         rank.cut(epoch)
         rank.snapshotter.add_channels(messages)
-        assert rank.snapshotter.wait(60)
+        assert rank.snapshotter.wait(150)
         assert rank.image.read_channels() == (messages, [])
     rank.cut(4, follow=False)
-    assert rank.snapshotter.wait(60)
+    assert rank.snapshotter.wait(150)
     assert rank.image.read_channels() == (b"", [])
 
 
@@ -118,13 +118,13 @@ def test_messages_that_nobody_expects(rank: Rank) -> None:
     with pytest.raises(OSError) as error:
         rank.snapshotter.add_channels(b"second")
     assert refused(error)
-    assert rank.snapshotter.wait(60)
+    assert rank.snapshotter.wait(150)
     assert rank.image.read_channels() == (b"first", [])
     rank.cut(2, follow=False)
     with pytest.raises(OSError) as error:
         rank.snapshotter.add_channels(b"")
     assert refused(error)
-    assert rank.snapshotter.wait(60)
+    assert rank.snapshotter.wait(150)
     with pytest.raises(ValueError, match="give channels_spill"):
         rank.snapshotter.cut(
             path=rank.path, epoch=3, step=0, rank=0, run=1, digest=bytes(32), offsets=rank.store.offsets(0)[0],
@@ -136,7 +136,7 @@ def test_epoch_that_is_given_up(rank: Rank) -> None:
     rank.cut(1)
     rank.wait_for_blocks()
     rank.snapshotter.fail(errno.EPROTO)
-    assert rank.snapshotter.wait(60)
+    assert rank.snapshotter.wait(150)
     now = rank.snapshotter.progress()
     assert (now.state, now.errno, now.channels_due) == (DrainState.FAILED, errno.EPROTO, False)
     assert rank.slot.why_not == f"Rank 0 could not write epoch 1: {os.strerror(errno.EPROTO)}."
@@ -147,7 +147,7 @@ def test_epoch_that_is_given_up(rank: Rank) -> None:
         assert refused(error)
     rank.cut(2)
     rank.snapshotter.add_channels(b"in time")
-    assert rank.snapshotter.wait(60)
+    assert rank.snapshotter.wait(150)
     assert rank.image.read_channels() == (b"in time", [])
     assert (rank.image.load(0) == 2).all()
 
@@ -155,7 +155,7 @@ def test_epoch_that_is_given_up(rank: Rank) -> None:
 def test_messages_that_the_storage_refuses(rank: Rank, tmp_path: Path) -> None:
     rank.cut(1, spill=tmp_path / "missing" / "spill")
     rank.snapshotter.add_channels(bytes(PAGE_BYTES + 1))
-    assert rank.snapshotter.wait(60)
+    assert rank.snapshotter.wait(150)
     now = rank.snapshotter.progress()
     assert (now.state, now.errno) == (DrainState.FAILED, errno.ENOENT)
     assert not rank.slot.whole

@@ -17,7 +17,7 @@ def imported(code: str, folder: Path) -> set[str]:
     """Give the heavy packages that are there after `code` was run in an interpreter of its own."""
     told = f"{code}\nprint('*', *[name for name in {HEAVY} if name in sys.modules])"
     run = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{told}"], cwd=folder, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", f"import sys\n{told}"], cwd=folder, capture_output=True, text=True, timeout=150
     )
     assert run.returncode == 0, run.stderr
     return set(run.stdout.rpartition("*")[2].split())

@@ -217,7 +217,7 @@ def test_a_directory_serves_one_process_at_a_time(tmp_path: Path) -> None:
 
     def other() -> str:
         return subprocess.run(
-            [sys.executable, "-c", code, str(store.directory)], capture_output=True, text=True, check=True, timeout=60
+            [sys.executable, "-c", code, str(store.directory)], capture_output=True, text=True, check=True, timeout=150
         ).stdout
 
     assert f"InUseError The checkpoint directory {store.directory} is in use by process {os.getpid()} on" in other()
@@ -277,7 +277,7 @@ for limit in (0, 1000, 100_000, 1 << 20, 4 << 20, resource.RLIM_INFINITY):
     print(outcome, os.listdir(sys.argv[1]), len(os.listdir("/proc/self/fd")) - open_files, flush=True)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(store.directory)], stdout=subprocess.PIPE, text=True, timeout=60, check=True
+        [sys.executable, "-c", code, str(store.directory)], stdout=subprocess.PIPE, text=True, timeout=150, check=True
     )
     assert done.stdout.splitlines() == ["File too large [] 0"] * 5 + ["made ['slot-0.h5'] 0"]
     assert store.slots()[0].world_size == 50

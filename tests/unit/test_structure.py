@@ -179,7 +179,7 @@ def test_h5dump_reads_a_slot(store: Store) -> None:
 
     def h5dump(*args: str) -> str:
         return subprocess.run(
-            ["h5dump", *args, str(path)], check=True, capture_output=True, text=True, timeout=60
+            ["h5dump", *args, str(path)], check=True, capture_output=True, text=True, timeout=150
         ).stdout
 
     assert "(2,0): 9, 9, 9" in h5dump("-d", "/global/u")

@@ -72,7 +72,7 @@ def save(folder: Path, *, wait: bool = False) -> subprocess.Popen[str]:
 
 def save_all(folder: Path) -> None:
     process = save(folder)
-    process.communicate(timeout=60)
+    process.communicate(timeout=150)
     assert process.returncode == 0
 
 
@@ -86,7 +86,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         yield Place(path)
-        process.communicate(timeout=60)
+        process.communicate(timeout=150)
         assert process.returncode == 0
         return
     if situation in ("good", "damaged", "newer", "no permission"):
@@ -129,7 +129,7 @@ def test_verbs_in_a_situation(place: Place, tmp_path: Path, request: pytest.Fixt
             env={name: value for name, value in os.environ.items() if not name.startswith("MPICKPT_")},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=150,
         )
         told = f"{given}\n{run.stdout}\n{run.stderr}"
         assert run.returncode == statuses[situation], told
