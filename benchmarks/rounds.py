@@ -83,7 +83,7 @@ def _safe_points(folder: Path, count: int) -> float:
 
 
 def _markers(folder: Path, epochs: int, step_seconds: float) -> tuple[Stopwatch, int, int]:
-    """What was noted; how many rounds there were, and how often this rank stood still for an answer."""
+    """Give what was noted, how many rounds there were, and how often this rank stood still for an answer."""
     watch = Stopwatch()
     work: NDArray[np.float64] = np.zeros(1 << 17)  # 1 MiB: a step pushes our code out of the inner caches
     with mpickpt.open(folder / "markers", COMM) as ckpt:
