@@ -132,6 +132,14 @@ class Sweep(Pattern):
                 rewrite(self.blocks[block])
 
 
+class SweepBack(Sweep):
+    """The same from back to front."""
+
+    def choose(self) -> list[int]:
+        """Return all blocks, the last first."""
+        return super().choose()[::-1]
+
+
 class Random(Nothing):
     """Reads all of the state, and writes single numbers all over it, two for every block in an epoch."""
 
@@ -151,5 +159,6 @@ PATTERNS: dict[str, type[Pattern]] = {
     "mix": Mix,
     "none": Nothing,
     "sweep": Sweep,
+    "sweep back": SweepBack,
     "random": Random,
 }

@@ -1,6 +1,6 @@
 /* The drain: threads that save what is due while the program computes. The idle threads do the work in time that
- * nobody wants; the urgent threads, of normal priority, take over when the pool is over half full, when the program
- * itself waits in a call, or when somebody is in a hurry. All claim runs of adjacent blocks by the same swaps, so that
+ * nobody wants; the urgent threads, of normal priority, take over when there is no such time, when the pool is over half
+ * full, when the program itself waits in a call, or when somebody is in a hurry. All claim runs of adjacent blocks by the same swaps, so that
  * none waits for another: a thread that is starved of the processor holds up the blocks it has in hand, and the program
  * not even on those.
  *
@@ -16,6 +16,8 @@
 
 #include "session.h"
 
+#define LOOK_NS 5000000 /* between two looks whether the idle threads get on */
+
 typedef struct run {
     uint32_t first, count;
     uint64_t words[MPK__CHUNK_BLOCKS]; /* what each block's word was when it was claimed: FLYING or LANDING */
@@ -29,7 +31,7 @@ void mpk__drain_ring_in_handler(mpk_session *s) {
 static bool is_wanted(const mpk__drain_thread *self) {
     const mpk_session *s = self->session;
     if (atomic_load(&s->drain_state) != MPK_DRAIN_ACTIVE) return false;
-    bool urgently = atomic_load(&s->hurry) || mpk__program_waits() || mpk__pool_is_pressed(&s->pool) ||
+    bool urgently = atomic_load(&s->starved) || atomic_load(&s->hurry) || mpk__program_waits() || mpk__pool_is_pressed(&s->pool) ||
                     atomic_load(&s->error); /* what is left is dropped: no work, but an idle thread may be late for it */
     return self->urgent == urgently;
 }
@@ -200,9 +202,30 @@ static void drain(mpk__drain_thread *self) {
         begin(s, self->urgent); /* which makes the order */
         bool pressed = mpk__pool_is_pressed(&s->pool);
         if (!(pressed && claim_run(s, true, &r)) && !claim_run(s, false, &r)) return;
+        if (!self->urgent) atomic_fetch_add(&s->idle_runs, 1);
         save_run(s, self, &r);
     }
     mpk__drain_ring_in_handler(s); /* the other class is wanted now, and may be asleep */
+}
+
+/* An idle thread that has no time to itself would be far behind the program, which then copies what might have been saved:
+ * a block that is copied costs the program more than one that is drained. A run may well take long on slow storage: so
+ * long as two runs took in the last epoch counts as getting on. */
+static void look_after_idle_threads(mpk_session *s, mpk__drain_thread *self) {
+    uint32_t runs = atomic_load(&s->idle_runs);
+    uint64_t now = mpk__prim_now_ns();
+    if (runs != self->seen) {
+        self->seen = runs;
+        self->seen_ns = now;
+    } else if (now - self->seen_ns >= LOOK_NS + (uint64_t)(2e3 * s->drain_us * MPK__CHUNK_BYTES / s->block_bytes)) {
+        atomic_store(&s->starved, 1);
+        mpk__drain_ring_in_handler(s);
+    }
+}
+
+static bool looks_after_idle_threads(const mpk__drain_thread *self) {
+    const mpk_session *s = self->session;
+    return self->watches && atomic_load(&s->drain_state) == MPK_DRAIN_ACTIVE && !atomic_load(&s->starved);
 }
 
 static void *run_thread(void *argument) {
@@ -213,10 +236,11 @@ static void *run_thread(void *argument) {
     while (!atomic_load(&s->stop)) {
         uint32_t bell = atomic_load(&s->bell);
         if (self->urgent && atomic_load(&s->drain_state) == MPK_DRAIN_ACTIVE) begin(s, true);
+        if (looks_after_idle_threads(self)) look_after_idle_threads(s, self);
         if (is_wanted(self)) drain(self);
         if (self->urgent && atomic_exchange(&s->commit_due, 0)) mpk__writer_commit(s);
         if (!self->urgent) mpk__check_blocks(s, bell);
-        if (!atomic_load(&s->stop)) mpk__prim_wait_in_handler(&s->bell, bell, -1);
+        if (!atomic_load(&s->stop)) mpk__prim_wait_in_handler(&s->bell, bell, looks_after_idle_threads(self) ? LOOK_NS : -1);
     }
     return NULL;
 }
@@ -229,7 +253,7 @@ int mpk__drain_start_threads(mpk_session *s) {
     atomic_store(&s->stop, 0);
     for (int i = 0; i < MPK__DRAIN_THREADS && !error; i++) {
         mpk__drain_thread *t = &s->drains[i];
-        *t = (mpk__drain_thread){.session = s, .urgent = i >= MPK__IDLE_THREADS};
+        *t = (mpk__drain_thread){.session = s, .urgent = i >= MPK__IDLE_THREADS, .watches = i == MPK__IDLE_THREADS};
         t->bounce = mpk__prim_map(MPK__BOUNCE_BYTES, false, false);
         error = t->bounce ? -pthread_create(&t->thread, NULL, run_thread, t) : -ENOMEM;
         if (error)

@@ -84,6 +84,9 @@ typedef struct mpk__drain_thread {
     bool urgent;
     pthread_t thread;
     uint8_t *bounce; /* MPK__BOUNCE_BYTES, for file offsets that are not aligned */
+    bool watches;    /* the one urgent thread that looks whether the idle ones get on, */
+    uint32_t seen;   /* what it knows of mpk_session.idle_runs, */
+    uint64_t seen_ns; /* since when */
 } mpk__drain_thread;
 
 /* Opaque bytes that are saved with the regions: in the slot, or in a file of their own. */
@@ -179,6 +182,8 @@ struct mpk_session {
     _Atomic uint32_t drain_state; /* enum mpk_drain_state; waited on */
     _Atomic uint32_t bell;        /* changed whenever a drain thread may have something to do; waited on */
     _Atomic uint32_t stop, hurry;
+    _Atomic uint32_t idle_runs; /* changes with every run that an idle thread takes up, and with every cut */
+    _Atomic uint32_t starved;   /* in this epoch the idle threads do not get the processor */
     _Atomic uint32_t begun;       /* 0, 1 one thread is opening the slot, 2 open; waited on */
     _Atomic uint32_t commit_due;  /* all is saved, and an urgent thread is to commit */
     _Atomic uint32_t pending;     /* blocks not yet saved, and one each for: the slot not yet open, channels due, each
