@@ -64,16 +64,27 @@ static bool claim_in_chunk(mpk_session *s, const mpk__chunk *chunk, bool copied_
     return out->count != 0;
 }
 
-/* Claims the next run of blocks that are due, in the order of the epoch from the cursor on and around. What is due only
- * ever becomes less, so one round that finds nothing means that nothing is left to claim. Under pressure those that free
- * a slot come first. A thread that was late in the last epoch may read an order that is just being made: it then misses
- * blocks, but the bell rings for those. */
+static uint64_t us_since_cut(const mpk_session *s) { return (mpk__prim_now_ns() - s->epoch.started_ns) / 1000; }
+
+/* Claims the next run of blocks that are due, in the order of the epoch: first what is in time, then all. What is due only
+ * ever becomes less, so one round of all that finds nothing means that nothing is left to claim. Under pressure those that
+ * free a slot come first. A thread that was late in the last epoch may read an order that is just being made: it then
+ * misses blocks, but the bell rings for those. */
 static bool claim_run(mpk_session *s, bool copied_only, run *out) {
-    uint32_t start = atomic_load(&s->cursor), n = atomic_load(&s->n_ordered);
+    uint32_t n = atomic_load(&s->n_ordered);
+    if (!copied_only) {
+        uint64_t now = us_since_cut(s);
+        for (uint32_t at = atomic_load(&s->cursor); (at = mpk__order_in_time(s, at, now)) < n; at++) {
+            atomic_store(&s->cursor, at); /* there may be more than a run in the chunk */
+            if (claim_in_chunk(s, &s->chunks[atomic_load(&s->order[at])], false, out)) return true;
+        }
+        atomic_store(&s->cursor, n);
+    }
+    uint32_t start = atomic_load(&s->late_cursor);
     for (uint32_t i = 0; i < n; i++) {
         uint32_t at = (start + i) % n;
         if (!claim_in_chunk(s, &s->chunks[atomic_load(&s->order[at])], copied_only, out)) continue;
-        if (!copied_only) atomic_store(&s->cursor, at); /* there may be more in the chunk */
+        if (!copied_only) atomic_store(&s->late_cursor, at);
         return true;
     }
     return false;
@@ -174,6 +185,7 @@ static bool put(mpk_session *s, mpk__drain_thread *self, uint32_t first, uint32_
 
 static void save_run(mpk_session *s, mpk__drain_thread *self, run *r) {
     begin(s, self->urgent);
+    uint64_t start = mpk__prim_now_ns();
     bool has_checksums = put(s, self, r->first, r->count, r->words);
     mpk__chaos();
     for (uint32_t i = 0; i < r->count; i++) {
@@ -191,6 +203,7 @@ static void save_run(mpk_session *s, mpk__drain_thread *self, run *r) {
         atomic_store(&s->blocks[b], mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE));
         mpk__pool_give_in_handler(&s->pool, mpk__slot_of(word));
     }
+    mpk__order_note_run(s, (mpk__prim_now_ns() - start) / 1000);
     mpk__pool_notify(&s->pool);
     finished(s, r->count);
 }
@@ -217,7 +230,7 @@ static void look_after_idle_threads(mpk_session *s, mpk__drain_thread *self) {
     if (runs != self->seen) {
         self->seen = runs;
         self->seen_ns = now;
-    } else if (now - self->seen_ns >= LOOK_NS + (uint64_t)(2e3 * s->drain_us * MPK__CHUNK_BYTES / s->block_bytes)) {
+    } else if (now - self->seen_ns >= LOOK_NS + 2000 * (uint64_t)atomic_load(&s->run_us)) {
         atomic_store(&s->starved, 1);
         mpk__drain_ring_in_handler(s);
     }

@@ -20,7 +20,7 @@ int mpk__history_create(mpk_session *s) {
     s->cut = MPK__RESTORED_CUT;
     s->is_distrusted = false;
     atomic_store(&s->to_check, 0);
-    s->drain_us = 0;
+    atomic_store(&s->run_us, 0);
     return 0;
 }
 

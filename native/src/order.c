@@ -1,20 +1,21 @@
 /* The order of the drain: what the program will write to first is saved first, so that it need not copy it.
  *
- * When a block will be written to is what the last interval tells. Each chunk of adjacent blocks is then a job: it takes
- * so long as its blocks took in the last drain, and is due when the first of them is expected to be written to. The
- * largest number of jobs that are done in time is found by Moore's and Hodgson's rule (J. M. Moore, Management Science
- * 15(1), 1968): in the order of their deadlines, and whenever one would be late the longest so far is put off. What is put
- * off will be copied by the program in any case and comes last, so that a program that sweeps through its memory is not
- * chased from block to block. */
+ * When a block will be written to is what the last interval tells. Each chunk of adjacent blocks is a job that is due when
+ * the first of them is expected to be written to. The earliest comes first, unless it is too late for it: then the program
+ * copies it in any case, and it is left for the end, so that a program that sweeps through its memory quicker than the
+ * storage takes it is not chased from block to block. What is too late is found out when a thread looks for its next
+ * job, by how long the last ones took: how fast a drain will be cannot be known before, as it depends on what the
+ * program leaves of the processors. */
 #include <errno.h>
 #include <stdlib.h>
 
 #include "session.h"
 
+#define OUTLIER 4 /* times as long as usual: a thread without a processor, which tells nothing of the others */
+#define MARGIN 2 /* so many times as long as a run takes it must begin before its deadline */
+
 typedef struct job {
-    uint32_t deadline_us, blocks, chunk;
-    uint32_t below; /* in the stack of accepted jobs of its size: the one before it + 1 */
-    bool is_late;
+    uint32_t deadline_us, chunk;
 } job;
 
 int mpk__order_create(mpk_session *s) {
@@ -25,8 +26,9 @@ int mpk__order_create(mpk_session *s) {
     for (uint32_t i = 0; i < s->n_regions; i++) s->n_chunks += (uint32_t)((s->regions[i].n_blocks + most - 1) / most);
     s->chunks = calloc(s->n_chunks + 1, sizeof *s->chunks);
     s->order = calloc(s->n_chunks + 1, sizeof *s->order);
+    s->deadlines_us = calloc(s->n_chunks + 1, sizeof *s->deadlines_us);
     s->block_chunk = calloc(s->n_blocks + 1, sizeof *s->block_chunk);
-    if (!s->chunks || !s->order || !s->block_chunk) return -ENOMEM;
+    if (!s->chunks || !s->order || !s->deadlines_us || !s->block_chunk) return -ENOMEM;
     mpk__chunk *chunk = s->chunks;
     for (uint32_t i = 0; i < s->n_regions; i++) {
         const mpk__region *r = &s->regions[i];
@@ -44,10 +46,12 @@ int mpk__order_create(mpk_session *s) {
 void mpk__order_destroy(mpk_session *s) {
     free(s->chunks);
     free((void *)s->order);
+    free((void *)s->deadlines_us);
     free(s->block_chunk);
     s->block_chunk = NULL;
     s->chunks = NULL;
     s->order = NULL;
+    s->deadlines_us = NULL;
     s->n_chunks = 0;
 }
 
@@ -62,48 +66,44 @@ static uint32_t list_jobs(const mpk_session *s, job *jobs) {
     uint32_t n = 0;
     for (uint32_t c = 0; c < s->n_chunks; c++) {
         job j = {.deadline_us = MPK__NOT_WRITTEN, .chunk = c};
+        bool is_due = false;
         for (uint32_t b = s->chunks[c].first; b < s->chunks[c].first + s->chunks[c].count; b++) {
             const mpk__history *h = &s->history[b];
             if (!h->is_due) continue;
-            j.blocks++;
-            if (!h->is_held && h->deadline_us < j.deadline_us) j.deadline_us = h->deadline_us;
+            is_due = true;
+            if (!h->is_held && !s->ignores_deadlines && h->deadline_us < j.deadline_us) j.deadline_us = h->deadline_us;
         }
-        if (j.blocks) jobs[n++] = j;
+        if (is_due) jobs[n++] = j;
     }
     return n;
 }
 
-static void put_off_late_jobs(job *jobs, uint32_t n, double block_us) {
-    uint32_t stacks[MPK__CHUNK_BLOCKS + 1] = {0}, total = 0;
-    for (uint32_t i = 0; i < n && jobs[i].deadline_us != MPK__NOT_WRITTEN; i++) {
-        jobs[i].below = stacks[jobs[i].blocks];
-        stacks[jobs[i].blocks] = i + 1;
-        total += jobs[i].blocks;
-        if (total * block_us <= jobs[i].deadline_us) continue;
-        uint32_t longest = MPK__CHUNK_BLOCKS;
-        while (!stacks[longest]) longest--;
-        job *late = &jobs[stacks[longest] - 1];
-        late->is_late = true;
-        stacks[longest] = late->below;
-        total -= longest;
-    }
-}
-
 void mpk__order_chunks(mpk_session *s) {
     job *jobs = calloc(s->n_chunks + 1, sizeof *jobs);
-    if (!jobs) { /* then by address, all of them */
-        for (uint32_t c = 0; c < s->n_chunks; c++) atomic_store(&s->order[c], c);
-        atomic_store(&s->n_ordered, s->n_chunks);
-        return;
-    }
-    uint32_t n = list_jobs(s, jobs), at = 0;
-    if (!s->ignores_deadlines) {
+    uint32_t n = s->n_chunks;
+    if (jobs) {
+        n = list_jobs(s, jobs);
         qsort(jobs, n, sizeof *jobs, by_deadline);
-        put_off_late_jobs(jobs, n, s->drain_us);
     }
-    for (int late = 0; late < 2; late++)
-        for (uint32_t i = 0; i < n; i++)
-            if (jobs[i].is_late == (late == 1)) atomic_store(&s->order[at++], jobs[i].chunk);
+    for (uint32_t i = 0; i < n; i++) { /* without memory for the jobs: by address, all of them */
+        atomic_store(&s->order[i], jobs ? jobs[i].chunk : i);
+        atomic_store(&s->deadlines_us[i], jobs ? jobs[i].deadline_us : MPK__NOT_WRITTEN);
+    }
     atomic_store(&s->n_ordered, n);
     free(jobs);
+}
+
+uint32_t mpk__order_in_time(const mpk_session *s, uint32_t from, uint64_t now_us) {
+    uint64_t earliest = now_us + MARGIN * (uint64_t)atomic_load(&s->run_us);
+    if (earliest > MPK__NOT_WRITTEN) earliest = MPK__NOT_WRITTEN; /* for which it is never too late */
+    uint32_t n = atomic_load(&s->n_ordered);
+    while (from < n && atomic_load(&s->deadlines_us[from]) < earliest) from++;
+    return from;
+}
+
+void mpk__order_note_run(mpk_session *s, uint64_t us) {
+    uint32_t usual = atomic_load(&s->run_us);
+    if (us > MPK__LONGEST_RUN_US) us = MPK__LONGEST_RUN_US;
+    if (usual && us > OUTLIER * (uint64_t)usual) us = OUTLIER * (uint64_t)usual;
+    atomic_store(&s->run_us, usual ? (uint32_t)((7 * (uint64_t)usual + us) / 8) : (uint32_t)us);
 }

@@ -342,6 +342,7 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     atomic_store(&s->error, 0);
     atomic_store(&s->begun, 0);
     atomic_store(&s->cursor, 0);
+    atomic_store(&s->late_cursor, 0);
     atomic_store(&s->starved, 0);
     atomic_fetch_add(&s->idle_runs, 1);
     bool follow = plan->channels_follow;

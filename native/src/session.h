@@ -114,7 +114,7 @@ typedef struct mpk__epoch {
     uint64_t record_offset;
     mpk_record record; /* the drain threads' until the epoch ends */
     int direct_fd, buffered_fd;
-    uint64_t started_ns;
+    _Atomic uint64_t started_ns; /* the cut */
     struct mpk__holding *holding; /* of the slot */
 } mpk__epoch;
 
@@ -171,8 +171,9 @@ struct mpk_session {
     uint32_t *block_chunk;  /* per block: its chunk */
     uint32_t n_chunks;
     _Atomic uint32_t *order; /* chunks with blocks that are due, as they are to be drained; made when the slot is opened */
+    _Atomic uint32_t *deadlines_us; /* from the cut to the expected first write to each of these, ascending */
     _Atomic uint32_t n_ordered;
-    double drain_us;        /* that a block took in the last drain; 0: not known */
+    _Atomic uint32_t run_us; /* that the drain of a run takes, of late; 0: not known */
     mpk__pool pool;
     mpk__drain_thread drains[MPK__DRAIN_THREADS];
     uint32_t drains_running;
@@ -192,7 +193,8 @@ struct mpk_session {
     _Atomic uint32_t check_at;    /* this one (modulo their number) next */
     _Atomic int64_t unseen;       /* a block that was written to unseen; -1 */
     _Atomic uint32_t channels;    /* enum mpk__channels */
-    _Atomic uint32_t cursor;      /* where in `order` to look for the next block to drain */
+    _Atomic uint32_t cursor;      /* where in `order` to look for the next chunk that is in time, */
+    _Atomic uint32_t late_cursor; /* and for the next of all */
     uint32_t n_due;               /* blocks that this epoch writes */
     _Atomic int error;            /* errno of the first failure: what is still due is dropped */
     _Atomic int use_direct;
@@ -292,6 +294,11 @@ void mpk__check_blocks(mpk_session *s, uint32_t bell);
 int mpk__order_create(mpk_session *s);
 void mpk__order_destroy(mpk_session *s);
 void mpk__order_chunks(mpk_session *s); /* for the cut that begins to be drained */
+/* The first place in the order, at or behind `from`, of a chunk that can still be saved before it is expected to be
+ * written to, so long after the cut; n_ordered if there is none. What is too late now is so for the rest of the epoch. */
+uint32_t mpk__order_in_time(const mpk_session *s, uint32_t from, uint64_t now_us);
+void mpk__order_note_run(mpk_session *s, uint64_t us); /* that a run took */
+#define MPK__LONGEST_RUN_US 10000000u
 
 /* guard.c */
 bool mpk__program_waits(void); /* some thread of the program waits in a call: its core is free */

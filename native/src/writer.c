@@ -15,7 +15,6 @@
  *   3. objects, channels, edges, checksums, sync
  *   4. record COMPLETE, sync     (writer_commit: from here on the rank's part of the epoch counts) */
 
-#define MIN_MEASURED 64 /* blocks: in fewer the syncs tell more about the time than the blocks do */
 
 static int put_bytes(int fd, const void *data, size_t bytes, uint64_t offset) {
     struct iovec one = {(void *)(uintptr_t)data, bytes};
@@ -67,12 +66,11 @@ int mpk__writer_open(mpk_session *s) {
 }
 
 /* The epoch is complete: the next one in this slot writes what has changed since. */
-static void note_holding(mpk_session *s, uint64_t drain_ns) {
+static void note_holding(mpk_session *s) {
     mpk__epoch *e = &s->epoch;
     e->holding->epoch = e->record.epoch;
     e->holding->run = e->record.run;
     e->holding->cut = s->cut;
-    if (s->n_due >= MIN_MEASURED) s->drain_us = (double)drain_ns / 1000 / s->n_due;
 }
 
 static size_t total(const struct iovec *pieces, int n) {
@@ -235,15 +233,14 @@ void mpk__writer_commit(mpk_session *s) {
     int error = -atomic_load(&s->error);
     if (!error) error = put_the_rest(s);
     mpk_record *record = &e->record;
-    uint64_t drain_ns = mpk__prim_now_ns() - e->started_ns;
     record->blocked_ns = atomic_load(&s->blocked_ns);
-    record->drain_ns = drain_ns;
+    record->drain_ns = mpk__prim_now_ns() - e->started_ns;
     record->bytes_written = atomic_load(&s->bytes_written);
     record->bytes_waiting = atomic_load(&s->bytes_waiting);
     record->blocks_copied = atomic_load(&s->blocks_copied);
     record->stall_ns = atomic_load(&s->stall_ns);
     if (!error) error = put_record(s, MPK_COMPLETE);
-    if (!error) note_holding(s, drain_ns);
+    if (!error) note_holding(s);
     if (error && e->buffered_fd >= 0) {
         record->error = -error;
         put_record(s, MPK_FAILED); /* the storage that failed may refuse this too: then it stays WRITING */

@@ -1,0 +1,46 @@
+/* Who drains: the idle threads where they get the processor, and the urgent ones where they do not. */
+#define _GNU_SOURCE
+#include <sched.h>
+
+#include "check.h"
+
+enum { BLOCK = 65536, BYTES = 512 * BLOCK };
+static const uint64_t data_at = 4096, checksums_at = 4096 + (uint64_t)BYTES;
+static const uint64_t limit_ns = 40000000000;
+
+/* Drains all of the memory in an epoch of its own; gives the bytes that idle threads wrote. */
+static uint64_t drain_once(mpk_session *s, uint8_t *memory, const char *path, uint64_t epoch, bool busy) {
+    for (size_t i = 0; i < BYTES; i += BLOCK) memory[i]++;
+    mpk_plan plan = {.path = path, .data_offsets = &data_at, .checksum_offsets = &checksums_at, .epoch = epoch};
+    CHECK(mpk_cut(s, &plan) == 0);
+    uint64_t end = mpk__prim_now_ns() + limit_ns;
+    while (!mpk_session_wait(s, busy ? 0 : 10000000)) CHECK(mpk__prim_now_ns() < end);
+    mpk_progress progress;
+    mpk_session_progress(s, &progress);
+    CHECK(progress.state == MPK_DRAIN_COMPLETE && progress.bytes_written >= BYTES);
+    return progress.bytes_written - progress.bytes_urgent;
+}
+
+int main(void) {
+    cpu_set_t one; /* the drain threads inherit it: what the program takes of it they do not get */
+    CHECK(sched_getaffinity(0, sizeof one, &one) == 0);
+    int cpu = 0;
+    while (!CPU_ISSET(cpu, &one)) cpu++;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
+    uint8_t *memory = mpk_alloc(BYTES, 0);
+    char *path = make_slot(checksums_at + 4096);
+    mpk_session *s;
+    CHECK(memory && mpk_session_create(&s, 0) == 0);
+    CHECK(mpk_region_add(s, memory, BYTES, MPK_REGION_OWNED) == 0);
+    CHECK(mpk_session_seal(s, BLOCK, BYTES) == 0);
+    CHECK(drain_once(s, memory, path, 1, true) < BYTES / 2); /* the program leaves them nothing */
+    uint64_t epoch = 2; /* now it sleeps; others may take the processor from them for a while */
+    while (drain_once(s, memory, path, epoch, false) < BYTES / 2) CHECK(epoch++ < 100);
+    mpk_session_destroy(s);
+    mpk_free(memory, BYTES);
+    unlink(path);
+    free(path);
+    return 0;
+}
