@@ -36,12 +36,14 @@ static bool is_wanted(const mpk__drain_thread *self) {
     return self->urgent == urgently;
 }
 
-/* Claims block b: ARMED becomes FLYING, COPIED becomes LANDING. False when it is not due or somebody else's. */
-static bool claim(mpk_session *s, uint32_t b, bool copied_only, uint64_t *word) {
+enum { ARMED = 1, COPIED = 2 }; /* which blocks are wanted */
+
+/* Claims block b: ARMED becomes FLYING, COPIED becomes LANDING. False when it is not wanted or somebody else's. */
+static bool claim(mpk_session *s, uint32_t b, int wanted, uint64_t *word) {
     uint64_t now = atomic_load(&s->blocks[b]);
     for (;;) {
         enum mpk__block_state state = mpk__state_of(now);
-        if (state != MPK__COPIED && (state != MPK__ARMED || copied_only)) return false;
+        if (!(state == MPK__ARMED && wanted & ARMED) && !(state == MPK__COPIED && wanted & COPIED)) return false;
         uint64_t next = mpk__word(mpk__cut_of(now), mpk__slot_of(now),
                                   state == MPK__ARMED ? MPK__FLYING : MPK__LANDING);
         if (atomic_compare_exchange_weak(&s->blocks[b], &now, next)) {
@@ -52,10 +54,10 @@ static bool claim(mpk_session *s, uint32_t b, bool copied_only, uint64_t *word) 
 }
 
 /* Claims adjacent blocks of a chunk, from its first that can be claimed on. */
-static bool claim_in_chunk(mpk_session *s, const mpk__chunk *chunk, bool copied_only, run *out) {
+static bool claim_in_chunk(mpk_session *s, const mpk__chunk *chunk, int wanted, run *out) {
     out->count = 0;
     for (uint32_t b = chunk->first; b < chunk->first + chunk->count; b++) {
-        if (claim(s, b, copied_only, &out->words[out->count])) {
+        if (claim(s, b, wanted, &out->words[out->count])) {
             if (out->count++ == 0) out->first = b;
         } else if (out->count) {
             return true;
@@ -66,25 +68,25 @@ static bool claim_in_chunk(mpk_session *s, const mpk__chunk *chunk, bool copied_
 
 static uint64_t us_since_cut(const mpk_session *s) { return (mpk__prim_now_ns() - s->epoch.started_ns) / 1000; }
 
-/* Claims the next run of blocks that are due, in the order of the epoch: first what is in time, then all. What is due only
- * ever becomes less, so one round of all that finds nothing means that nothing is left to claim. Under pressure those that
- * free a slot come first. A thread that was late in the last epoch may read an order that is just being made: it then
- * misses blocks, but the bell rings for those. */
-static bool claim_run(mpk_session *s, bool copied_only, run *out) {
+/* Claims the next run of blocks that are due, in the order of the epoch: first those that can be saved in time, and were
+ * not copied already, then all. What is due only ever becomes less, so one round of all that finds nothing means that
+ * nothing is left to claim. Under pressure those that free a slot come first. A thread that was late in the last epoch
+ * may read an order that is just being made: it then misses blocks, but the bell rings for those. */
+static bool claim_run(mpk_session *s, int wanted, run *out) {
     uint32_t n = atomic_load(&s->n_ordered);
-    if (!copied_only) {
+    if (wanted & ARMED) {
         uint64_t now = us_since_cut(s);
         for (uint32_t at = atomic_load(&s->cursor); (at = mpk__order_in_time(s, at, now)) < n; at++) {
             atomic_store(&s->cursor, at); /* there may be more than a run in the chunk */
-            if (claim_in_chunk(s, &s->chunks[atomic_load(&s->order[at])], false, out)) return true;
+            if (claim_in_chunk(s, &s->chunks[atomic_load(&s->order[at])], ARMED, out)) return true;
         }
         atomic_store(&s->cursor, n);
     }
     uint32_t start = atomic_load(&s->late_cursor);
     for (uint32_t i = 0; i < n; i++) {
         uint32_t at = (start + i) % n;
-        if (!claim_in_chunk(s, &s->chunks[atomic_load(&s->order[at])], copied_only, out)) continue;
-        if (!copied_only) atomic_store(&s->late_cursor, at);
+        if (!claim_in_chunk(s, &s->chunks[atomic_load(&s->order[at])], wanted, out)) continue;
+        if (wanted & ARMED) atomic_store(&s->late_cursor, at);
         return true;
     }
     return false;
@@ -214,7 +216,7 @@ static void drain(mpk__drain_thread *self) {
     while (is_wanted(self)) {
         begin(s, self->urgent); /* which makes the order */
         bool pressed = mpk__pool_is_pressed(&s->pool);
-        if (!(pressed && claim_run(s, true, &r)) && !claim_run(s, false, &r)) return;
+        if (!(pressed && claim_run(s, COPIED, &r)) && !claim_run(s, ARMED | COPIED, &r)) return;
         if (!self->urgent) atomic_fetch_add(&s->idle_runs, 1);
         save_run(s, self, &r);
     }

@@ -71,7 +71,7 @@ static uint32_t list_jobs(const mpk_session *s, job *jobs) {
             const mpk__history *h = &s->history[b];
             if (!h->is_due) continue;
             is_due = true;
-            if (!h->is_held && !s->ignores_deadlines && h->deadline_us < j.deadline_us) j.deadline_us = h->deadline_us;
+            if (!h->is_held && h->deadline_us < j.deadline_us) j.deadline_us = h->deadline_us;
         }
         if (is_due) jobs[n++] = j;
     }
@@ -83,7 +83,7 @@ void mpk__order_chunks(mpk_session *s) {
     uint32_t n = s->n_chunks;
     if (jobs) {
         n = list_jobs(s, jobs);
-        qsort(jobs, n, sizeof *jobs, by_deadline);
+        if (!s->ignores_deadlines) qsort(jobs, n, sizeof *jobs, by_deadline);
     }
     for (uint32_t i = 0; i < n; i++) { /* without memory for the jobs: by address, all of them */
         atomic_store(&s->order[i], jobs ? jobs[i].chunk : i);
@@ -97,6 +97,7 @@ uint32_t mpk__order_in_time(const mpk_session *s, uint32_t from, uint64_t now_us
     uint64_t earliest = now_us + MARGIN * (uint64_t)atomic_load(&s->run_us);
     if (earliest > MPK__NOT_WRITTEN) earliest = MPK__NOT_WRITTEN; /* for which it is never too late */
     uint32_t n = atomic_load(&s->n_ordered);
+    if (s->ignores_deadlines) return n;
     while (from < n && atomic_load(&s->deadlines_us[from]) < earliest) from++;
     return from;
 }

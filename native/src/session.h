@@ -171,7 +171,7 @@ struct mpk_session {
     uint32_t *block_chunk;  /* per block: its chunk */
     uint32_t n_chunks;
     _Atomic uint32_t *order; /* chunks with blocks that are due, as they are to be drained; made when the slot is opened */
-    _Atomic uint32_t *deadlines_us; /* from the cut to the expected first write to each of these, ascending */
+    _Atomic uint32_t *deadlines_us; /* from the cut to the expected first write to each of these */
     _Atomic uint32_t n_ordered;
     _Atomic uint32_t run_us; /* that the drain of a run takes, of late; 0: not known */
     mpk__pool pool;
@@ -295,7 +295,7 @@ int mpk__order_create(mpk_session *s);
 void mpk__order_destroy(mpk_session *s);
 void mpk__order_chunks(mpk_session *s); /* for the cut that begins to be drained */
 /* The first place in the order, at or behind `from`, of a chunk that can still be saved before it is expected to be
- * written to, so long after the cut; n_ordered if there is none. What is too late now is so for the rest of the epoch. */
+ * written to, so long after the cut; n_ordered if there is none, or deadlines are ignored. What is too late now is so for the rest of the epoch. */
 uint32_t mpk__order_in_time(const mpk_session *s, uint32_t from, uint64_t now_us);
 void mpk__order_note_run(mpk_session *s, uint64_t us); /* that a run took */
 #define MPK__LONGEST_RUN_US 10000000u

@@ -68,12 +68,14 @@ static void check_order(const mpk_session *s, bool by_address) {
         uint32_t c = atomic_load(&s->order[i]), before = i ? atomic_load(&s->order[i - 1]) : 0;
         CHECK(!seen[c] && deadlines[c]);
         seen[c] = true;
-        CHECK(atomic_load(&s->deadlines_us[i]) == (by_address ? MPK__NOT_WRITTEN : deadlines[c]));
+        CHECK(atomic_load(&s->deadlines_us[i]) == deadlines[c]);
         CHECK(i == 0 || (by_address ? before < c : deadlines[before] <= deadlines[c]));
     }
     for (uint32_t c = 0; c < CHUNKS; c++) wanted += deadlines[c] != 0;
     CHECK(n == wanted);
-    CHECK(!by_address || mpk__order_in_time(s, 0, UINT64_MAX / 2) == 0);
+    uint32_t written = 0; /* for those that are not, it is never too late */
+    while (written < n && (by_address || deadlines[atomic_load(&s->order[written])] != MPK__NOT_WRITTEN)) written++;
+    CHECK(mpk__order_in_time(s, 0, UINT64_MAX / 2) == written);
 }
 
 static void test_what_a_run_takes(mpk_session *s) {
