@@ -47,7 +47,7 @@ Span = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, right, bottom, top
 
 
-def draw_png(path: Path, draw: Callable[[Figure], None]) -> None:
+def draw_png(path: Path, draw: Callable[[Figure], object]) -> None:
     """Write a picture of its own, on white ground."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 5), dpi=160, layout="constrained", facecolor="white")
@@ -55,7 +55,7 @@ def draw_png(path: Path, draw: Callable[[Figure], None]) -> None:
         figure.savefig(path, format="png")
 
 
-def draw_svg(name: str, draw: Callable[[Figure], None]) -> str:
+def draw_svg(name: str, draw: Callable[[Figure], object]) -> str:
     """Give a picture to be put into a page: without ground, its text in the colour of the page's."""
     text = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
