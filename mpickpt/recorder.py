@@ -222,8 +222,9 @@ class Recorder:
 
     def _give_up(self, error: OSError) -> None:
         self._close()
+        where = error.filename or self._path
         text = (
-            f"mpickpt: rank {self._header.rank} takes no more notes for mpickpt report: {error.filename or self._path}: "
+            f"mpickpt: rank {self._header.rank} takes no more notes for mpickpt report: {where}: "
             f"{error.strerror or error}. Checkpoints do not need them.\n"
         )
         with suppress(OSError, ValueError, AttributeError):  # no stderr, or a closed one

@@ -21,9 +21,10 @@ body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 72rem; background: 
   font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
 p { max-width: 60rem; } .soft, figcaption { color: var(--soft); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .75rem; margin: 1.25rem 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1.25rem 0; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .7rem .9rem; }
-.card b { display: block; font-size: 1.5rem; line-height: 1.3; } .card span { color: var(--soft); font-size: .85rem; }
+.card b { display: block; font-size: 1.3rem; line-height: 1.4; white-space: nowrap; }
+.card span { color: var(--soft); font-size: .85rem; }
 .warning { border-left: 4px solid #d55e00; padding-left: .8rem; }
 figure { margin: 1rem 0; padding: .75rem; }
 figure, .scroll { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }

@@ -22,7 +22,7 @@ MANY = 3000  # shapes, beyond which a picture holds them as pixels
 INK = "#101112"  # of text and axes; in a page it becomes the colour of the text there
 # Okabe's and Ito's colours, which differ for all eyes and on light and dark ground.
 COLOURS = {
-    "computes": "#9aa7b0",
+    "computes": "#b0bac2",
     "noted as sums": "#c9b8d6",
     "blocked at the cut": "#d55e00",
     "writes held up": "#cc79a7",
