@@ -64,7 +64,7 @@ class Recorder:
         self._drain_from = 0.0
         self._waits: list[tuple[float, float]] = []
         self._waited = 0.0
-        self._noted = (0, 0.0)  # faults since the last cut, and their seconds, that are in a note
+        self._noted = (0, 0.0)  # faults between the last cut and the end of its drain, and their seconds
 
     def begin(self, restored: int | None, restart_seconds: float, state_bytes: int, block_bytes: int) -> None:
         """Open the file at the first safe point, and note what is known of the run."""
@@ -113,7 +113,6 @@ class Recorder:
             late_faults=late,
             late_fault_seconds=late_seconds,
         )
-        self._noted = (0, 0.0)
 
     def drained(self, progress: Progress) -> None:
         """Note what became of the drain, and write the line."""
@@ -189,8 +188,6 @@ class Recorder:
         head = line_of(self._header) + line_of(self._sums)
         data = b"".join([head.encode(), *(line for _, line in self._epochs)])
         new = self._path.with_suffix(".new")
-        with suppress(FileNotFoundError):
-            new.unlink()
         file = self._create(new)
         try:
             self._put(file, data)

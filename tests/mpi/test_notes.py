@@ -62,10 +62,28 @@ def test_notes_agree_with_the_stats(mpi_tmp_path: Path, options: dict[str, objec
     assert notes.epochs[-1].drained <= notes.end.closed
 
 
-def test_ranks_that_wait_do_not_count_the_cut_as_waiting(mpi_tmp_path: Path) -> None:
-    began = time.perf_counter()
-    stats = compute(mpi_tmp_path, every=1, pool=1)
-    assert stats.blocked_seconds + stats.waited_seconds < time.perf_counter() - began
+class Slow:
+    """Takes its time to be pickled, which is time that the program is blocked at the cut."""
+
+    def __getstate__(self) -> dict[str, object]:
+        time.sleep(0.02)
+        return {}
+
+
+def test_the_cut_that_ends_a_wait_is_no_part_of_it(mpi_tmp_path: Path) -> None:
+    with mpickpt.open(mpi_tmp_path, COMM, every=1) as ckpt:
+        u = ckpt.array("u", 400_000)
+        ckpt.object("slow", Slow())
+        for step in ckpt.range(20):
+            u += step
+    COMM.barrier()
+    notes = read_run(mpi_tmp_path, runs(mpi_tmp_path)[0]).ranks[COMM.rank]
+    waits = [(start, seconds, epoch.cut) for epoch in notes.epochs for start, seconds in epoch.waits]
+    beyond = [start + seconds - cut for start, seconds, cut in waits if start < cut]
+    assert beyond, "the next cut comes before the drain has ended"
+    assert min(beyond) < 0.02, "with the cut in it, each would end so much later"
+    assert sum(seconds for _, seconds, _ in waits) == pytest.approx(ckpt.stats().waited_seconds, abs=1e-3)
+    assert ckpt.stats().blocked_seconds > 0.02 * ckpt.stats().cuts
 
 
 def test_a_restart_begins_new_notes(mpi_tmp_path: Path) -> None:

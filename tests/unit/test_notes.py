@@ -314,6 +314,10 @@ def test_old_runs_are_forgotten(tmp_path: Path) -> None:
     assert runs(tmp_path) == made[-KEPT_RUNS + 1 :]
     assert (tmp_path / "runs" / "mine").exists()
     forget_old_runs(tmp_path / "nothing")
+    compute(tmp_path)
+    assert runs(tmp_path)[:-1] == made[-KEPT_RUNS + 1 :]
+    compute(tmp_path)
+    assert runs(tmp_path)[:-2] == made[-KEPT_RUNS + 2 :]
 
 
 # -- sessions ----------------------------------------------------------------------------------------------------------
