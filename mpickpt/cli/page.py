@@ -111,7 +111,7 @@ def _warnings(run: RunFigures) -> str:
     if failed:
         told.append(f"{counted(len(failed), 'epoch')} failed; the last was {failed[-1].epoch}.")
     if run.summed:
-        told.append(f"The {counted(run.summed, 'oldest epoch')} are noted as sums alone: the notes are bounded.")
+        told.append(f"Noted as sums alone, as notes are bounded: {counted(run.summed, 'older epoch')}.")
     return "\n".join(f'<p class="warning">{text}</p>' for text in told)
 
 
@@ -122,7 +122,8 @@ def _cards(run: RunFigures) -> str:
     ]
     if run.epochs:
         complete = sum(epoch.complete for epoch in run.epochs)
-        cards.append((f"{complete + run.summed}", f"epochs complete, of {len(run.epochs) + run.summed} noted"))
+        singly = " one by one" if run.summed else ""
+        cards.append((f"{complete}", f"epochs complete, of {len(run.epochs)} noted{singly}"))
         cards.append((human_seconds(_mean(epoch.blocked for epoch in run.epochs)), "blocked by a cut, on average"))
         cards.append((human_seconds(_mean(epoch.added for epoch in run.epochs)), "lost to an epoch, on average"))
         nbytes, drained = sum(epoch.nbytes for epoch in run.epochs), sum(epoch.drain for epoch in run.epochs)

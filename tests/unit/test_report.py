@@ -21,7 +21,7 @@ from mpickpt.cli.main import main
 from mpickpt.cli.page import Section, page, percent
 from mpickpt.cli.pictures import COLOURS, SHOWN_RANKS, chosen_ranks, draw_svg, draw_time_line
 from mpickpt.figures import figures_of
-from mpickpt.notes import FORMAT, EndNote, EpochNote, Header, RankNotes, RunNotes
+from mpickpt.notes import FORMAT, EndNote, EpochNote, Header, RankNotes, RunNotes, fold
 from mpickpt.store import runs
 
 MPI.COMM_WORLD.Dup().Free()
@@ -285,6 +285,16 @@ def test_a_page_says_what_is_missing() -> None:
     text = made_page(run)
     for words in ("notes of 1 rank are missing", "Not all ranks noted their end", "1 epoch failed; the last was 1"):
         assert words in text
+
+
+def test_a_page_tells_of_sums() -> None:
+    run = made_run(2, epochs=5)
+    for rank, notes in run.ranks.items():
+        run.ranks[rank] = replace(notes, epochs=notes.epochs[2:], sums=fold(notes.sums, notes.epochs[:2]))
+    text = made_page(run)
+    assert "Noted as sums alone, as notes are bounded: 2 older epochs." in text
+    assert "epochs complete, of 3 noted one by one" in text
+    assert re.search(rf"fill: ?{COLOURS['noted as sums']}", text)
 
 
 def test_a_long_run_stays_a_small_page() -> None:
