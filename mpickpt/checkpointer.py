@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import secrets
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -63,13 +64,14 @@ class Checkpointer:
         self._layout: Layout | None = None  # on rank 0
         self._targets: dict[int, SlotOffsets] = {}
         self.traffic: Traffic | None = None  # messages that may be in flight at a cut, where they are tracked
-        self._run = 0
+        self.run = self.started_ns = 0
         self.directory = options.directory
         coordinator.on_root(lambda: self.store.lock(owner), "rank 0 to lock the checkpoint directory")
 
     def begin(self) -> None:
-        """Give the run its number; collective."""
-        self._run = self._coordinator.broadcast(secrets.randbits(64), "rank 0 to begin the run")
+        """Give the run its number and its beginning by rank 0's clock; collective."""
+        began = secrets.randbits(64), time.time_ns()
+        self.run, self.started_ns = self._coordinator.broadcast(began, "rank 0 to begin the run")
 
     # -- regions -------------------------------------------------------------------------------------------------
 
@@ -147,6 +149,11 @@ class Checkpointer:
     def _join(self, ranks: list[RankLayout]) -> tuple[bytes, int]:
         self._layout = Layout.of(ranks)
         return self._layout.digest, self._layout.block_bytes
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of this rank's arrays, and of a block."""
+        return sum(region.spec.nbytes for region in self._regions.values()), self._block_bytes
 
     @property
     def layout_changed(self) -> bool:
@@ -250,7 +257,7 @@ class Checkpointer:
             epoch=number,
             step=step,
             rank=self._coordinator.rank,
-            run=self._run,
+            run=self.run,
             digest=self._digest,
             offsets=self._offsets(slot),
             objects=objects,

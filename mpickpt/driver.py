@@ -52,6 +52,7 @@ from mpickpt.protocol import (
     Stand,
     Stop,
 )
+from mpickpt.recorder import Recorder
 from mpickpt.snapshot import DrainState, Progress
 from mpickpt.stats import Stats
 from mpickpt.store import slot_path
@@ -80,6 +81,8 @@ class Driver:
         Wishes of this rank.
     clock : Clock
         When to cut by time; all ranks keep it, and rank 0's counts.
+    recorder : Recorder
+        Takes notes of what happens.
     loading : Loading or None
         What a lazy restart has still to read and check; there is no cut before it is done.
 
@@ -102,6 +105,7 @@ class Driver:
         protocol: Protocol,
         triggers: Triggers,
         clock: Clock,
+        recorder: Recorder,
         loading: Loading | None = None,
     ) -> None:
         self.next_step = 0
@@ -113,6 +117,7 @@ class Driver:
         self._checkpointer = checkpointer
         self._protocol = protocol
         self._triggers = triggers
+        self._recorder = recorder
         self._loading = loading
         self._rounds = coordinator.rounds
         self._todo: deque[Instruction] = deque()
@@ -150,8 +155,7 @@ class Driver:
         self._handle(Reached(step, now))
         self._look(now)
         if self._protocol.stands is not Stand.NO:
-            self._stand()
-            self.stats.waited_seconds += time.perf_counter() - now
+            self._wait()
         self._protocol.handle(Left())
         self.next_step = self._protocol.next_step
         self.next_look = now + LOOK_SECONDS
@@ -182,6 +186,14 @@ class Driver:
                 self._checkpointer.snapshotter.hurry(True)
 
     # -- standing still ------------------------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        """Stand still at a safe point, and count for how long: without the cut that may be made meanwhile."""
+        since, blocked = time.perf_counter(), self.stats.blocked_seconds
+        self._stand()
+        seconds = time.perf_counter() - since - (self.stats.blocked_seconds - blocked)
+        self.stats.waited_seconds += seconds
+        self._recorder.waited(since, seconds)
 
     def _stand(self, display: DrainDisplay | None = None) -> None:
         """Stay here, taking in what comes, as long as the protocol wants it."""
@@ -283,6 +295,7 @@ class Driver:
         self._checkpointer.snapshotter.hurry(False)
         progress = self._checkpointer.snapshotter.progress()
         add_progress(self.stats, progress)
+        self._recorder.drained(progress)
         self._costs = (progress.drain_seconds, self._blocked_seconds + progress.fault_seconds)
         if progress.state is DrainState.FAILED:
             self._warn(epoch.number, epoch.step, epoch.slot, self._fault or _explain(progress.errno))
@@ -366,6 +379,7 @@ class Driver:
         self._warn_of_unseen_writes()
         self._cut_at, self._costs = began, (0.0, 0.0)
         self._channels_due, self._fault = self._checkpointer.traffic is not None, None
+        before = self._checkpointer.snapshotter.progress()
         try:
             self._checkpointer.arm(number, step, slot)
         except BaseException as error:
@@ -380,6 +394,7 @@ class Driver:
         self._blocked_seconds = time.perf_counter() - began
         self.stats.cuts += 1
         self.stats.blocked_seconds += self._blocked_seconds
+        self._recorder.cut(number, step, slot, began, self._blocked_seconds, before)
         return None
 
     def _finish_loading(self) -> None:
@@ -464,6 +479,7 @@ class Driver:
 
     def close(self) -> None:
         """Wait until the last epoch is settled and all ranks have come here; collective."""
+        closing = time.perf_counter()
         self._finish_loading()
         self._closing = True
         self._triggers.close(stopped=self.stopped is not None)
@@ -473,9 +489,11 @@ class Driver:
             self._handle(Closing())
             self._stand(display)
         self._warn_of_unseen_writes()
+        self._recorder.end(closing, self.stats, self._checkpointer.snapshotter.progress(), by_itself=False)
 
     def leave(self) -> None:
         """End on this rank alone: its drain is waited for, no other rank is."""
+        closing = time.perf_counter()
         self._triggers.close()
         epoch = self._protocol.epoch
         self._todo.clear()
@@ -491,6 +509,7 @@ class Driver:
             for instruction in self._protocol.leave():
                 self._carry_out(instruction)
         self._coordinator.post_leaving()
+        self._recorder.end(closing, self.stats, self._checkpointer.snapshotter.progress(), by_itself=True)
 
     def current_stats(self) -> Stats:
         """Sum up, with the drain that is under way."""

@@ -34,6 +34,7 @@ from mpickpt.options import Options
 from mpickpt.parts import Part
 from mpickpt.policy import NEVER, Clock
 from mpickpt.protocol import Protocol
+from mpickpt.recorder import Recorder
 from mpickpt.restore import Start
 from mpickpt.slurm import find
 from mpickpt.snapshot import crc32c
@@ -125,7 +126,9 @@ class Session:
             signals=options.signals,
         )
         self._triggers = triggers
-        return Driver(coordinator, self._checkpointer, protocol, triggers, clock, start.loading)
+        run, started_ns = self._checkpointer.run, self._checkpointer.started_ns
+        self._recorder = Recorder(options, coordinator.rank, coordinator.size, run, started_ns)
+        return Driver(coordinator, self._checkpointer, protocol, triggers, clock, self._recorder, start.loading)
 
     # -- what is saved -------------------------------------------------------------------------------------------
 
@@ -375,6 +378,8 @@ class Session:
         self._checkpointer.provide_all(step, self._epochs, self._protected)
         if self.restored is not None and self._protected is not None:
             self._checkpointer.resume(self._protected, self.restored.epoch)
+        restored = self.restored.epoch if self.restored is not None else None
+        self._recorder.begin(restored, self._restart_seconds, *self._checkpointer.sizes)
         self._driver.start(self._restart_seconds)
         self._started = True
         if self._late:

@@ -48,12 +48,16 @@ class Progress:
     blocks, blocks_due, blocks_saved, blocks_copied : int
         Blocks of all regions; those that the slot lacked; those of them that are saved; those that the program copied
         because it wrote to them first.
-    bytes_written, bytes_waiting : int
-        Bytes handed to the storage, and those of them that were drained while the program waited in a call.
+    bytes_written, bytes_waiting, bytes_urgent : int
+        Bytes handed to the storage; those of them that were drained while the program waited in a call; and of the
+        others those that the urgent threads drained. The rest is the idle threads'.
     blocked_seconds, drain_seconds, stall_seconds, fault_seconds : float
         How long the program stood still at the cut, how long the drain took (or has taken), for how long writes of the
         program waited for room in the pool, and for how long they were held up by the protection in all, summed over
         its threads.
+    faults : int
+        Writes that the protection held up. Like `fault_seconds` it counts until the next cut, also when the drain has
+        ended: a block's first write is one, saved or not.
     direct : bool
         Whether the storage is written past the page cache.
     channels_due : bool
@@ -72,10 +76,12 @@ class Progress:
     blocks_copied: int
     bytes_written: int
     bytes_waiting: int
+    bytes_urgent: int
     blocked_seconds: float
     drain_seconds: float
     stall_seconds: float
     fault_seconds: float
+    faults: int
     direct: bool
     channels_due: bool
     unseen: tuple[int, int] | None
@@ -418,10 +424,12 @@ class Snapshotter:
             blocks_copied=now["blocks_copied"],
             bytes_written=now["bytes_written"],
             bytes_waiting=now["bytes_waiting"],
+            bytes_urgent=now["bytes_urgent"],
             blocked_seconds=now["blocked_ns"] / 1e9,
             drain_seconds=now["drain_ns"] / 1e9,
             stall_seconds=now["stall_ns"] / 1e9,
             fault_seconds=now["fault_ns"] / 1e9,
+            faults=now["faults"],
             direct=now["direct"],
             channels_due=now["channels_due"],
             unseen=(now["unseen_region"], now["unseen_offset"]) if now["unseen_region"] >= 0 else None,

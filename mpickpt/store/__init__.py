@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from mpickpt.store.archive import appearing, clones, copy_slot
+from mpickpt.store.runs import forget_old_runs, notes_path, read_run, run_name, runs
 from mpickpt.store.slots import (
     PayloadKind,
     SlotInfo,
@@ -32,10 +33,15 @@ __all__ = [
     "archive_path",
     "clones",
     "copy_slot",
+    "forget_old_runs",
+    "notes_path",
     "open_packed",
+    "read_run",
     "read_slot",
     "read_structure",
     "record_is_valid",
+    "run_name",
+    "runs",
     "slot_path",
     "spill_path",
     "spill_paths",

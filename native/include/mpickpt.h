@@ -93,9 +93,11 @@ typedef struct mpk_progress {
     int error; /* errno, when FAILED */
     uint64_t blocks, blocks_due; /* of all regions; and those of them that the slot lacked */
     uint64_t blocks_saved, blocks_copied, bytes_written;
-    uint64_t bytes_waiting; /* of bytes_written, those drained while the program waited in a call */
+    uint64_t bytes_waiting; /* of bytes_written, those drained while the program waited in a call, */
+    uint64_t bytes_urgent;  /* and of the others those that urgent threads drained; the rest is the idle threads' */
     uint64_t blocked_ns, drain_ns, stall_ns;
     uint64_t fault_ns; /* that writes to protected blocks took, copies and stalls included, summed over threads */
+    uint64_t faults;   /* such writes; these two count until the next cut, also when the drain has ended */
     int direct;       /* 1: the last drain wrote with O_DIRECT */
     int32_t unseen_region; /* -1; or a region, in the order of mpk_region_add, that was written to unseen since it was saved, */
     uint64_t unseen_offset; /* in its block here. The next cut saves everything. */

@@ -171,10 +171,12 @@ class Session {
         d["blocks_copied"] = p.blocks_copied;
         d["bytes_written"] = p.bytes_written;
         d["bytes_waiting"] = p.bytes_waiting;
+        d["bytes_urgent"] = p.bytes_urgent;
         d["blocked_ns"] = p.blocked_ns;
         d["drain_ns"] = p.drain_ns;
         d["stall_ns"] = p.stall_ns;
         d["fault_ns"] = p.fault_ns;
+        d["faults"] = p.faults;
         d["direct"] = p.direct != 0;
         d["channels_due"] = p.channels_due != 0;
         d["unseen_region"] = p.unseen_region;

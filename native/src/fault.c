@@ -132,6 +132,7 @@ void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b) {
     mpk__history_note_write_in_handler(s, b, start);
     save_and_open_in_handler(s, b, start);
     atomic_fetch_add(&s->fault_ns, mpk__prim_now_ns() - start);
+    atomic_fetch_add(&s->faults, 1);
 }
 
 void mpk__copy_held_block(mpk_session *s, uint32_t b) {

@@ -334,9 +334,11 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     atomic_store(&s->epoch_number, plan->epoch);
     atomic_store(&s->bytes_written, 0);
     atomic_store(&s->bytes_waiting, 0);
+    atomic_store(&s->bytes_urgent, 0);
     atomic_store(&s->blocks_copied, 0);
     atomic_store(&s->stall_ns, 0);
     atomic_store(&s->fault_ns, 0);
+    atomic_store(&s->faults, 0);
     atomic_store(&s->error, 0);
     atomic_store(&s->begun, 0);
     atomic_store(&s->cursor, 0);
@@ -386,10 +388,12 @@ void mpk_session_progress(const mpk_session *s, mpk_progress *out) {
         .blocks_copied = atomic_load(&s->blocks_copied),
         .bytes_written = atomic_load(&s->bytes_written),
         .bytes_waiting = atomic_load(&s->bytes_waiting),
+        .bytes_urgent = atomic_load(&s->bytes_urgent),
         .blocked_ns = atomic_load(&s->blocked_ns),
         .drain_ns = active ? mpk__prim_now_ns() - s->epoch.started_ns : atomic_load(&s->drain_ns),
         .stall_ns = atomic_load(&s->stall_ns),
         .fault_ns = atomic_load(&s->fault_ns),
+        .faults = atomic_load(&s->faults),
         .direct = atomic_load(&s->use_direct),
         .channels_due = due,
     };

@@ -191,7 +191,8 @@ struct mpk_session {
     uint32_t n_due;               /* blocks that this epoch writes */
     _Atomic int error;            /* errno of the first failure: what is still due is dropped */
     _Atomic int use_direct;
-    _Atomic uint64_t epoch_number, bytes_written, bytes_waiting, blocks_copied, blocked_ns, drain_ns, stall_ns, fault_ns;
+    _Atomic uint64_t epoch_number, bytes_written, bytes_waiting, bytes_urgent, blocks_copied, blocked_ns, drain_ns, stall_ns, fault_ns,
+        faults;
 };
 
 /* Where block `b` lies. */

@@ -148,6 +148,7 @@ int mpk__writer_put(mpk_session *s, mpk__drain_thread *self, const struct iovec 
     if (error == -EINVAL) error = put_buffered(s, pieces, n, offset);
     if (!error) atomic_fetch_add(&s->bytes_written, total(pieces, n));
     if (!error && waiting) atomic_fetch_add(&s->bytes_waiting, total(pieces, n));
+    if (!error && !waiting && self->urgent) atomic_fetch_add(&s->bytes_urgent, total(pieces, n));
     return error;
 }
 
@@ -189,16 +190,22 @@ static int put_checksums(mpk_session *s, const mpk__region *r) {
     return error;
 }
 
+/* At the commit, which is an urgent thread's. */
+static void count_bytes(mpk_session *s, size_t bytes) {
+    atomic_fetch_add(&s->bytes_written, bytes);
+    atomic_fetch_add(&s->bytes_urgent, bytes);
+}
+
 static int put_edges(mpk_session *s, const mpk__region *r) {
     int fd = s->epoch.buffered_fd;
     int error = put_bytes(fd, r->edges, r->head, r->data_offset);
     if (!error && r->tail) error = put_bytes(fd, r->edges + r->head, r->tail, r->data_offset + r->head + r->data);
-    atomic_fetch_add(&s->bytes_written, r->head + r->tail);
+    count_bytes(s, r->head + r->tail);
     return error;
 }
 
 static int put_payload(mpk_session *s, const mpk__payload *p, bool spilled, uint32_t *crc) {
-    atomic_fetch_add(&s->bytes_written, p->bytes);
+    count_bytes(s, p->bytes);
     *crc = mpk_crc32c(0, p->data, p->bytes);
     if (!spilled) return put_bytes(s->epoch.buffered_fd, p->data, p->bytes, p->offset);
     int fd = mpk__prim_create_file(p->spill_path);

@@ -15,13 +15,13 @@ PACKAGE = Path(__file__).parents[2] / "mpickpt"
 ROWS = (
     ("__init__", "__main__", "cli"),
     (
-        *("api", "session", "driver", "checkpointer", "triggers", "restore", "sources", "lazy"),
+        *("api", "session", "driver", "checkpointer", "recorder", "triggers", "restore", "sources", "lazy"),
         *("archive", "compare", "reader", "stored", "image"),
     ),
     ("snapshot", "guard", "store", "coordinator", "slurm", "progress"),
     (
         *("protocol", "channels", "replay", "inflight"),
-        *("policy", "options", "layout", "parts", "slicing", "stats", "errors"),
+        *("policy", "options", "layout", "parts", "slicing", "stats", "notes", "figures", "errors"),
     ),
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
@@ -36,7 +36,7 @@ FOREIGN = {
     "progress": {"rich"},
     "reader": {"xarray"},
     "stored": {"xarray"},
-    "cli": {"rich"},
+    "cli": {"rich", "matplotlib"},
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

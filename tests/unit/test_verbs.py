@@ -43,6 +43,7 @@ BATCH = {"sbatch", "requeue"}  # they look at no checkpoint that is given to the
 CASES: dict[str, tuple[list[str], tuple[int, ...]]] = {
     "ls": (["PATH"], (0, 0, 0, 0, 1, 2, 2, 2)),
     "show": (["PATH"], (0, 1, 0, 0, 1, 1, 2, 2)),
+    "report": (["PATH", "-o", "OUT.html"], (0, 1, 0, 0, 0, 2, 2, 2)),
     "verify": (["PATH"], (0, 1, 0, 1, 1, 1, 2, 2)),
     "diff": (["PATH", "PATH"], (0, 1, 0, 1, 1, 1, 2, 2)),
     "export": (["PATH", "OUT.h5"], (0, 1, 0, 1, 1, 1, 2, 2)),
@@ -120,7 +121,8 @@ def test_verbs_in_a_situation(place: Place, tmp_path: Path, request: pytest.Fixt
     situation = SITUATIONS.index(request.node.callspec.params["place"])
     assert set(CASES) == set(VERBS) - BATCH
     (tmp_path / "app.py").write_text(APP.format(directory="elsewhere", wait=False))
-    names = {"PATH": str(place.path), "OUT.h5": str(tmp_path / "out.h5"), "APP": str(tmp_path / "app.py")}
+    names = {"PATH": str(place.path), "OUT.h5": str(tmp_path / "out.h5"), "OUT.html": str(tmp_path / "out.html")}
+    names["APP"] = str(tmp_path / "app.py")
     for verb, (arguments, statuses) in CASES.items():
         given = [verb, *(names.get(word, word) for word in arguments)]
         run = subprocess.run(
@@ -155,7 +157,7 @@ def test_tables_fit_into_80_columns(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - {"run"} - BATCH))
 def test_json_is_json(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_all(tmp_path / "c")
-    names = {"PATH": str(tmp_path / "c"), "OUT.h5": str(tmp_path / "out.h5")}
+    names = {"PATH": str(tmp_path / "c"), "OUT.h5": str(tmp_path / "out.h5"), "OUT.html": str(tmp_path / "out.html")}
     status = main([verb, "--json", *(names.get(word, word) for word in CASES[verb][0])])
     assert status == CASES[verb][1][0]
     text = capsys.readouterr().out
