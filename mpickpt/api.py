@@ -30,13 +30,14 @@ def open(
     predict: bool | None = None,
     lazy: bool | None = None,
     margin: str | float | None = None,
+    progress: bool | None = None,
 ) -> Session:
     """Open a checkpoint directory: restore from it if it holds something, and save to it from now on.
 
     Collective over `comm`. Rank 0's arguments count; the command line of ``mpickpt run`` and the variables
     ``MPICKPT_DIR``, ``MPICKPT_EVERY``, ``MPICKPT_INTERVAL``, ``MPICKPT_KEEP``, ``MPICKPT_RESTART``, ``MPICKPT_POOL``,
-    ``MPICKPT_DIRECT``, ``MPICKPT_MTBF``, ``MPICKPT_SIGNALS``, ``MPICKPT_PREDICT``, ``MPICKPT_LAZY`` and
-    ``MPICKPT_MARGIN`` win over them, in this order.
+    ``MPICKPT_DIRECT``, ``MPICKPT_MTBF``, ``MPICKPT_SIGNALS``, ``MPICKPT_PREDICT``, ``MPICKPT_LAZY``, ``MPICKPT_MARGIN``
+    and ``MPICKPT_PROGRESS`` win over them, in this order.
 
     Parameters
     ----------
@@ -75,6 +76,9 @@ def open(
     margin : str or float, optional
         A batch job stops, as by SIGTERM, when less time of it is left than a drain takes and this; a minute by
         default. It has to be longer than a few steps.
+    progress : bool, optional
+        Have rank 0 tell on stderr where the program is: its step and pace, the drain, the age of the last whole epoch.
+        False by default.
 
     Returns
     -------
@@ -98,7 +102,7 @@ def open(
     """
     code: dict[str, Any] = {"dir": directory, "every": every, "interval": interval, "keep": keep}
     code |= {"restart": restart, "pool": pool, "direct": direct, "mtbf": mtbf, "signals": signals}
-    code |= {"predict": predict, "lazy": lazy, "margin": margin}
+    code |= {"predict": predict, "lazy": lazy, "margin": margin, "progress": progress}
     coordinator = Coordinator(comm)
     try:
         options = coordinator.on_root(lambda: _options(code), "rank 0 to read the options")

@@ -87,6 +87,8 @@ class Options:
         Whether arrays are read while the program computes already.
     margin : float
         Seconds of a batch job that are left for its end, beside those of a drain.
+    progress : bool
+        Whether rank 0 tells on stderr where the program is.
     """
 
     directory: Path
@@ -101,6 +103,7 @@ class Options:
     predict: bool = True
     lazy: bool = False
     margin: float = DEFAULT_MARGIN
+    progress: bool = False
 
 
 def parse_directory(value: object) -> Path:
@@ -209,6 +212,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "predict": parse_switch,
     "lazy": parse_switch,
     "margin": parse_seconds,
+    "progress": parse_switch,
 }
 
 

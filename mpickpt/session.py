@@ -33,6 +33,7 @@ from mpickpt.lazy import Loading
 from mpickpt.options import Options
 from mpickpt.parts import Part
 from mpickpt.policy import NEVER, Clock
+from mpickpt.progress import RunLine
 from mpickpt.protocol import Protocol
 from mpickpt.restore import Start
 from mpickpt.slurm import find
@@ -125,7 +126,8 @@ class Session:
             signals=options.signals,
         )
         self._triggers = triggers
-        return Driver(coordinator, self._checkpointer, protocol, triggers, clock, start.loading)
+        line = RunLine() if first and options.progress else None
+        return Driver(coordinator, self._checkpointer, protocol, triggers, clock, start.loading, line)
 
     # -- what is saved -------------------------------------------------------------------------------------------
 
