@@ -172,7 +172,7 @@ def test_a_line_that_the_program_has_not_ended_is_left_alone(tmp_path: Path) -> 
 
 def test_what_goes_to_a_file_goes_there(tmp_path: Path) -> None:
     with terminal() as screen, (tmp_path / "out").open("wb") as out:
-        (tmp_path / "app.py").write_text(PROGRAM.format(body="print(step, end=' ')"))  # which takes no line of the terminal
+        (tmp_path / "app.py").write_text(PROGRAM.format(body="print(step, end=' ')"))  # never ends its line
         command = [sys.executable, "-m", "mpickpt", "run", "--progress", "app.py"]
         files = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": screen.slave}
         process = subprocess.Popen(command, cwd=tmp_path, env=environment(), **files)
