@@ -13,6 +13,8 @@ from mpi4py import MPI  # starts MPI before the first test, so that its descript
 
 import mpickpt
 from mpickpt.cli.main import main
+from mpickpt.snapshot import crc32c
+from mpickpt.store import Store
 
 MPI.COMM_WORLD.Dup().Free()
 
@@ -125,3 +127,24 @@ def test_trigger(tmp_path: Path, capsys: pytest.CaptureFixture[str], stop: bool)
         assert found["stop"] is stop
         assert found["asked"].startswith("process ")
         assert (tmp_path / "trigger").read_text() == ("stop" if stop else "cut")
+
+
+def test_a_damaged_record_makes_the_verbs_fail(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(directory, crc32c)
+    with (directory / "slot-1.h5").open("r+b") as file:
+        file.seek(store.offsets(1)[0].record + 16)
+        file.write(b"\xff")
+    for arguments in (["ls", directory], ["show", directory / "slot-1.h5"], ["verify", directory]):
+        found = told(capsys, *arguments, status=1)
+        assert "The record of rank 0 is damaged." in json.dumps(found), arguments
+    assert told(capsys, "show", directory)["epoch"] == 1  # the newest whole one
+
+
+def test_diff_tells_a_from_b(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for dtype in ("float64", "float32"):
+        with mpickpt.open(tmp_path / dtype, every=1) as ckpt:
+            ckpt.array("u", 10, dtype)
+            for _ in ckpt.range(2):
+                pass
+    assert main(["diff", str(tmp_path / "float64"), str(tmp_path / "float32")]) == 1
+    assert "u: float64 here, float32 there" in capsys.readouterr().out
