@@ -48,7 +48,7 @@ def test_ls(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert (epoch["file"], epoch["epoch"], epoch["step"]) == (path.name, number + 1, 10 * (number + 1))
         assert (epoch["state"], epoch["why"], epoch["ranks"], epoch["archived"]) == ("whole", None, 1, False)
         assert epoch["bytes"] == path.stat().st_size
-        assert 0 <= path.stat().st_mtime_ns - epoch["cut_time_ns"] < 600e9
+        assert abs(path.stat().st_mtime_ns - epoch["cut_time_ns"]) < 600e9  # the file system tells it less exactly
 
 
 def test_show(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
