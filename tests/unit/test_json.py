@@ -107,6 +107,18 @@ def test_export_and_archive(directory: Path, tmp_path: Path, capsys: pytest.Capt
     assert found == {"file": str(made), "epoch": 1, "bytes": made.stat().st_size, "how": "compressed"}
 
 
+def test_archive_wants_a_directory_that_exists(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for name, reason in (("nothing", "There is no file or directory"), ("file", "is not a directory.")):
+        assert main(["archive", str(directory), "--to", str(tmp_path / name)]) == 2
+        assert reason in capsys.readouterr().err
+    (tmp_path / "kept").mkdir()
+    found = told(capsys, "archive", directory, "--to", tmp_path / "kept")
+    assert found["file"] == str(tmp_path / "kept" / "epoch-2.h5")
+
+
 def test_prune(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     taken = (directory / "slot-0.h5").stat().st_blocks * 512
     for dry in (True, False):
