@@ -31,13 +31,14 @@ def open(
     lazy: bool | None = None,
     margin: str | float | None = None,
     record: bool | None = None,
+    progress: bool | None = None,
 ) -> Session:
     """Open a checkpoint directory: restore from it if it holds something, and save to it from now on.
 
     Collective over `comm`. Rank 0's arguments count; the command line of ``mpickpt run`` and the variables
     ``MPICKPT_DIR``, ``MPICKPT_EVERY``, ``MPICKPT_INTERVAL``, ``MPICKPT_KEEP``, ``MPICKPT_RESTART``, ``MPICKPT_POOL``,
     ``MPICKPT_DIRECT``, ``MPICKPT_MTBF``, ``MPICKPT_SIGNALS``, ``MPICKPT_PREDICT``, ``MPICKPT_LAZY``,
-    ``MPICKPT_MARGIN`` and ``MPICKPT_RECORD`` win over them, in this order.
+    ``MPICKPT_MARGIN``, ``MPICKPT_RECORD`` and ``MPICKPT_PROGRESS`` win over them, in this order.
 
     Parameters
     ----------
@@ -79,6 +80,9 @@ def open(
     record : bool, optional
         Note what the run does and what it costs in the folder ``runs`` of the directory, for ``mpickpt report`` (the
         default).
+    progress : bool, optional
+        Have rank 0 tell on stderr where the program is: its step and pace, the drain, the age of the last whole epoch.
+        False by default.
 
     Returns
     -------
@@ -102,7 +106,7 @@ def open(
     """
     code: dict[str, Any] = {"dir": directory, "every": every, "interval": interval, "keep": keep}
     code |= {"restart": restart, "pool": pool, "direct": direct, "mtbf": mtbf, "signals": signals}
-    code |= {"predict": predict, "lazy": lazy, "margin": margin, "record": record}
+    code |= {"predict": predict, "lazy": lazy, "margin": margin, "record": record, "progress": progress}
     coordinator = Coordinator(comm)
     try:
         options = coordinator.on_root(lambda: _options(code), "rank 0 to read the options")

@@ -73,6 +73,11 @@ class Checkpointer:
         began = secrets.randbits(64), time.time_ns()
         self.run, self.started_ns = self._coordinator.broadcast(began, "rank 0 to begin the run")
 
+    def saved(self) -> tuple[int, int]:
+        """Tell how many bytes of the last cut are saved on this rank, and of how many; counted in whole blocks."""
+        saved, due = self.snapshotter.saved()
+        return saved * self._block_bytes, due * self._block_bytes
+
     # -- regions -------------------------------------------------------------------------------------------------
 
     def allocate(self, nbytes: int) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ from mpickpt.coordinator import Commit, Coordinator, Share, abort
 from mpickpt.errors import EpochError, MpickptError, Stopped, StoreError, UsageError
 from mpickpt.lazy import Loading
 from mpickpt.policy import Clock, should_hurry
-from mpickpt.progress import DrainDisplay
+from mpickpt.progress import Bar, RunLine, RunState
 from mpickpt.protocol import (
     PATIENCE,
     STOP_PATIENCES,
@@ -85,6 +85,8 @@ class Driver:
         Takes notes of what happens.
     loading : Loading or None
         What a lazy restart has still to read and check; there is no cut before it is done.
+    line : RunLine or None
+        Tells where the program is; None where nobody wants to know it, and on all ranks but rank 0.
 
     Attributes
     ----------
@@ -107,6 +109,7 @@ class Driver:
         clock: Clock,
         recorder: Recorder,
         loading: Loading | None = None,
+        line: RunLine | None = None,
     ) -> None:
         self.next_step = 0
         self.next_look = 0.0
@@ -119,11 +122,12 @@ class Driver:
         self._triggers = triggers
         self._recorder = recorder
         self._loading = loading
+        self._line = line
         self._rounds = coordinator.rounds
         self._todo: deque[Instruction] = deque()
         self._step = -1
         self._closing = False
-        self._cut_at = 0.0
+        self._cut_at = self._whole_at = 0.0  # the last cut, and that of the newest whole epoch
         self._blocked_seconds = 0.0
         self._costs = (0.0, 0.0)  # of the last epoch: seconds of its drain, and lost to the program
         self._restart_seconds = 0.0
@@ -184,6 +188,30 @@ class Driver:
             saved, due = self._checkpointer.snapshotter.saved()
             if should_hurry(saved / max(1, due), now - self._cut_at, left):
                 self._checkpointer.snapshotter.hurry(True)
+        if self._line is not None:
+            self._tell(self._line, now)
+
+    # -- where the program is ------------------------------------------------------------------------------------
+
+    def _tell(self, line: RunLine, now: float) -> None:
+        """Bring the line up to date, if it is time."""
+        settled = self.stats.whole + self.stats.failed
+        if self._step < 0 or not line.due(now, settled):
+            return
+        epoch, whole = self._protocol.epoch, self._protocol.newest_whole
+        age = now - self._whole_at if self.stats.whole else None
+        if epoch is None:
+            state = RunState(self._step, whole=whole, age=age)
+        else:
+            saved, due = self._checkpointer.snapshotter.saved()
+            share = 1.0 if epoch.posted else min(saved / max(1, due), 0.99)  # what commits it comes last
+            state = RunState(self._step, epoch.number, share, whole, age)
+        line.show(state, now, settled)
+
+    def _end_line(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
 
     # -- standing still ------------------------------------------------------------------------------------------
 
@@ -195,13 +223,16 @@ class Driver:
         self.stats.waited_seconds += seconds
         self._recorder.waited(since, seconds)
 
-    def _stand(self, display: DrainDisplay | None = None) -> None:
+    def _stand(self, bar: Bar | None = None) -> None:
         """Stay here, taking in what comes, as long as the protocol wants it."""
 
         def look() -> Event | None:
-            if display is not None:
-                display.update(*self._checkpointer.snapshotter.saved())
-            return self._next_event(time.perf_counter())
+            now = time.perf_counter()
+            if bar is not None:
+                bar.update(*self._checkpointer.saved())
+            elif self._line is not None:
+                self._tell(self._line, now)
+            return self._next_event(now)
 
         since = time.perf_counter()
         while (stand := self._protocol.stands) is not Stand.NO:
@@ -306,6 +337,7 @@ class Driver:
         if commit.whole:
             self.stats.whole += 1
             self.stats.last_whole = epoch.number
+            self._whole_at = self._cut_at
             self.clock.measured(commit.drain_seconds, commit.lost_seconds, self._restart_seconds)
         else:
             self.stats.failed += 1
@@ -480,20 +512,22 @@ class Driver:
     def close(self) -> None:
         """Wait until the last epoch is settled and all ranks have come here; collective."""
         closing = time.perf_counter()
+        self._end_line()
         self._finish_loading()
         self._closing = True
         self._triggers.close(stopped=self.stopped is not None)
         epoch = self._protocol.epoch
         shown = epoch is not None and self._coordinator.rank == 0
-        with DrainDisplay(epoch.number if epoch else 0, shown) as display:
+        with Bar(f"saving epoch {epoch.number if epoch else 0} before the end", shown) as bar:
             self._handle(Closing())
-            self._stand(display)
+            self._stand(bar)
         self._warn_of_unseen_writes()
         self._recorder.end(closing, self.stats, self._checkpointer.snapshotter.progress(), by_itself=False)
 
     def leave(self) -> None:
         """End on this rank alone: its drain is waited for, no other rank is."""
         closing = time.perf_counter()
+        self._end_line()
         self._triggers.close()
         epoch = self._protocol.epoch
         self._todo.clear()

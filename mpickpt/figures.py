@@ -211,7 +211,7 @@ def figures_of(run: RunNotes, mtbf: float | None = None) -> RunFigures:
 def costs_of_epochs(notes: RankNotes) -> Iterator[tuple[EpochNote, Costs]]:
     """Go through a rank's epochs and what each cost it, with the faults until the next cut."""
     followers: Sequence[Costs | None] = [*notes.epochs[1:], notes.end]
-    for epoch, after in zip(notes.epochs, followers, strict=True):
+    for epoch, after in zip(notes.epochs, followers, strict=False):  # without epochs there is the end alone
         own = total([epoch])
         late = (after.late_faults, after.late_fault_seconds) if after is not None else (0, 0.0)
         yield epoch, Costs(**(vars(own) | {"late_faults": late[0], "late_fault_seconds": late[1]}))

@@ -89,6 +89,8 @@ class Options:
         Seconds of a batch job that are left for its end, beside those of a drain.
     record : bool
         Whether notes are taken for ``mpickpt report``.
+    progress : bool
+        Whether rank 0 tells on stderr where the program is.
     """
 
     directory: Path
@@ -104,6 +106,7 @@ class Options:
     lazy: bool = False
     margin: float = DEFAULT_MARGIN
     record: bool = True
+    progress: bool = False
 
 
 def parse_directory(value: object) -> Path:
@@ -213,6 +216,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "lazy": parse_switch,
     "margin": parse_seconds,
     "record": parse_switch,
+    "progress": parse_switch,
 }
 
 

@@ -10,7 +10,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -60,12 +59,12 @@ class Recorder:
         self._file: int | None = None
         self._size = 0
         self._sums = Sums()
-        self._epochs: list[EpochNote] = []
+        self._epochs: list[tuple[EpochNote, bytes]] = []  # and their lines: writing them anew takes its time
         self._draining: EpochNote | None = None
         self._drain_from = 0.0
         self._waits: list[tuple[float, float]] = []
         self._waited = 0.0
-        self._noted = (0, 0.0)  # faults since the last cut, and their seconds, that are in a note
+        self._noted = (0, 0.0)  # faults between the last cut and the end of its drain, and their seconds
 
     def begin(self, restored: int | None, restart_seconds: float, state_bytes: int, block_bytes: int) -> None:
         """Open the file at the first safe point, and note what is known of the run."""
@@ -114,7 +113,6 @@ class Recorder:
             late_faults=late,
             late_fault_seconds=late_seconds,
         )
-        self._noted = (0, 0.0)
 
     def drained(self, progress: Progress) -> None:
         """Note what became of the drain, and write the line."""
@@ -140,7 +138,6 @@ class Recorder:
             waits=tuple(self._waits),
         )
         self._waits, self._waited = [], 0.0
-        self._epochs.append(note)
         self._write(note)
 
     def end(self, closing: float, stats: Stats, progress: Progress, *, by_itself: bool) -> None:
@@ -174,25 +171,23 @@ class Recorder:
         line = line_of(note).encode()
         try:
             if self._size + len(line) > self._limit and len(self._epochs) > 1:
-                self._thin(note)
-            elif self._file is not None:
+                self._thin()
+            if self._file is not None:
                 self._put(self._file, line)
                 self._size += len(line)
         except OSError as error:
             self._give_up(error)
+        if isinstance(note, EpochNote):
+            self._epochs.append((note, line))
 
-    def _thin(self, newest: Note) -> None:
+    def _thin(self) -> None:
         """Make sums of the older half of the epochs, in a new file that takes the old one's place."""
         half = len(self._epochs) // 2
-        self._sums = fold(self._sums, self._epochs[:half])
+        self._sums = fold(self._sums, [epoch for epoch, _ in self._epochs[:half]])
         self._epochs = self._epochs[half:]
-        notes: Sequence[Note] = (self._header, self._sums, *self._epochs)
-        if newest is not self._epochs[-1]:
-            notes = (*notes, newest)
-        data = "".join(map(line_of, notes)).encode()
+        head = line_of(self._header) + line_of(self._sums)
+        data = b"".join([head.encode(), *(line for _, line in self._epochs)])
         new = self._path.with_suffix(".new")
-        with suppress(FileNotFoundError):
-            new.unlink()
         file = self._create(new)
         try:
             self._put(file, data)
@@ -222,8 +217,9 @@ class Recorder:
 
     def _give_up(self, error: OSError) -> None:
         self._close()
+        where = error.filename or self._path
         text = (
-            f"mpickpt: rank {self._header.rank} takes no more notes for mpickpt report: {self._path}: "
+            f"mpickpt: rank {self._header.rank} takes no more notes for mpickpt report: {where}: "
             f"{error.strerror or error}. Checkpoints do not need them.\n"
         )
         with suppress(OSError, ValueError, AttributeError):  # no stderr, or a closed one

@@ -18,6 +18,7 @@ from mpickpt.image import RankImage, images_of
 from mpickpt.layout import Layout
 from mpickpt.lazy import LazyRanks, Loading
 from mpickpt.options import Options, Restart
+from mpickpt.progress import Bar
 from mpickpt.snapshot import Snapshotter
 from mpickpt.sources import OtherRanks, SameRanks, Source, check_payloads, check_share, read_own
 from mpickpt.stats import Restored
@@ -156,17 +157,20 @@ def _read(
     if problem is not None:
         return None, [problem]
     where = f"epoch {restored.epoch} of {options.directory}"
+    bar = Bar(f"reading epoch {restored.epoch}", visible=coordinator.rank == 0)
     source: Source
     if restored.world_size == coordinator.size:
         own = coordinator.scatter(plan[1] if plan else None, "rank 0 to say where the arrays lie")
         if options.lazy and not own.packed:
             source, damage = LazyRanks(where, own, Loading(own, options.direct)), check_payloads(own)
         else:
-            arrays, damage = read_own(own, snapshotter, options.direct)
+            with bar:
+                arrays, damage = read_own(own, snapshotter, options.direct, bar.update)
             source = SameRanks(where, own, arrays)
     else:
         layout, images = coordinator.broadcast(plan, "rank 0 to say where the arrays lie") or (Layout(()), [])
-        damage = check_share(images, coordinator.rank, coordinator.size, options.direct)
+        with bar:
+            damage = check_share(images, coordinator.rank, coordinator.size, options.direct, bar.update)
         source = OtherRanks(where, layout, images, coordinator.rank, coordinator.size, options.direct)
     found = coordinator.gather(damage, "all ranks to read their share of a checkpoint")
     everything = [sentence for own_damage in found for sentence in own_damage] if found is not None else []

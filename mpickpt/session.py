@@ -33,6 +33,7 @@ from mpickpt.lazy import Loading
 from mpickpt.options import Options
 from mpickpt.parts import Part
 from mpickpt.policy import NEVER, Clock
+from mpickpt.progress import RunLine
 from mpickpt.protocol import Protocol
 from mpickpt.recorder import Recorder
 from mpickpt.restore import Start
@@ -127,8 +128,9 @@ class Session:
         )
         self._triggers = triggers
         run, started_ns = self._checkpointer.run, self._checkpointer.started_ns
-        self._recorder = Recorder(options, coordinator.rank, coordinator.size, run, started_ns)
-        return Driver(coordinator, self._checkpointer, protocol, triggers, clock, self._recorder, start.loading)
+        self._recorder = recorder = Recorder(options, coordinator.rank, coordinator.size, run, started_ns)
+        line = RunLine() if first and options.progress else None
+        return Driver(coordinator, self._checkpointer, protocol, triggers, clock, recorder, start.loading, line)
 
     # -- what is saved -------------------------------------------------------------------------------------------
 

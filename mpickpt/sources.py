@@ -20,8 +20,10 @@ from mpickpt.layout import ArraySpec, Layout, blocks_in
 from mpickpt.snapshot import Snapshotter
 
 PIECE_BYTES = 32 << 20  # checked in one go on another number of ranks: the memory that it needs
+OWN_PIECE_BYTES = 128 << 20  # read in one go on as many ranks, to tell how far it is
 
 Remap = Callable[[Sequence[Any], int, int], Any]
+Tell = Callable[[int, int], object]  # takes the bytes that are read, and those that are to be read
 
 
 class Source(Protocol):
@@ -208,6 +210,10 @@ class OtherRanks:
         )
 
 
+def _nobody(done: int, total: int) -> None:
+    """Tell nobody."""
+
+
 def describe(spec: ArraySpec) -> str:
     """Shape, dtype and place of an array, in words."""
     order = " in Fortran order" if spec.order == "F" else ""
@@ -216,8 +222,10 @@ def describe(spec: ArraySpec) -> str:
     return f"{spec.dtype} {spec.shape}{order}, cells from {spec.owned.start} of {spec.part.shape}"
 
 
-def read_own(image: RankImage, snapshotter: Snapshotter, direct: bool) -> tuple[list[NDArray[np.uint8]], list[str]]:
-    """Read and check all that one rank saved.
+def read_own(
+    image: RankImage, snapshotter: Snapshotter, direct: bool, tell: Tell = _nobody
+) -> tuple[list[NDArray[np.uint8]], list[str]]:
+    """Read and check all that one rank saved, and `tell` how far it is.
 
     Returns
     -------
@@ -232,12 +240,18 @@ def read_own(image: RankImage, snapshotter: Snapshotter, direct: bool) -> tuple[
         return [], [f"rank {image.rank}: {error}"]
 
     damage = check_payloads(image)
+    done, total = 0, sum(spec.nbytes for spec in image.arrays)
     try:
-        for index, memory in enumerate(arrays):
-            damage += [str(found) for found in image.read_array(index, memory, direct=direct)]
+        for _, index, first, nbytes in _pieces([image], OWN_PIECE_BYTES):
+            if index is not None:
+                start = first * image.block_bytes
+                found = image.read_array(index, arrays[index][start : start + nbytes], first, direct)
+                damage += map(str, found)
+                done += nbytes
+                tell(done, total)
     except OSError as error:
         damage.append(f"rank {image.rank}: {error}")
-    return arrays, damage
+    return arrays, list(dict.fromkeys(damage))  # that a file ends too early is found in each piece
 
 
 def check_payloads(image: RankImage) -> list[str]:
@@ -248,8 +262,8 @@ def check_payloads(image: RankImage) -> list[str]:
         return [f"rank {image.rank}: {error}"]
 
 
-def check_share(images: list[RankImage], rank: int, size: int, direct: bool) -> list[str]:
-    """Read and check this rank's share of an epoch: pieces of arrays, and objects with channels, in turn.
+def check_share(images: list[RankImage], rank: int, size: int, direct: bool, tell: Tell = _nobody) -> list[str]:
+    """Read and check this rank's share of an epoch, and `tell` how far it is: pieces of arrays, objects with channels.
 
     Returns
     -------
@@ -258,9 +272,11 @@ def check_share(images: list[RankImage], rank: int, size: int, direct: bool) -> 
     """
     damage: list[str] = []
     buffer = np.empty(0, np.uint8)
-    for turn, (image, index, first, nbytes) in enumerate(_pieces(images)):
-        if turn % size != rank:
-            continue
+    share = [piece for turn, piece in enumerate(_pieces(images, PIECE_BYTES)) if turn % size == rank]
+    done, total = 0, sum(nbytes for *_, nbytes in share)
+    for image, index, first, nbytes in share:
+        tell(done, total)
+        done += nbytes
         try:
             if index is None:
                 damage += map(str, image.check_payloads())
@@ -272,11 +288,11 @@ def check_share(images: list[RankImage], rank: int, size: int, direct: bool) -> 
     return damage
 
 
-def _pieces(images: list[RankImage]) -> Iterator[tuple[RankImage, int | None, int, int]]:
+def _pieces(images: list[RankImage], piece_bytes: int) -> Iterator[tuple[RankImage, int | None, int, int]]:
     """Cut an epoch into pieces to check: image, array or None for objects and channels, first block, bytes."""
     for image in images:
         yield image, None, 0, image.objects_bytes + image.channels_bytes
-        step = max(1, PIECE_BYTES // image.block_bytes)
+        step = max(1, piece_bytes // image.block_bytes)
         for index, spec in enumerate(image.arrays):
             for first in range(0, blocks_in(spec.nbytes, image.block_bytes), step):
                 start = first * image.block_bytes

@@ -16,6 +16,7 @@ VERBS = {
     "run": "Run a Python program with other options of mpickpt than it was written with.",
     "ls": "List the epochs of a checkpoint directory.",
     "show": "Show what is in an epoch: arrays, objects, and how each rank fared.",
+    "report": "Draw what a program's checkpoints cost it, and when: a page to open in a browser.",
     "verify": "Read an epoch, or all of a directory, and compare every block with its checksum.",
     "diff": "Compare two epochs bit by bit.",
     "export": "Write arrays of an epoch into a file that other programs read.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ MANY = 3000  # shapes, beyond which a picture holds them as pixels
 INK = "#101112"  # of text and axes; in a page it becomes the colour of the text there
 # Okabe's and Ito's colours, which differ for all eyes and on light and dark ground.
 COLOURS = {
-    "computes": "#9aa7b0",
+    "computes": "#b0bac2",
     "noted as sums": "#c9b8d6",
     "blocked at the cut": "#d55e00",
     "writes held up": "#cc79a7",
@@ -30,8 +30,10 @@ COLOURS = {
     "drained idle": "#56b4e9",
     "drained urgent": "#0072b2",
     "drained while the program waited": "#009e73",
+    "blocks copied": "#882255",
+    "blocks saved as they were": "#8fbcd4",
 }
-STYLE: dict[str, Any] = {
+STYLE: Any = {  # of matplotlib, whose releases know different names
     **{name: INK for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")},
     **{f"axes.spines.{side}": False for side in ("top", "right")},
     "font.family": "sans-serif",
@@ -45,7 +47,7 @@ Span = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, right, bottom, top
 
 
-def draw_png(path: Path, draw: Callable[[Figure], None]) -> None:
+def draw_png(path: Path, draw: Callable[[Figure], object]) -> None:
     """Write a picture of its own, on white ground."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 5), dpi=160, layout="constrained", facecolor="white")
@@ -53,19 +55,18 @@ def draw_png(path: Path, draw: Callable[[Figure], None]) -> None:
         figure.savefig(path, format="png")
 
 
-def draw_svg(name: str, draw: Callable[[Figure], None]) -> str:
+def draw_svg(name: str, draw: Callable[[Figure], object]) -> str:
     """Give a picture to be put into a page: without ground, its text in the colour of the page's."""
     text = io.StringIO()
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(10, 5), layout="constrained")
         draw(figure)
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return re.sub(r'(<svg[^>]*?) width="[^"]*"([^>]*?)', r'\1 role="img"\2', svg, count=1).replace(
-        ' height="', ' data-height="', 1
-    )
+    head, end, rest = svg.partition(">")
+    return re.sub(r' (width|height)="[^"]*"', "", head) + f' role="img" aria-label="{name}"{end}{rest}'
 
 
 # -- the time line -----------------------------------------------------------------------------------------------------
@@ -165,7 +166,7 @@ def draw_epochs(figure: Figure, epochs: Sequence[EpochFigures]) -> None:
     above, middle, below = figure.subplots(3, sharex=True)
     longest = max(epoch.added for epoch in epochs)
     unit, name = (1.0, "s") if longest >= 1 else (1e-3, "ms")
-    parts = {
+    parts: dict[str, Sequence[float]] = {
         "blocked at the cut": [epoch.blocked / unit for epoch in epochs],
         "writes held up": [epoch.faulted / unit for epoch in epochs],
         "waits at a safe point": [epoch.waited / unit for epoch in epochs],
@@ -174,7 +175,7 @@ def draw_epochs(figure: Figure, epochs: Sequence[EpochFigures]) -> None:
     above.set_title("What the program lost")
     above.set_ylabel(name)
     scale, size = _size(max(epoch.nbytes for epoch in epochs))
-    drained = {
+    drained: dict[str, Sequence[float]] = {
         "drained idle": [epoch.bytes_idle / scale for epoch in epochs],
         "drained urgent": [epoch.bytes_urgent / scale for epoch in epochs],
         "drained while the program waited": [epoch.bytes_waiting / scale for epoch in epochs],
@@ -190,20 +191,20 @@ def draw_epochs(figure: Figure, epochs: Sequence[EpochFigures]) -> None:
     right.set_ylabel(f"{speed} a second (line)")
     right.set_ylim(bottom=0)
     right.spines["right"].set_visible(True)
-    blocks = {
-        "writes held up": [epoch.blocks_copied for epoch in epochs],
-        "drained idle": [epoch.blocks_drained for epoch in epochs],
+    blocks: dict[str, Sequence[float]] = {
+        "blocks copied": [epoch.blocks_copied for epoch in epochs],
+        "blocks saved as they were": [epoch.blocks_drained for epoch in epochs],
     }
     _stack(below, epochs, blocks)
-    below.set_title("Blocks: copied because the program wrote first, below; saved as they were, above")
+    below.set_title("Blocks that the slot lacked")
     below.set_ylabel("blocks")
     below.set_xlabel("epoch")
     below.xaxis.get_major_locator().set_params(integer=True)
-    shown = {what for what, values in (*parts.items(), *drained.items(), *blocks.items()) if any(values)}
+    shown = {what for what, values in (parts | drained | blocks).items() if any(values)}
     _add_legend(figure, {what: what for what in COLOURS if what in shown})
 
 
-def _stack(axes: Axes, epochs: Sequence[EpochFigures], parts: dict[str, list[float]]) -> None:
+def _stack(axes: Axes, epochs: Sequence[EpochFigures], parts: Mapping[str, Sequence[float]]) -> None:
     """Draw a bar for each epoch, made of parts."""
     floor = [0.0] * len(epochs)
     for what, values in parts.items():

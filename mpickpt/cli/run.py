@@ -33,6 +33,7 @@ OPTIONS = {
     "margin": ("TIME", "a batch job stops when so much of its time is left, beside that of a drain; 1min"),
     "mtbf": ("TIME", "mean time between failures of the job, for --interval auto; 1d"),
 }
+SWITCHES = ("lazy", "record", "progress")
 
 INTERRUPTED = 130  # the exit code that shells give to a program that Ctrl-C ended
 
@@ -46,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lazy", action=argparse.BooleanOptionalAction, help=text)
     text = "take notes for mpickpt report, as is done unless the program does not want it; without: none"
     parser.add_argument("--record", action=argparse.BooleanOptionalAction, help=text)
+    text = "have rank 0 tell on stderr where the program is: step and pace, the drain, the age of the last whole epoch"
+    parser.add_argument("--progress", action=argparse.BooleanOptionalAction, help=text)
     parser.add_argument("-m", dest="is_module", action="store_true", help="the program is a module, as for python -m")
     parser.add_argument("program", help="the program to run")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what the program gets as sys.argv[1:]")
@@ -54,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Run the program as ``__main__``; gives its exit code, or ends all ranks."""
     command_line.given = {
-        name: str(value) for name in (*OPTIONS, "lazy", "record") if (value := getattr(args, name)) is not None
+        name: str(value) for name in (*OPTIONS, *SWITCHES) if (value := getattr(args, name)) is not None
     }
     _check_program(args.program, args.is_module)
     sys.argv = [args.program, *args.arguments]

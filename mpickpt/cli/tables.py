@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from mpickpt.quantities import human_bytes as human_bytes
+from mpickpt.quantities import human_seconds as human_seconds
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -62,23 +65,6 @@ def bar(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda done: progress.advance(task, done)
-
-
-def human_bytes(nbytes: float) -> str:
-    """Write a number of bytes with three digits or so."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if nbytes < 1024:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.1f} TiB"
-
-
-def human_seconds(seconds: float) -> str:
-    """Write a time span in its largest fitting unit."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        if seconds >= length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds * 1000:.1f} ms"
 
 
 def age(time_ns: int) -> str:

@@ -301,7 +301,7 @@ def test_room_for_one_slot_only(ranks: int, disk: Path, folder: Path, expected: 
     assert done.result == expected(ranks).stopped
     for epoch in (2, 3, 4):
         assert f"Epoch {epoch} (step {10 * epoch}) failed: Slot file {directory}/slot-1.h5" in done.output
-    assert sorted(path.name for path in directory.iterdir()) == ["lock", "slot-0.h5"]
+    assert sorted(path.name for path in directory.iterdir()) == ["lock", "runs", "slot-0.h5"]
     assert [(s.epoch, s.step) for s in slots(directory)] == [(1, 10)]
     filler.unlink()
     again = run(ranks, folder, directory, LATER)

@@ -161,3 +161,10 @@ def test_ranks_that_end_early(mpi_tmp_path: Path) -> None:
                 time.sleep(0.2)
                 ckpt.request()
     assert ckpt.stats().whole <= 1
+
+
+def test_rank_0_alone_tells_where_the_program_is(mpi_tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(mpi_tmp_path, 20, lambda ckpt, step: None, every=5, progress=True)
+    told = capsys.readouterr().err
+    assert told.startswith("mpickpt: step 0; no epoch yet\n" if COMM.rank == 0 else "")
+    assert bool(told) == (COMM.rank == 0)

@@ -109,6 +109,30 @@ def cancelled(cluster: Cluster, folder: Path) -> None:
     assert checkpoint.step == steps_done(folder / "heat.ckpt")
 
 
+def ended_by_hand(cluster: Cluster, folder: Path) -> None:
+    """`trigger --stop` ends the ranks: a held job then waits in the queue, one that may not be requeued has ended."""
+    options = ("--nodes=1", "--ntasks=2", "--nodelist=n5", "--time=10", "--signal=TERM@1")
+    job = submit(cluster, folder, *options, SCRIPTS / "simple.sbatch", *PLATE, "--steps", "100000")
+    job.wait_until(lambda: steps_done(folder / "heat.ckpt") > 100, "steps")
+    cluster.run("scontrol", "hold", job.id)
+    assert _mpickpt(folder, "trigger", "heat.ckpt", "--stop").returncode == 0
+    job.wait_until(lambda: job.shown()["JobState"] == "PENDING", "requeue")
+    done = steps_done(folder / "heat.ckpt")
+    assert mpickpt.Checkpoint(folder / "heat.ckpt").step == done
+    assert f"job {job.id} was stopped in time and is queued again, restart 1" in job.output()
+    shown = job.shown()
+    assert (shown["Restarts"], shown["Priority"]) == ("1", "0"), "it is held"
+    cluster.run("scontrol", "release", job.id)
+    job.wait_until(lambda: steps_done(folder / "heat.ckpt") > done + 100, "steps after the release")
+    assert resumed_at(job.output()) == [done]
+    cluster.run("scontrol", "update", f"jobid={job.id}", "requeue=0")
+    assert _mpickpt(folder, "trigger", "heat.ckpt", "--stop").returncode == 0
+    shown = job.wait()
+    assert (shown["JobState"], shown["ExitCode"], shown["Restarts"]) == ("FAILED", "75:0", "1"), job.output()
+    assert f"job {job.id} is not queued again: scontrol requeue says: " in job.output()
+    assert mpickpt.Checkpoint(folder / "heat.ckpt").step == steps_done(folder / "heat.ckpt")
+
+
 def crash_loop(cluster: Cluster, folder: Path) -> None:
     """A program that crashes in the same step each time is given up after three restarts."""
     options = ("--nodes=1", "--ntasks=1", "--nodelist=n6", "--time=10", "--signal=TERM@1")
@@ -210,7 +234,8 @@ def clock_jump(cluster: Cluster, folder: Path) -> None:
 
 
 SCENARIOS = [
-    preemption, cancelled, crash_loop, node_failure, array, slurms_signal, no_scontrol, no_right, clock_jump, time_limit
+    preemption, cancelled, ended_by_hand, crash_loop, node_failure, array, slurms_signal, no_scontrol, no_right,
+    clock_jump, time_limit,
 ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from textwrap import indent
 import numpy as np
 import pytest
 from make_epoch import rows, write_epoch
+from messages import messages
 from mpi4py import MPI
 
 import mpickpt
@@ -131,23 +132,52 @@ def test_commands_exist(document: Path) -> None:
             assert set(options) <= set(re.findall(r"--[a-z-]+", verb_parser(verb).format_help())), span
 
 
-def messages() -> Iterator[str]:
+def texts() -> Iterator[str]:
     """Go through all texts in the sources, with an ellipsis for what is put in."""
     for source in (ROOT / "mpickpt").rglob("*.py"):
         for node in ast.walk(ast.parse(source.read_text())):
             if isinstance(node, ast.JoinedStr):
-                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+                text = "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+                yield re.sub("…+", "…", text)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield node.value
 
 
-def test_the_messages_in_troubleshooting_exist() -> None:
+def troubleshooting() -> list[str]:
+    """Give the messages that the page explains, as they stand in its first columns."""
     cells = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
-    beginnings = [text for cell in cells for text in re.findall(r"`([^`]+)`", cell)]
-    assert len(beginnings) > 80
-    sources = list(messages())
+    return [text for cell in cells for text in re.findall(r"`([^`]+)`", cell)]
+
+
+def test_the_messages_in_troubleshooting_exist() -> None:
+    beginnings = troubleshooting()
+    assert len(beginnings) > 150
+    assert len(set(beginnings)) == len(beginnings)
+    sources = list(texts())
     missing = [text for text in beginnings if not any(m.startswith(re.sub("(: )?…$", "", text)) for m in sources)]
     assert missing == []
+
+
+def test_each_message_is_in_troubleshooting() -> None:
+    rows = [".*".join(map(re.escape, text.removeprefix("mpickpt: ").split("…"))) for text in troubleshooting()]
+    for row in rows:
+        assert re.search(r"\w{3}", row), f"{row!r} would do for any message"
+    missing = {text: where for text, where in messages().items() if not any(re.match(row, text) for row in rows)}
+    assert missing == {}, "each message needs a row in docs/troubleshooting.md"
+
+
+def test_the_messages_are_found_in_the_sources() -> None:
+    found = messages()
+    assert len(found) > 150
+    for text, where in (
+        ("… is not a directory.", "cli/places.py"),  # raised
+        ("Epoch … (step …) failed: …", "driver.py"),  # warned of
+        ("stopped as asked, but no epoch in … could be made whole", "driver.py"),  # printed, by the name of a variable
+        ("begins anew; epoch … in … stays until a new epoch is whole", "restore.py"),  # an attribute of another object
+        ("restored epoch … (step …) of … on …", "restore.py"),  # what a function returns
+        ("Rank … has written nothing yet.", ""),  # what a property returns, in the parts of a text without words
+    ):
+        assert found[text].startswith(where)
 
 
 def test_the_api_page_names_all_that_is_public() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import select
 import signal
 import subprocess
 import sys
@@ -21,7 +20,6 @@ import pytest
 from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
 
 import mpickpt
-from mpickpt import progress
 from mpickpt.inflight import InFlight, Late
 from mpickpt.layout import RECORD
 from mpickpt.snapshot import crc32c
@@ -725,29 +723,3 @@ def test_two_sessions_at_once_in_one_process(tmp_path: Path) -> None:
         with pytest.raises(mpickpt.UsageError, match="another session open in this process"):
             mpickpt.open(tmp_path / "b", every=1)
         one.step()
-
-
-def test_display_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(progress, "PATIENCE", -1.0)
-    for visible in (True, False):
-        with progress.DrainDisplay(7, visible) as display:
-            display.update(1, 4)
-            display.update(2, 4)
-        told = capsys.readouterr().err
-        assert told == ("mpickpt: saving epoch 7 before the end: 25% done\n" if visible else "")
-
-
-def test_display_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    master, slave = os.openpty()
-    with os.fdopen(slave, "w") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
-        monkeypatch.setenv("TERM", "xterm")
-        with progress.DrainDisplay(7, True) as display:
-            display.update(3, 4)
-        terminal.flush()
-        shown = ""
-        while select.select([master], [], [], 0.2)[0]:  # a terminal gives its output in pieces
-            shown += os.read(master, 100_000).decode()
-    os.close(master)
-    assert "mpickpt: saving epoch 7" in shown
-    assert "75%" in shown

@@ -135,6 +135,11 @@ def test_sbatch_writes_a_script(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_sbatch_names_the_directory_that_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["sbatch", "--dir", "/scratch/run 7", "app.py"]) == 0
+    assert "export MPICKPT_DIR=${MPICKPT_DIR:-'/scratch/run 7'}\n" in capsys.readouterr().out
+
+
 def test_sbatch_without_sbatch(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

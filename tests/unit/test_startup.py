@@ -45,6 +45,8 @@ def command(*arguments: str) -> str:
         (command("ls", "saved"), "numpy h5py rich"),
         (command("ls", "--json", "saved"), "numpy h5py"),
         (command("verify", "saved"), "numpy h5py"),
+        (command("report", "--help"), "numpy h5py"),
+        (command("report", "--json", "saved"), "numpy h5py"),
     ],
 )
 def test_only_what_is_used_is_imported(tmp_path: Path, code: str, allowed: str) -> None:

@@ -37,12 +37,13 @@ with mpickpt.open("{directory}", every=2) as ckpt:
             sys.stdin.read()
 """
 SITUATIONS = ("good", "empty", "running", "damaged", "newer", "random file", "no permission", "missing")
-BATCH = {"sbatch", "requeue"}  # they look at no checkpoint that is given to them: test_slurm.py
+BATCH = {"sbatch", "requeue"}  # what they do is in test_slurm.py
 
 # What each verb is given for a path, and its exit status in each situation, in the order of SITUATIONS.
 CASES: dict[str, tuple[list[str], tuple[int, ...]]] = {
     "ls": (["PATH"], (0, 0, 0, 0, 1, 2, 2, 2)),
     "show": (["PATH"], (0, 1, 0, 0, 1, 1, 2, 2)),
+    "report": (["PATH", "-o", "OUT.html"], (0, 1, 0, 0, 0, 2, 2, 2)),
     "verify": (["PATH"], (0, 1, 0, 1, 1, 1, 2, 2)),
     "diff": (["PATH", "PATH"], (0, 1, 0, 1, 1, 1, 2, 2)),
     "export": (["PATH", "OUT.h5"], (0, 1, 0, 1, 1, 1, 2, 2)),
@@ -50,6 +51,8 @@ CASES: dict[str, tuple[list[str], tuple[int, ...]]] = {
     "archive": (["PATH", "--compress"], (0, 1, 0, 1, 1, 1, 2, 2)),
     "trigger": (["PATH"], (2, 2, 0, 2, 2, 2, 2, 2)),
     "doctor": (["PATH"], (0, 0, 0, 0, 0, 2, 2, 2)),
+    "sbatch": (["--dir", "PATH", "APP"], (0, 0, 0, 0, 0, 0, 0, 0)),
+    "requeue": (["75", "--dir", "PATH"], (75, 75, 75, 75, 75, 2, 2, 75)),
     "run": (["--dir", "PATH", "APP"], (0, 0, 4, 6, 6, 3, 3, 0)),
 }
 
@@ -116,17 +119,19 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 
 @pytest.mark.parametrize("place", SITUATIONS, indirect=True)
 def test_verbs_in_a_situation(place: Place, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """All verbs one after the other, as making a situation takes longer than looking at it; run changes it, so last."""
+    """Each verb in turn, as making a situation takes longer than looking at it; those that change it last."""
     situation = SITUATIONS.index(request.node.callspec.params["place"])
-    assert set(CASES) == set(VERBS) - BATCH
+    assert set(CASES) == set(VERBS)
     (tmp_path / "app.py").write_text(APP.format(directory="elsewhere", wait=False))
-    names = {"PATH": str(place.path), "OUT.h5": str(tmp_path / "out.h5"), "APP": str(tmp_path / "app.py")}
+    names = {"PATH": str(place.path), "OUT.h5": str(tmp_path / "out.h5"), "OUT.html": str(tmp_path / "out.html")}
+    names["APP"] = str(tmp_path / "app.py")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MPICKPT_", "SLURM_"))}
     for verb, (arguments, statuses) in CASES.items():
         given = [verb, *(names.get(word, word) for word in arguments)]
         run = subprocess.run(
             [*place.python, "-m", "mpickpt", *given],
             cwd=tmp_path,
-            env={name: value for name, value in os.environ.items() if not name.startswith("MPICKPT_")},
+            env=clean | ({"SLURM_JOB_ID": "32", "PATH": str(tmp_path)} if verb == "requeue" else {}),
             capture_output=True,
             text=True,
             timeout=150,
@@ -155,7 +160,7 @@ def test_tables_fit_into_80_columns(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - {"run"} - BATCH))
 def test_json_is_json(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_all(tmp_path / "c")
-    names = {"PATH": str(tmp_path / "c"), "OUT.h5": str(tmp_path / "out.h5")}
+    names = {"PATH": str(tmp_path / "c"), "OUT.h5": str(tmp_path / "out.h5"), "OUT.html": str(tmp_path / "out.html")}
     status = main([verb, "--json", *(names.get(word, word) for word in CASES[verb][0])])
     assert status == CASES[verb][1][0]
     text = capsys.readouterr().out
