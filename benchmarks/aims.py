@@ -106,7 +106,7 @@ def _blocked(found: dict[tuple[str, str], Row], *, huge: bool) -> Iterator[Aim]:
             yield _at_most(f"{pattern}: blocked at the cut", row.blocked_ms, limit, _ms)
 
 
-LIMITS_OF_COPIES = {"sweep": 2 / 3, "random": 1.05}
+LIMITS_OF_COPIES = {"sweep": 2 / 3, "sweep back": 2 / 3, "random": 1.05}
 
 
 def _of_the_order(found: dict[tuple[str, str], Row]) -> Iterator[Aim]:

@@ -69,9 +69,10 @@ static bool claim_in_chunk(mpk_session *s, const mpk__chunk *chunk, int wanted, 
 static uint64_t us_since_cut(const mpk_session *s) { return (mpk__prim_now_ns() - s->epoch.started_ns) / 1000; }
 
 /* Claims the next run of blocks that are due, in the order of the epoch: first those that can be saved in time, and were
- * not copied already, then all. What is due only ever becomes less, so one round of all that finds nothing means that
- * nothing is left to claim. Under pressure those that free a slot come first. A thread that was late in the last epoch
- * may read an order that is just being made: it then misses blocks, but the bell rings for those. */
+ * not copied already, then all. What is due only becomes less, but for blocks that are put back by a thread that then
+ * looks for more itself, so one round of all that finds nothing means that nothing is left to claim. Under pressure those
+ * that free a slot come first. A thread that was late in the last epoch may read an order that is just being made: it then
+ * misses blocks, but the bell rings for those. */
 static bool claim_run(mpk_session *s, int wanted, run *out) {
     uint32_t n = atomic_load(&s->n_ordered);
     if (wanted & ARMED) {
@@ -190,6 +191,7 @@ static void save_run(mpk_session *s, mpk__drain_thread *self, run *r) {
     uint64_t start = mpk__prim_now_ns();
     bool has_checksums = put(s, self, r->first, r->count, r->words);
     mpk__chaos();
+    uint32_t saved = 0;
     for (uint32_t i = 0; i < r->count; i++) {
         uint32_t b = r->first + i;
         uint64_t word = r->words[i];
@@ -197,17 +199,19 @@ static void save_run(mpk_session *s, mpk__drain_thread *self, run *r) {
             uint64_t done = mpk__word(mpk__cut_of(word), 0, MPK__CLEAN);
             if (atomic_compare_exchange_strong(&s->blocks[b], &word, done)) {
                 mpk__history_note_saved(s, b, has_checksums);
-                continue;
+                saved++;
+            } else { /* the program wrote to it meanwhile, so what reached the file may be torn: once more, from the pool */
+                atomic_store(&s->blocks[b], mpk__word(mpk__cut_of(word), mpk__slot_of(word), MPK__COPIED));
             }
-            /* The program wrote to it meanwhile, so what reached the file may be torn: once more, from the pool. */
-            put(s, self, b, 1, &word);
+            continue;
         }
         atomic_store(&s->blocks[b], mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE));
         mpk__pool_give_in_handler(&s->pool, mpk__slot_of(word));
+        saved++;
     }
-    mpk__order_note_run(s, (mpk__prim_now_ns() - start) / 1000);
+    if (self->urgent || !atomic_load(&s->starved)) mpk__order_note_run(s, (mpk__prim_now_ns() - start) / 1000);
     mpk__pool_notify(&s->pool);
-    finished(s, r->count);
+    if (saved) finished(s, saved);
 }
 
 static void drain(mpk__drain_thread *self) {
@@ -220,7 +224,7 @@ static void drain(mpk__drain_thread *self) {
         if (!self->urgent) atomic_fetch_add(&s->idle_runs, 1);
         save_run(s, self, &r);
     }
-    mpk__drain_ring_in_handler(s); /* the other class is wanted now, and may be asleep */
+    mpk__drain_ring_in_handler(s); /* the other class is wanted now, perhaps for what was put back, and may be asleep */
 }
 
 /* An idle thread that has no time to itself would be far behind the program, which then copies what might have been saved:

@@ -12,7 +12,7 @@
  *     CLEAN     nothing due, read-only until its first write: as it was at the last cut
  *
  *     cut:    WRITABLE -> ARMED               CLEAN -> ARMED, if the slot holds something older, else CLEAN
- *     drain:  ARMED    -> FLYING -> CLEAN     COPIED -> LANDING -> WRITABLE
+ *     drain:  ARMED    -> FLYING -> CLEAN     COPIED -> LANDING -> WRITABLE, or COPIED if it was FLYING when it was claimed
  *     write:  ARMED    -> COPIED              FLYING -> LANDING         CLEAN -> WRITABLE
  *
  * The cut number makes a word of an earlier cut differ from the same state in this one, so that a handler that was
