@@ -1,8 +1,8 @@
 /* The drain: threads that save what is due while the program computes. The idle threads do the work in time that
  * nobody wants; the urgent threads, of normal priority, take over when there is no such time, when the pool is over half
- * full, when the program itself waits in a call, or when somebody is in a hurry. All claim runs of adjacent blocks by the same swaps, so that
- * none waits for another: a thread that is starved of the processor holds up the blocks it has in hand, and the program
- * not even on those.
+ * full, when the program itself waits in a call, or when somebody is in a hurry. All claim runs of adjacent blocks by the
+ * same swaps, so that none waits for another: a thread that is starved of the processor holds up the blocks it has in
+ * hand, and the program not even on those.
  *
  * An idle thread beside a busy program gets the processor about once a second, and waits that long after each of its
  * calls to the storage. So it takes no more blocks once the urgent ones are at work, and the few calls that open a slot
@@ -31,8 +31,8 @@ void mpk__drain_ring_in_handler(mpk_session *s) {
 static bool is_wanted(const mpk__drain_thread *self) {
     const mpk_session *s = self->session;
     if (atomic_load(&s->drain_state) != MPK_DRAIN_ACTIVE) return false;
-    bool urgently = atomic_load(&s->starved) || atomic_load(&s->hurry) || mpk__program_waits() || mpk__pool_is_pressed(&s->pool) ||
-                    atomic_load(&s->error); /* what is left is dropped: no work, but an idle thread may be late for it */
+    bool urgently = atomic_load(&s->starved) || atomic_load(&s->hurry) || mpk__program_waits() ||
+                    mpk__pool_is_pressed(&s->pool) || atomic_load(&s->error); /* what is left is dropped: no work, but an idle thread may be late for it */
     return self->urgent == urgently;
 }
 
@@ -229,7 +229,7 @@ static void drain(mpk__drain_thread *self) {
 
 /* An idle thread that has no time to itself would be far behind the program, which then copies what might have been saved:
  * a block that is copied costs the program more than one that is drained. A run may well take long on slow storage: so
- * long as two runs took in the last epoch counts as getting on. */
+ * long as two runs take, of late, counts as getting on. */
 static void look_after_idle_threads(mpk_session *s, mpk__drain_thread *self) {
     uint32_t runs = atomic_load(&s->idle_runs);
     uint64_t now = mpk__prim_now_ns();
