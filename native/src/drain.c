@@ -32,7 +32,9 @@ static bool is_wanted(const mpk__drain_thread *self) {
     const mpk_session *s = self->session;
     if (atomic_load(&s->drain_state) != MPK_DRAIN_ACTIVE) return false;
     bool urgently = atomic_load(&s->starved) || atomic_load(&s->hurry) || mpk__program_waits() ||
-                    mpk__pool_is_pressed(&s->pool) || atomic_load(&s->error); /* what is left is dropped: no work, but an idle thread may be late for it */
+                    mpk__pool_is_pressed(&s->pool);
+    /* After a failure what is left is dropped: no work, but an idle thread may be late for it. */
+    urgently = urgently || atomic_load(&s->error);
     return self->urgent == urgently;
 }
 
