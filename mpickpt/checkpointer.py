@@ -21,7 +21,7 @@ from mpickpt.errors import LayoutError, MpickptError, StoreError, UsageError
 from mpickpt.layout import ArraySpec, Layout, RankLayout, SlotOffsets, objects_room_for
 from mpickpt.options import Options
 from mpickpt.policy import choose_slot
-from mpickpt.snapshot import Snapshotter, crc32c
+from mpickpt.snapshot import Progress, Snapshotter, crc32c
 from mpickpt.store import Store, slot_path, spill_path
 
 if TYPE_CHECKING:
@@ -240,9 +240,9 @@ class Checkpointer:
             self.store.create(index, self._layout)
         return self.store.offsets(index)
 
-    def unseen(self) -> str | None:
-        """Tell which array was written to without being noticed since the last cut, if that was found out."""
-        found = self.snapshotter.progress().unseen
+    def unseen(self, progress: Progress) -> str | None:
+        """Tell which array was written to without being noticed since the last cut, if `progress` says so."""
+        found = progress.unseen
         if found is None or self._sealed is None:
             return None
         full = [region.spec.name for region in self._sealed if region.spec.nbytes]

@@ -408,10 +408,10 @@ class Driver:
         refused = self._refused(number, step, slot)
         if refused is not None:
             return refused
-        self._warn_of_unseen_writes()
+        before = self._checkpointer.snapshotter.progress()
+        self._warn_of_unseen_writes(before)
         self._cut_at, self._costs = began, (0.0, 0.0)
         self._channels_due, self._fault = self._checkpointer.traffic is not None, None
-        before = self._checkpointer.snapshotter.progress()
         try:
             self._checkpointer.arm(number, step, slot)
         except BaseException as error:
@@ -496,12 +496,12 @@ class Driver:
             stacklevel=7,
         )
 
-    def _warn_of_unseen_writes(self) -> None:
-        where = self._checkpointer.unseen()
+    def _warn_of_unseen_writes(self, progress: Progress) -> None:
+        where = self._checkpointer.unseen(progress)
         if where is not None:
             warnings.warn(
                 f"Rank {self._coordinator.rank}: {where} was written to by something that mpickpt cannot see, and the "
-                f"epochs up to {self._checkpointer.snapshotter.progress().epoch} may lack that. The next one saves "
+                f"epochs up to {progress.epoch} may lack that. The next one saves "
                 f"everything. Find the writer (docs/limits.md), and use ckpt.writable() where it writes.",
                 RuntimeWarning,
                 stacklevel=7,
@@ -521,8 +521,9 @@ class Driver:
         with Bar(f"saving epoch {epoch.number if epoch else 0} before the end", shown) as bar:
             self._handle(Closing())
             self._stand(bar)
-        self._warn_of_unseen_writes()
-        self._recorder.end(closing, self.stats, self._checkpointer.snapshotter.progress(), by_itself=False)
+        progress = self._checkpointer.snapshotter.progress()
+        self._warn_of_unseen_writes(progress)
+        self._recorder.end(closing, self.stats, progress, by_itself=False)
 
     def leave(self) -> None:
         """End on this rank alone: its drain is waited for, no other rank is."""
