@@ -18,6 +18,7 @@ from pathlib import Path
 from mpickpt.archive import archive
 from mpickpt.cli import tables
 from mpickpt.cli.places import PLACE, add_json, open_checkpoint, open_directory
+from mpickpt.quantities import human_bytes
 from mpickpt.store import archive_path
 
 
@@ -39,6 +40,6 @@ def execute(args: argparse.Namespace) -> int:
     if args.json:
         tables.print_json({"file": str(made.path), "epoch": checkpoint.epoch, "bytes": made.nbytes, "how": made.how})
     else:
-        size = tables.human_bytes(made.nbytes)
+        size = human_bytes(made.nbytes)
         print(f"{made.path}: epoch {checkpoint.epoch}, step {checkpoint.step}, {made.how} ({size})")
     return 0

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from mpickpt.cli import tables
 from mpickpt.cli.places import PLACE, add_json, open_checkpoint
 from mpickpt.errors import UsageError
+from mpickpt.quantities import human_bytes
 from mpickpt.reader import Checkpoint
 from mpickpt.store import Exported, appearing, write_hdf5, write_netcdf
 from mpickpt.stored import StoredArray
@@ -62,7 +63,7 @@ def execute(args: argparse.Namespace) -> int:
         tables.print_json({"file": str(args.out), "arrays": names, "bytes": size, **attributes})
     else:
         what = tables.counted(len(arrays), "array")
-        print(f"{args.out}: {what} of epoch {checkpoint.epoch} ({tables.human_bytes(size)})")
+        print(f"{args.out}: {what} of epoch {checkpoint.epoch} ({human_bytes(size)})")
     return 0
 
 

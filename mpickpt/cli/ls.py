@@ -17,6 +17,7 @@ from pathlib import Path
 from mpickpt.cli import tables
 from mpickpt.cli.places import add_json, open_directory
 from mpickpt.layout import RecordState
+from mpickpt.quantities import human_bytes
 from mpickpt.store import SlotInfo
 
 BROKEN = ("damaged", "unreadable", "failed")
@@ -82,7 +83,7 @@ def _row(slot: SlotInfo, state: str) -> tuple[str, ...]:
         str(told["epoch"] or "-"),
         str(told["step"] if told["epoch"] else "-"),
         state,
-        tables.human_bytes(_size(slot.path)),
+        human_bytes(_size(slot.path)),
         tables.age(_cut_time(slot)),
         str(slot.world_size or "-"),
     )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 
-from mpickpt.cli.tables import counted, human_bytes, human_seconds
+from mpickpt.cli.tables import counted
 from mpickpt.figures import EpochFigures, Interval, RankFigures, RunFigures
+from mpickpt.quantities import human_bytes, human_seconds
 
 MOST_ROWS = 500  # of a table
 STYLE = """

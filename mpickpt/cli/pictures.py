@@ -33,6 +33,12 @@ COLOURS = {
     "blocks copied": "#882255",
     "blocks saved as they were": "#8fbcd4",
 }
+# Of what is drained, by whom and when: the figures of an epoch, in its notes and over all ranks.
+DRAINED = {
+    "drained idle": "bytes_idle",
+    "drained urgent": "bytes_urgent",
+    "drained while the program waited": "bytes_waiting",
+}
 STYLE: Any = {  # of matplotlib, whose releases know different names
     **{name: INK for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")},
     **{f"axes.spines.{side}": False for side in ("top", "right")},
@@ -137,12 +143,8 @@ def _add_drains(boxes: dict[str, list[Box]], notes: RankNotes, lane: int, unit: 
     """Add the middle band: each drain, its height shared out by who drained how many bytes."""
     for epoch in notes.epochs:
         bottom = lane + 0.64
-        for what, nbytes in (
-            ("drained idle", epoch.bytes_idle),
-            ("drained urgent", epoch.bytes_urgent),
-            ("drained while the program waited", epoch.bytes_waiting),
-        ):
-            height = 0.22 * nbytes / max(1, epoch.bytes_written)
+        for what, name in DRAINED.items():
+            height = 0.22 * getattr(epoch, name) / max(1, epoch.bytes_written)
             if height > 0:
                 boxes[what].append((epoch.cut / unit, epoch.drained / unit, bottom - height, bottom))
             bottom -= height
@@ -166,45 +168,36 @@ def draw_epochs(figure: Figure, epochs: Sequence[EpochFigures]) -> None:
     above, middle, below = figure.subplots(3, sharex=True)
     longest = max(epoch.added for epoch in epochs)
     unit, name = (1.0, "s") if longest >= 1 else (1e-3, "ms")
-    parts: dict[str, Sequence[float]] = {
+    parts = {
         "blocked at the cut": [epoch.blocked / unit for epoch in epochs],
         "writes held up": [epoch.faulted / unit for epoch in epochs],
         "waits at a safe point": [epoch.waited / unit for epoch in epochs],
     }
-    _stack(above, epochs, parts)
-    above.set_title("What the program lost")
-    above.set_ylabel(name)
+    _stack(above, epochs, parts, "What the program lost", name)
     scale, size = _size(max(epoch.nbytes for epoch in epochs))
-    drained: dict[str, Sequence[float]] = {
-        "drained idle": [epoch.bytes_idle / scale for epoch in epochs],
-        "drained urgent": [epoch.bytes_urgent / scale for epoch in epochs],
-        "drained while the program waited": [epoch.bytes_waiting / scale for epoch in epochs],
-    }
-    _stack(middle, epochs, drained)
-    middle.set_title("Bytes written")
-    middle.set_ylabel(size)
+    drained = {what: [getattr(epoch, name) / scale for epoch in epochs] for what, name in DRAINED.items()}
+    _stack(middle, epochs, drained, "Bytes written", size)
     fast, speed = _size(max(epoch.bandwidth for epoch in epochs))
     right = middle.twinx()
-    right.plot(
-        *_points(epochs, [epoch.bandwidth / fast for epoch in epochs]), color=INK, linewidth=1, marker=".", markersize=4
-    )
+    numbers, speeds = [epoch.epoch for epoch in epochs], [epoch.bandwidth / fast for epoch in epochs]
+    right.plot(numbers, speeds, color=INK, linewidth=1, marker=".", markersize=4)
     right.set_ylabel(f"{speed} a second (line)")
     right.set_ylim(bottom=0)
     right.spines["right"].set_visible(True)
-    blocks: dict[str, Sequence[float]] = {
+    blocks: dict[str, list[float]] = {
         "blocks copied": [epoch.blocks_copied for epoch in epochs],
         "blocks saved as they were": [epoch.blocks_drained for epoch in epochs],
     }
-    _stack(below, epochs, blocks)
-    below.set_title("Blocks that the slot lacked")
-    below.set_ylabel("blocks")
+    _stack(below, epochs, blocks, "Blocks that the slot lacked", "blocks")
     below.set_xlabel("epoch")
     below.xaxis.get_major_locator().set_params(integer=True)
     shown = {what for what, values in (parts | drained | blocks).items() if any(values)}
     _add_legend(figure, {what: what for what in COLOURS if what in shown})
 
 
-def _stack(axes: Axes, epochs: Sequence[EpochFigures], parts: Mapping[str, Sequence[float]]) -> None:
+def _stack(
+    axes: Axes, epochs: Sequence[EpochFigures], parts: Mapping[str, Sequence[float]], title: str, label: str
+) -> None:
     """Draw a bar for each epoch, made of parts."""
     floor = [0.0] * len(epochs)
     for what, values in parts.items():
@@ -217,10 +210,8 @@ def _stack(axes: Axes, epochs: Sequence[EpochFigures], parts: Mapping[str, Seque
         floor = [low + value for low, value in zip(floor, values, strict=True)]
     axes.set_xlim(epochs[0].epoch - 0.6, epochs[-1].epoch + 0.6)
     axes.set_ylim(0, 1.08 * max(floor) or 1)
-
-
-def _points(epochs: Sequence[EpochFigures], values: Sequence[float]) -> tuple[list[int], list[float]]:
-    return [epoch.epoch for epoch in epochs], list(values)
+    axes.set_title(title)
+    axes.set_ylabel(label)
 
 
 # -- both --------------------------------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from typing import Literal
 
 import numpy as np
 
-from mpickpt.cli.tables import human_bytes
 from mpickpt.layout import MAX_BLOCKS, ArraySpec, Layout, RankLayout
+from mpickpt.quantities import human_bytes
 from mpickpt.snapshot import DrainState, Snapshotter, crc32c
 from mpickpt.store import Store, clones
 

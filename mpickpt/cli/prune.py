@@ -17,6 +17,7 @@ from pathlib import Path
 from mpickpt.cli import tables
 from mpickpt.cli.places import add_json, open_directory
 from mpickpt.errors import EpochError, InUseError
+from mpickpt.quantities import human_bytes
 from mpickpt.store import SlotInfo, Store
 
 
@@ -55,7 +56,7 @@ def execute(args: argparse.Namespace) -> int:
     verb = "would delete" if args.dry_run else "deleted"
     for slot in surplus:
         print(f"{verb} {slot.path.name}, epoch {slot.epoch}")
-    print(f"keeps {_epochs(kept)}; {verb} {_epochs([s.epoch or 0 for s in surplus])}, {tables.human_bytes(freed)}")
+    print(f"keeps {_epochs(kept)}; {verb} {_epochs([s.epoch or 0 for s in surplus])}, {human_bytes(freed)}")
     return 0
 
 

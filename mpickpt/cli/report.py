@@ -26,6 +26,7 @@ from mpickpt.errors import EpochError, UsageError
 from mpickpt.figures import RunFigures, figures_of
 from mpickpt.notes import RunNotes
 from mpickpt.options import parse_seconds
+from mpickpt.quantities import human_seconds
 from mpickpt.store import appearing, read_run, runs
 
 if TYPE_CHECKING:
@@ -126,11 +127,11 @@ def _pictures() -> ModuleType:
 def _sentence(number: int, figures: RunFigures) -> str:
     noted = tables.counted(len(figures.epochs) + figures.summed, "epoch")
     most = figures.most_lost
-    told = f"run {number}: {noted} in {tables.human_seconds(figures.seconds)}"
+    told = f"run {number}: {noted} in {human_seconds(figures.seconds)}"
     told += f" on {tables.counted(figures.world_size, 'rank')}"
     told += f"; lost to checkpoints: {percent(most.share)} (rank {most.rank}, the most)"
     if figures.interval is not None:
-        told += f"; best interval: {tables.human_seconds(figures.interval.best)}"
+        told += f"; best interval: {human_seconds(figures.interval.best)}"
     return told
 
 

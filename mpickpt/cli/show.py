@@ -20,6 +20,7 @@ from mpickpt.cli.pickles import types_in
 from mpickpt.cli.places import PLACE, add_json, open_checkpoint, open_slot, split_place
 from mpickpt.image import RankImage, images_of
 from mpickpt.layout import RECORD, ArraySpec, Layout, RecordState
+from mpickpt.quantities import human_bytes, human_seconds
 from mpickpt.store import SlotInfo, read_structure
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _print(slot: SlotInfo, layout: Layout, images: list[RankImage], state: str) 
     told = f"epoch {slot.epoch}, step {slot.step}, cut {cut}" if slot.whole else f"{state}: {slot.why_not}"
     print(f"{slot.path}: {told}")
     packed = ", compressed" if slot.packed else ""
-    blocks = tables.human_bytes(slot.block_bytes)
+    blocks = human_bytes(slot.block_bytes)
     print(f"{tables.counted(slot.world_size, 'rank')}, blocks of {blocks}{packed}, layout {slot.digest.hex()[:12]}\n")
     tables.draw(_tree(slot, layout, images))
     print()
@@ -72,7 +73,7 @@ def _tree(slot: SlotInfo, layout: Layout, images: list[RankImage]) -> Tree:
         branch = tree.add("global arrays")
         for name, found in whole.items():
             assert found[0].part is not None
-            nbytes = tables.human_bytes(prod(found[0].part.shape) * found[0].dtype.itemsize)
+            nbytes = human_bytes(prod(found[0].part.shape) * found[0].dtype.itemsize)
             branch.add(
                 f"{name}: {found[0].dtype} {found[0].part.shape}, {nbytes}, on {tables.counted(len(found), 'rank')}"
             )
@@ -88,7 +89,7 @@ def _tree(slot: SlotInfo, layout: Layout, images: list[RankImage]) -> Tree:
 def _array(spec: ArraySpec) -> str:
     part = f", cells from {spec.owned.start}" if spec.part else ""
     order = ", Fortran order" if spec.order == "F" else ""
-    return f"{spec.name}: {spec.dtype} {spec.shape}, {tables.human_bytes(spec.nbytes)}{part}{order}"
+    return f"{spec.name}: {spec.dtype} {spec.shape}, {human_bytes(spec.nbytes)}{part}{order}"
 
 
 def _objects(image: RankImage) -> str:
@@ -118,10 +119,10 @@ def _records(slot: SlotInfo) -> tuple[list[str], Iterable[list[str]]]:
     for rank, record in enumerate(records):
         row = [str(rank), _state(int(record["state"]))]
         row += [] if slot.whole else [str(record["epoch"]), str(record["step"])]
-        row += [tables.human_bytes(int(record["bytes_written"]))]
-        row += [tables.human_seconds(int(record[name]) / 1e9) for name in ("drain_ns", "blocked_ns", "stall_ns")]
-        row += [str(record["blocks_copied"]), tables.human_bytes(int(record["objects_bytes"]))]
-        rows.append(row + ([tables.human_bytes(int(record["channels_bytes"]))] if in_flight else []))
+        row += [human_bytes(int(record["bytes_written"]))]
+        row += [human_seconds(int(record[name]) / 1e9) for name in ("drain_ns", "blocked_ns", "stall_ns")]
+        row += [str(record["blocks_copied"]), human_bytes(int(record["objects_bytes"]))]
+        rows.append(row + ([human_bytes(int(record["channels_bytes"]))] if in_flight else []))
     return heads, rows
 
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mpickpt.quantities import human_bytes as human_bytes
-from mpickpt.quantities import human_seconds as human_seconds
+from mpickpt.quantities import human_seconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

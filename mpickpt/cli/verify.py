@@ -18,6 +18,7 @@ from mpickpt.cli.ls import BROKEN, state_of
 from mpickpt.cli.places import PLACE, add_json, open_checkpoint, open_directory, open_slot, split_place
 from mpickpt.errors import EpochError, MpickptError
 from mpickpt.image import Damage
+from mpickpt.quantities import human_bytes, human_seconds
 from mpickpt.reader import Checkpoint
 from mpickpt.store import SlotInfo
 
@@ -92,8 +93,8 @@ def _print(result: Result) -> None:
     if result.problem or result.passed_over:
         print(f"{name}: {result.problem or f'not verified: {result.passed_over}'}")
         return
-    rate = tables.human_bytes(result.nbytes / max(result.seconds, 1e-9))
-    how = f"{tables.human_bytes(result.nbytes)} in {tables.human_seconds(result.seconds)}, {rate}/s"
+    rate = human_bytes(result.nbytes / max(result.seconds, 1e-9))
+    how = f"{human_bytes(result.nbytes)} in {human_seconds(result.seconds)}, {rate}/s"
     places = tables.counted(len(result.damage), "place")
     print(f"{name}: epoch {result.slot.epoch} is {f'damaged in {places}' if result.damage else 'sound'} ({how})")
     for damage in result.damage:
