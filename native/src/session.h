@@ -12,7 +12,7 @@
  *     CLEAN     nothing due, read-only until its first write: as it was at the last cut
  *
  *     cut:    WRITABLE -> ARMED               CLEAN -> ARMED, if the slot holds something older, else CLEAN
- *     drain:  ARMED    -> FLYING -> CLEAN     COPIED -> LANDING -> WRITABLE, or COPIED if it was FLYING when it was claimed
+ *     drain:  ARMED    -> FLYING -> CLEAN     COPIED -> LANDING -> WRITABLE, or COPIED if it was claimed ARMED
  *     write:  ARMED    -> COPIED              FLYING -> LANDING         CLEAN -> WRITABLE
  *
  * The cut number makes a word of an earlier cut differ from the same state in this one, so that a handler that was
@@ -295,7 +295,8 @@ int mpk__order_create(mpk_session *s);
 void mpk__order_destroy(mpk_session *s);
 void mpk__order_chunks(mpk_session *s); /* for the cut that begins to be drained */
 /* The first place in the order, at or behind `from`, of a chunk that can still be saved before it is expected to be
- * written to, so long after the cut; n_ordered if there is none, or deadlines are ignored. What is too late now is so for the rest of the epoch. */
+ * written to, so long after the cut; n_ordered if there is none, or deadlines are ignored. What is too late now is so for
+ * the rest of the epoch. */
 uint32_t mpk__order_in_time(const mpk_session *s, uint32_t from, uint64_t now_us);
 void mpk__order_note_run(mpk_session *s, uint64_t us); /* that a run took */
 #define MPK__LONGEST_RUN_US 10000000u
