@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +36,16 @@ class _Region:
     spec: ArraySpec
     memory: NDArray[np.uint8]
     owned: bool
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A slot as the snapshotter writes to it: made once, because a cut has no time for it."""
+
+    path: Path
+    offsets: SlotOffsets  # without empty arrays: the snapshotter has none
+    spill: Path
+    channels_spill: Path
 
 
 class Checkpointer:
@@ -62,7 +73,7 @@ class Checkpointer:
         self._block_bytes = 0
         self._digest = b""
         self._layout: Layout | None = None  # on rank 0
-        self._targets: dict[int, SlotOffsets] = {}
+        self._targets: dict[int, _Target] = {}
         self.traffic: Traffic | None = None  # messages that may be in flight at a cut, where they are tracked
         self.run = self.started_ns = 0
         self.directory = options.directory
@@ -188,7 +199,8 @@ class Checkpointer:
         """
         if index not in self._targets:
             what = f"rank 0 to create slot {index} for the cut at step {step}"
-            self._targets[index] = self._coordinator.scatter_from_root(lambda: self._provide(index), what)
+            offsets = self._coordinator.scatter_from_root(lambda: self._provide(index), what)
+            self._targets[index] = self._target(index, offsets)
 
     def provide_all(self, step: int, epochs: Mapping[int, int | None], protected: int | None) -> None:
         """Make sure of the next slot, and of the others where nothing stands against it; collective.
@@ -215,18 +227,19 @@ class Checkpointer:
         """
         if self._watched and index in self._targets:
             with suppress(OSError):  # then the slot gets all of them again, and is none the worse for it
-                self.snapshotter.resume(slot_path(self.directory, index), self._offsets(index), epoch)
+                self.snapshotter.resume(self._targets[index].path, self._targets[index].offsets, epoch)
 
-    def _offsets(self, index: int) -> SlotOffsets:
-        """Say where this rank's bytes lie in slot `index`, but for empty arrays: the snapshotter has none."""
+    def _target(self, index: int, offsets: SlotOffsets) -> _Target:
+        """Put together what this rank needs to write to slot `index`, in which its bytes lie at `offsets`."""
         assert self._sealed is not None
         full = [i for i, region in enumerate(self._sealed) if region.spec.nbytes]
-        offsets = self._targets[index]
-        return replace(
+        path, rank = slot_path(self.directory, index), self._coordinator.rank
+        without_empty = replace(
             offsets,
             arrays=tuple(offsets.arrays[i] for i in full),
             checksums=tuple(offsets.checksums[i] for i in full),
         )
+        return _Target(path, without_empty, spill_path(path, rank), spill_path(path, rank, "channels"))
 
     def _fitting(self) -> set[int]:
         """Find the slots that have the present layout, on rank 0."""
@@ -251,24 +264,24 @@ class Checkpointer:
     def arm(self, number: int, step: int, slot: int) -> None:
         """Pickle the objects and have the snapshotter fix the image, which it drains from then on."""
         objects = self._pickled()
-        path = slot_path(self.directory, slot)
+        target = self._targets[slot]
         if not self._watched:
             assert self._sealed is not None
             self._watch(self._sealed)
         if self.traffic is not None:
             self.traffic.cut(number)
         self.snapshotter.cut(
-            path=path,
+            path=target.path,
             epoch=number,
             step=step,
             rank=self._coordinator.rank,
             run=self.run,
             digest=self._digest,
-            offsets=self._offsets(slot),
+            offsets=target.offsets,
             objects=objects,
-            spill=spill_path(path, self._coordinator.rank),
+            spill=target.spill,
             channels_follow=self.traffic is not None,
-            channels_spill=spill_path(path, self._coordinator.rank, "channels"),
+            channels_spill=target.channels_spill,
         )
 
     # -- the end -------------------------------------------------------------------------------------------------

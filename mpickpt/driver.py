@@ -155,9 +155,10 @@ class Driver:
             If the program is to end here.
         """
         now = time.perf_counter()
-        self._step = step
+        cuts, self._step = self.stats.cuts, step
         self._handle(Reached(step, now))
-        self._look(now)
+        if self.stats.cuts == cuts:  # after a cut the program goes on at once: what has come can wait for the next look
+            self._look(now)
         if self._protocol.stands is not Stand.NO:
             self._wait()
         self._protocol.handle(Left())
