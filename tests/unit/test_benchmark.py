@@ -144,10 +144,13 @@ def test_sweep_goes_from_front_to_back_once() -> None:
 
 
 def test_contenders_are_read_from_their_names() -> None:
-    assert contender_named("mpickpt, pool = state/4").pool == 0.25
+    pools = {"state": 1.0, "state/1": 1.0, "state/4": 0.25, "state/16": 1 / 16}
+    assert {part: contender_named(f"mpickpt, pool = {part}").pool for part in pools} == pools
+    assert contender_named("mpickpt, pool = state/3, throttled").throttled
     assert contender_named("mpickpt, A=1 B=2").environment == {"A": "1", "B": "2"}
     assert contender_named("O_DIRECT write, throttled").throttled
-    for name in ("mpickpt", "mpickpt, ", "mpickpt, =1", "mpickpt, off", "tar"):
+    no_pools = [f"mpickpt, pool = state{part}" for part in ("/", "/0", "/-2", "/1.5", "/x", "4")]
+    for name in ("mpickpt", "mpickpt, ", "mpickpt, =1", "mpickpt, off", "tar", *no_pools):
         with pytest.raises(ValueError, match="No contender"):
             contender_named(name)
 
