@@ -101,9 +101,12 @@ def _of_little(found: dict[tuple[str, str], Row]) -> Iterator[Aim]:
 
 def _blocked(found: dict[tuple[str, str], Row], *, huge: bool) -> Iterator[Aim]:
     """Give those for standing still at the cut, per GiB of the state."""
-    for pattern, limit in (("all", 1.0 if huge else 10.0), ("tenth", 1.0), ("none", 1.0)):
+    for pattern, limit in (("all", 10.0), ("tenth", 1.0), ("none", 1.0)):
         if row := found.get((pattern, WHOLE_POOL)):
             yield _at_most(f"{pattern}: blocked at the cut", row.blocked_ms, limit, _ms)
+    whole = found.get(("all", WHOLE_POOL))
+    if huge and whole and whole.first_cut_ms is not None:  # before blocks are opened, for which the kernel splits pages
+        yield _at_most("all: blocked at the first cut, huge pages whole", whole.first_cut_ms, 1.0, _ms)
 
 
 LIMITS_OF_COPIES = {"sweep": 2 / 3, "sweep back": 2 / 3, "random": 1.05}
