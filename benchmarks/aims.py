@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 import report
-from configuration import DIRECT, FORK, MPICKPT, NUMPY, QUARTER_POOL, THROTTLED, WHOLE_POOL
+from configuration import DIRECT, FORK, H5PY_IN_PLACE, MPICKPT, NUMPY, QUARTER_POOL, THROTTLED, WHOLE_POOL
 from report import Row
 
 MEMORY_BESIDE_POOL = 0.01  # of the state
@@ -80,6 +80,7 @@ def _of_all(found: dict[tuple[str, str], Row]) -> Iterator[Aim]:
         (WHOLE_POOL, FORK, 1 / 6),
         (WHOLE_POOL, NUMPY, 1 / 8),
         (WHOLE_POOL, DIRECT, 2 / 3),
+        (WHOLE_POOL, H5PY_IN_PLACE, 1 / 5),
         (QUARTER_POOL, DIRECT, 1.0),
     ]
     for ours, theirs, limit in limits:
