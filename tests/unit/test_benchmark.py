@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
 import aims  # noqa: E402
 import cgroup  # noqa: E402
+import live  # noqa: E402
 import memory  # noqa: E402
 from configuration import CONTENDERS, GIB, MIB, contender_named  # noqa: E402
 from patterns import BLOCK_DOUBLES, PATTERNS, Pattern  # noqa: E402
@@ -144,6 +146,20 @@ def test_sweep_goes_from_front_to_back_once() -> None:
         work.step(index)
         written += sorted(set(np.flatnonzero(state != before) // BLOCK_DOUBLES))
     assert written == list(range(BLOCKS))
+
+
+def test_a_rank_that_waits_for_another_does_not_run_into_the_next_cut(tmp_path: Path) -> None:
+    state = memory.allocate(BLOCK_DOUBLES * 8, huge=False)
+    contender = live.Live(tmp_path / "s.ckpt", state, MPI.COMM_WORLD, huge=False, pool=MIB, environment={})
+    contender.open(3)
+    for cuts in (1, 2):
+        contender.cut()
+        while not contender.done():
+            contender.safe_point()
+        for _ in range(10 * 3):
+            contender.safe_point()
+        assert contender.session.stats().cuts == cuts
+    contender.close()
 
 
 def test_contenders_are_read_from_their_names() -> None:
