@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 import report
-from configuration import DIRECT, FORK, MPICKPT, NUMPY, QUARTER_POOL, THROTTLED, WHOLE_POOL
+from configuration import DIRECT, FORK, H5PY_IN_PLACE, MPICKPT, NUMPY, QUARTER_POOL, THROTTLED, WHOLE_POOL
 from report import Row
 
 MEMORY_BESIDE_POOL = 0.01  # of the state
@@ -80,6 +80,7 @@ def _of_all(found: dict[tuple[str, str], Row]) -> Iterator[Aim]:
         (WHOLE_POOL, FORK, 1 / 6),
         (WHOLE_POOL, NUMPY, 1 / 8),
         (WHOLE_POOL, DIRECT, 2 / 3),
+        (WHOLE_POOL, H5PY_IN_PLACE, 1 / 5),
         (QUARTER_POOL, DIRECT, 1.0),
     ]
     for ours, theirs, limit in limits:
@@ -101,9 +102,12 @@ def _of_little(found: dict[tuple[str, str], Row]) -> Iterator[Aim]:
 
 def _blocked(found: dict[tuple[str, str], Row], *, huge: bool) -> Iterator[Aim]:
     """Give those for standing still at the cut, per GiB of the state."""
-    for pattern, limit in (("all", 1.0 if huge else 10.0), ("tenth", 1.0), ("none", 1.0)):
+    for pattern, limit in (("all", 10.0), ("tenth", 1.0), ("none", 1.0)):
         if row := found.get((pattern, WHOLE_POOL)):
             yield _at_most(f"{pattern}: blocked at the cut", row.blocked_ms, limit, _ms)
+    whole = found.get(("all", WHOLE_POOL))
+    if huge and whole and whole.first_cut_ms is not None:  # before blocks are opened, for which the kernel splits pages
+        yield _at_most("all: blocked at the first cut, huge pages whole", whole.first_cut_ms, 1.0, _ms)
 
 
 LIMITS_OF_COPIES = {"sweep": 2 / 3, "sweep back": 2 / 3, "random": 1.05}

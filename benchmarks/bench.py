@@ -15,7 +15,7 @@ from typing import Any
 import aims
 import launch
 import report
-from configuration import CONTENDERS, GIB, MIB, MPICKPT, Configuration, contender_named
+from configuration import CONTENDERS, GIB, MIB, MPICKPT, NAMES, Configuration, contender_named
 from patterns import PATTERNS
 
 
@@ -26,7 +26,7 @@ def _options() -> argparse.Namespace:
     add("--mib", type=int, nargs="+", default=[1024], help="state of a rank, in MiB")
     add("--pages", nargs="+", choices=["4k", "huge"], default=["4k", "huge"])
     add("--patterns", nargs="+", choices=list(PATTERNS), default=list(PATTERNS), help="what is rewritten")
-    add("--contenders", nargs="+", default=CONTENDERS, metavar="NAME", help=f"of {', '.join(CONTENDERS)}")
+    add("--contenders", nargs="+", default=CONTENDERS, metavar="NAME", help=f"of {NAMES}")
     add("--beside", nargs="+", default=[], metavar="NAME=VALUE", help="mpickpt once more, with these variables set")
     add("--repetitions", type=int, default=5)
     add("--work", type=float, default=1.5, help="seconds of work between two cuts, per GiB of a rank's state")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 MIB = 1024**2
@@ -9,10 +10,11 @@ GIB = 1024**3
 
 WHOLE_POOL = "mpickpt, pool = state"
 QUARTER_POOL = "mpickpt, pool = state/4"
-LIVE_POOLS = {WHOLE_POOL: 1.0, QUARTER_POOL: 0.25}
+POOL = re.compile(re.escape(WHOLE_POOL) + "(?:/([1-9][0-9]*))?")
 FORK, DIRECT, NUMPY = "fork()", "O_DIRECT write", "numpy.save"
 H5PY_IN_PLACE, H5PY_NEW = "h5py, in place", "h5py, new file"
-CONTENDERS = [*LIVE_POOLS, FORK, DIRECT, H5PY_IN_PLACE, H5PY_NEW, NUMPY]
+CONTENDERS = [WHOLE_POOL, QUARTER_POOL, FORK, DIRECT, H5PY_IN_PLACE, H5PY_NEW, NUMPY]
+NAMES = f"{', '.join(CONTENDERS)}, {WHOLE_POOL}/N"
 MPICKPT = "mpickpt, "
 THROTTLED = ", throttled"
 
@@ -80,7 +82,7 @@ class Named:
 
 
 def contender_named(name: str) -> Named:
-    """Read a contender's name: one of `CONTENDERS`, or ``mpickpt, NAME=VALUE ...``; perhaps throttled.
+    """Read a contender's name: of `CONTENDERS`, a pool of state/N, or ``mpickpt, NAME=VALUE ...``; perhaps throttled.
 
     Raises
     ------
@@ -89,10 +91,11 @@ def contender_named(name: str) -> Named:
     """
     kind = name.removesuffix(THROTTLED)
     throttled = kind != name
+    if pool := POOL.fullmatch(kind):
+        return Named(1 / int(pool[1] or 1), {}, throttled, kind)
     if kind in CONTENDERS:
-        return Named(LIVE_POOLS.get(kind), {}, throttled, kind)
+        return Named(None, {}, throttled, kind)
     settings = [word.partition("=") for word in kind.removeprefix(MPICKPT).split()]
     if not kind.startswith(MPICKPT) or not settings or any(not key or not equals for key, equals, _ in settings):
-        known = f"{', '.join(CONTENDERS)}, and {MPICKPT}NAME=VALUE"
-        raise ValueError(f"No contender is called {name!r}: there are {known}.")
+        raise ValueError(f"No contender is called {name!r}: there are {NAMES}, and {MPICKPT}NAME=VALUE.")
     return Named(1.0, {key: value for key, _, value in settings}, throttled, kind)

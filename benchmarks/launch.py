@@ -20,7 +20,7 @@ import machine
 from configuration import Configuration
 
 RESULTS = Path(__file__).parent / "results"
-WIDTH = 160  # of a table where the output is no terminal
+WIDTH = 176  # of a table where the output is no terminal
 
 
 def console() -> Console:

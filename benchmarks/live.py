@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import mpickpt
@@ -80,7 +81,6 @@ class Live(Contender):
                 state = self.session.array(NAME, self.state.shape, fill=1.0)
             else:
                 state = self.session.protect(NAME, self.state)
-            self.at_step = -1
             self._go_to(0)  # the first safe point, at which the session gets its pool and its threads
         finally:
             for key, value in before.items():
@@ -91,16 +91,22 @@ class Live(Contender):
         return state
 
     def _go_to(self, step: int) -> None:
-        self.at_step = next(self.session.range(step, step + 1))
+        """Pass the safe point of a step at which an epoch begins; the loop over its other ones is left to `safe_point`.
+
+        Where the next cut would come before this one's epoch is whole, it counts in single steps.
+        """
+        self.next_cut = step + self.every
+        strides = self.session.range(step, self.next_cut, STRIDE)
+        self.steps = chain(strides, self.session.range(self.next_cut - STRIDE + 1, self.next_cut))
+        next(self.steps)
 
     def safe_point(self) -> None:
-        """Pass a safe point; count in single steps where the next cut would come before this one's epoch is whole."""
-        near = self.at_step % self.every + STRIDE >= self.every
-        self._go_to(self.at_step + (1 if near else STRIDE))
+        """Pass a safe point as a program's loop does: the generator goes on."""
+        next(self.steps)
 
     def cut(self) -> None:
         """Be cut."""
-        self._go_to((self.at_step // self.every + 1) * self.every)
+        self._go_to(self.next_cut)
         self.epochs = self.session.stats().cuts
 
     def done(self) -> bool:
@@ -114,7 +120,7 @@ class Live(Contender):
         """Leave the cores to the drain."""
         while not self.done():
             time.sleep(POLL_SECONDS)
-            self._go_to(self.at_step + 1)
+            self.safe_point()
 
     def told(self) -> dict[str, float]:
         """Return what the session has counted: bytes written and copied, seconds of faults, stalls and drains."""

@@ -26,6 +26,8 @@ class Row:
         Per GiB of one rank's state.
     memory : float
         Beside the state, as a multiple of it.
+    first_cut_ms : float or None
+        Standing still at the first cut of a session, per GiB of one rank's state; None for the other contenders.
     written, copied, faults_ms : float or None
         Shares of the state, and time in write faults per GiB; None where the contender does not tell.
     """
@@ -37,6 +39,7 @@ class Row:
     durable_ms: float
     cpu_s: float
     memory: float
+    first_cut_ms: float | None
     written: float | None
     copied: float | None
     faults_ms: float | None
@@ -86,6 +89,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
                     durable_ms=middle["durable"] * MILLI / gib,
                     cpu_s=middle["cpu_added"] / gib,
                     memory=middle["memory"] / nbytes,
+                    first_cut_ms=middle["first_cut"] * MILLI / gib if "first_cut" in middle else None,
                     written=middle["written"] / nbytes if "written" in middle else None,
                     copied=middle["copied"] / nbytes if "copied" in middle else None,
                     faults_ms=middle["faults"] * MILLI / gib if "faults" in middle else None,
@@ -111,18 +115,24 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
 
 
+def _ms(milliseconds: float | None) -> str:
+    return "" if milliseconds is None else f"{milliseconds:.1f}"
+
+
 def table(results: list[dict[str, Any]]) -> Table:
     """Return all configurations as one table."""
     made = Table(title="One checkpoint, per GiB of a rank's state; medians")
     for heading in ("ranks x state, pages", "rewritten", "contender"):
         made.add_column(heading)
-    for heading in ("blocked ms", "added ms", "in faults", "on disk ms", "written", "copied", "CPU s", "memory x"):
+    for heading in ("blocked ms", "first cut ms", "added ms", "in faults", "on disk ms"):
+        made.add_column(heading, justify="right")
+    for heading in ("written", "copied", "CPU s", "memory x"):
         made.add_column(heading, justify="right")
     for result in results:
         where = str(configuration(result))
         for row in rows(result):
-            faults = "" if row.faults_ms is None else f"{row.faults_ms:.1f}"
-            times = (f"{row.blocked_ms:.1f}", f"{row.added_ms:.0f}", faults, f"{row.durable_ms:.0f}")
+            blocked = (_ms(row.blocked_ms), _ms(row.first_cut_ms))
+            times = (*blocked, f"{row.added_ms:.0f}", _ms(row.faults_ms), f"{row.durable_ms:.0f}")
             shares = (_percent(row.written), _percent(row.copied), f"{row.cpu_s:.2f}", f"{row.memory:.2f}")
             made.add_row(where, row.pattern, row.contender, *times, *shares)
         made.add_section()

@@ -60,6 +60,8 @@ class Run:
         Of the whole run: time, and processor time of all threads and child processes.
     blocked, durable : float
         Standing still at the cut, and from the cut until the checkpoint was on the disk.
+    first_cut : float or None
+        Standing still at the first cut of the session, in the epochs before the run; None where there are none.
     memory : float
         Bytes beside the state.
     told : dict of str to float
@@ -72,6 +74,7 @@ class Run:
     cpu: float = 0.0
     blocked: float = 0.0
     durable: float = 0.0
+    first_cut: float | None = None
     memory: float = 0.0
     told: dict[str, float] | None = None
 
@@ -123,13 +126,14 @@ class Rank:
         resident = _memory("VmRSS")
         state = contender.open(pattern(self.state, passes).steps)
         work = pattern(state, passes)
-        for _ in range(contender.warm_up):
-            self.epoch(Run(), contender, work, cut=True)
+        warm_ups = [Run(cuts=1) for _ in range(contender.warm_up)]
+        for warm_up in warm_ups:
+            self.epoch(warm_up, contender, work, cut=True)
         for index in range(0 if contender.warm_up else work.pass_steps):
             work.step(index)  # since the last checkpoint, as in a run that makes one after another
         own_state = 0 if np.may_share_memory(state, self.state) else state.nbytes
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark of the memory starts anew
-        run = Run(cuts=cuts)
+        run = Run(cuts=cuts, first_cut=warm_ups[0].blocked if warm_ups else None)
         self.comm.Barrier()
         told = contender.told()
         cpu, begin = _cpu_seconds(), time.perf_counter()
@@ -204,6 +208,7 @@ class Rank:
         cpu = (run.cpu - share * (before.cpu + after.cpu)) / run.cuts
         told = run.told or {}
         times = {"added": added, "blocked": run.blocked, "durable": run.durable}
+        times |= {"first_cut": run.first_cut} if run.first_cut is not None else {}
         times |= {key: told[key] for key in ("faults", "stalls", "drain") if key in told}
         rest = {"cpu_added": cpu, "memory": run.memory}
         rest |= {key: told[key] for key in ("written", "copied") if key in told}
