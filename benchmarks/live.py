@@ -134,8 +134,9 @@ class Live(Contender):
         }
 
     def close(self) -> None:
-        """Close the session."""
+        """Close the session, and let go of it: its array is memory that the next contender needs."""
         self.session.close()
+        del self.session, self.steps
 
 
 def restart(folder: Path, state: NDArray[np.float64], comm: MPI.Intracomm, *, huge: bool) -> float:

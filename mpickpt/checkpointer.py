@@ -249,7 +249,7 @@ class Checkpointer:
     def _provide(self, index: int) -> list[SlotOffsets]:
         """Make sure on rank 0 that slot `index` has the present layout."""
         assert self._layout is not None
-        if index not in self._fitting():
+        if self.store.look(slot_path(self.directory, index)).digest != self._layout.digest:
             self.store.create(index, self._layout)
         return self.store.offsets(index)
 
@@ -287,6 +287,8 @@ class Checkpointer:
     # -- the end -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let go of everything on this rank; the drain has ended."""
+        """Let go of everything on this rank, the arrays' memory too; the drain has ended."""
         self.snapshotter.close()
+        self._sealed = None
+        self._regions.clear()
         self.store.unlock()

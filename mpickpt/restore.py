@@ -107,7 +107,7 @@ def _survey(store: Store, options: Options) -> _Survey:
     found = _Survey(
         candidates=[],
         epochs={slot.index: slot.epoch if slot.whole else None for slot in slots if slot.index >= 0},
-        next_epoch=store.max_epoch() + 1,
+        next_epoch=max((slot.newest for slot in slots), default=0) + 1,
         reasons=[f"{slot.path.name}: {slot.why_not}" for slot in slots if not slot.whole],
     )
     wanted = _wanted(whole, options.restart)
@@ -185,7 +185,7 @@ def _plan(store: Store, restored: Restored) -> tuple[tuple[Layout, list[RankImag
         from mpickpt.store import read_structure  # h5py, on rank 0 alone
 
         layout, offsets = read_structure(restored.path)
-        slot = next(slot for slot in (*store.slots(), *store.archives()) if slot.path == restored.path)
+        slot = store.look(restored.path)
         return (layout, images_of(restored.path, layout, offsets, slot.records, slot.packed)), None
     except MpickptError as error:
         return None, str(error)

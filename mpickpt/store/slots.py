@@ -201,11 +201,15 @@ class Store:
 
     def slots(self) -> list[SlotInfo]:
         """List all slot files by index, unreadable ones too; `SlotInfo.why_not` tells what is wrong with them."""
-        return sorted((read_slot(path, self._crc32c) for path in self._files(_SLOT_NAME)), key=lambda slot: slot.index)
+        return sorted(map(self.look, self._files(_SLOT_NAME)), key=lambda slot: slot.index)
 
     def archives(self) -> list[SlotInfo]:
         """List the archived epochs by name, unreadable ones too; their `SlotInfo.index` is -1."""
-        return [read_slot(path, self._crc32c) for path in sorted(self._files(_ARCHIVE_NAME))]
+        return [self.look(path) for path in sorted(self._files(_ARCHIVE_NAME))]
+
+    def look(self, path: Path) -> SlotInfo:
+        """Tell of one slot or archived epoch, whether or not there is one."""
+        return read_slot(path, self._crc32c)
 
     def _files(self, name: re.Pattern[str]) -> list[Path]:
         with os_errors(f"The checkpoint directory {self.directory} cannot be read", self.directory):
@@ -269,10 +273,6 @@ class Store:
         from mpickpt.store.structure import read_structure
 
         return read_structure(slot_path(self.directory, index))[0]
-
-    def max_epoch(self) -> int:
-        """Return the highest epoch that any rank began to write in any slot, or that is archived; 0 if none."""
-        return max((slot.newest for slot in [*self.slots(), *self.archives()]), default=0)
 
 
 def _lock_patiently(fd: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -619,6 +621,22 @@ def test_bad_communicator(tmp_path: Path) -> None:
     for bad in (7, MPI.COMM_NULL):
         with pytest.raises(mpickpt.UsageError, match="comm must be an intracommunicator"):
             mpickpt.open(tmp_path, bad)  # type: ignore[arg-type]
+
+
+def test_a_closed_session_lets_go_of_the_memory(tmp_path: Path) -> None:
+    ckpt = mpickpt.open(tmp_path, every=1)
+    u = ckpt.array("u", 100_000)
+    protected = ckpt.protect("v", np.ones(100_000))
+    memory = [weakref.ref(u.base), weakref.ref(protected)]
+    for _ in ckpt.range(3):
+        u += 1
+    ckpt.close()
+    gc.disable()  # whoever opens the next session needs the memory now
+    try:
+        del u, protected
+        assert [ref() for ref in memory] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_closed_session(tmp_path: Path) -> None:
