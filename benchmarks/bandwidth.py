@@ -1,4 +1,4 @@
-"""How quickly idle ranks drain and restart, beside raw O_DIRECT writing and reading of as many bytes."""
+"""How quickly idle ranks drain and restart, beside raw O_DIRECT writing and reading of the same bytes in the slots."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 from mpi4py import MPI
 
+from mpickpt.snapshot import crc32c
+from mpickpt.store import Store
+
+import direct
 import live
 import memory
-from direct import DirectFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,40 +30,36 @@ class Idle:
         All ranks.
     contender : live.Live
         mpickpt.
-    path : Path
-        This rank's raw file, removed by `measure`.
     state : NDArray[np.float64]
         The rank's state.
     huge : bool
         Which pages.
     """
 
-    def __init__(
-        self, comm: MPI.Intracomm, contender: live.Live, path: Path, state: NDArray[np.float64], *, huge: bool
-    ) -> None:
+    def __init__(self, comm: MPI.Intracomm, contender: live.Live, state: NDArray[np.float64], *, huge: bool) -> None:
         self.comm = comm
         self.contender = contender
-        self.path = path
         self.state = state
         self.huge = huge
 
     def measure(self, repetitions: int) -> dict[str, list[float]]:
         """Return the seconds that each took, alternating; of the slowest rank."""
-        raw = DirectFile(self.path, self.state)
         seconds: dict[str, list[float]] = {"raw write": [], "drain": [], "raw read": [], "restart": []}
         state = self.contender.open(live.NEVER)
         for _ in range(self.contender.warm_up):
             self._drain(state)
+        places = self._places()
         for repetition in range(repetitions):
+            path, offset = places[repetition % len(places)]
             for name in ("raw write", "drain") if repetition % 2 == 0 else ("drain", "raw write"):
-                took = self._drain(state) if name == "drain" else self._raw_write(raw)
+                took = self._drain(state) if name == "drain" else self._raw_write(state, path, offset)
                 seconds[name].append(self._slowest(took))
+        path, offset = self._places()[0]
         self.contender.close()
         for repetition in range(repetitions):
             for name in ("raw read", "restart") if repetition % 2 == 0 else ("restart", "raw read"):
-                took = self._restart() if name == "restart" else self._raw_read(raw)
+                took = self._restart() if name == "restart" else self._raw_read(path, offset)
                 seconds[name].append(self._slowest(took))
-        raw.close()
         return seconds
 
     def _drain(self, state: NDArray[np.float64]) -> float:
@@ -72,30 +71,37 @@ class Idle:
         self.contender.sleep_until_done()
         return time.perf_counter() - begin
 
-    def _raw_write(self, raw: DirectFile) -> float:
+    def _raw_write(self, state: NDArray[np.float64], path: Path, offset: int) -> float:
+        """Write what is in the slot already, from the same memory to the same place: not all of a disk is as quick."""
         self.comm.Barrier()
         begin = time.perf_counter()
-        raw.write(self.state)
+        direct.write(path, offset, state)
         return time.perf_counter() - begin
 
     def _restart(self) -> float:
         self._use_memory()
         return live.restart(self.contender.folder, self.state, self.comm, huge=self.huge)
 
-    def _raw_read(self, raw: DirectFile) -> float:
-        """Read into memory as a restart does: new memory for huge pages, the program's own for 4 KiB pages."""
+    def _places(self) -> list[tuple[Path, int]]:
+        """Return the slots and where in them this rank's state lies, the one with the newest epoch first."""
+        store = Store(self.contender.folder, crc32c)
+        slots = sorted(store.slots(), key=lambda slot: slot.newest, reverse=True)
+        return [(slot.path, store.offsets(slot.index)[self.comm.rank].arrays[0]) for slot in slots]
+
+    def _raw_read(self, path: Path, offset: int) -> float:
+        """Read the same bytes into memory as a restart does: new memory for huge pages, else the program's own."""
         self._use_memory()
         self.comm.Barrier()
         begin = time.perf_counter()
-        raw.read(memory.reserve(self.state.nbytes, huge=True) if self.huge else self.state)
+        direct.read(path, offset, memory.reserve(self.state.nbytes, huge=True) if self.huge else self.state)
         return time.perf_counter() - begin
 
     def _use_memory(self) -> None:
-        """Use as much memory as is about to be needed, and give it back.
+        """Use more memory than is about to be needed, and give it back, so that what is handed out then was in use.
 
         A virtual machine may have to ask its host for other memory, which takes seven times as long as clearing it.
         """
-        memory.allocate(self.state.nbytes, huge=True)
+        memory.allocate(3 * self.state.nbytes, huge=True)
 
     def _slowest(self, seconds: float) -> float:
         return float(self.comm.allreduce(seconds, MPI.MAX))

@@ -7,6 +7,7 @@ for a slot. No HDF5, no checksums: nothing is quicker from one thread.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,15 +57,26 @@ class DirectFile:
                 raise OSError(f"{self.path}: short write at byte {begin}")
         os.fdatasync(self.descriptor)
 
-    def read(self, into: NDArray[np.float64]) -> None:
-        """Read all of it straight into page-aligned memory."""
-        view = into.view(np.uint8).data
-        for begin in range(0, len(view), CALL_BYTES):
-            piece = view[begin : begin + CALL_BYTES]
-            if os.preadv(self.descriptor, [piece], begin) != len(piece):
-                raise OSError(f"{self.path}: short read at byte {begin}")
 
-    def close(self) -> None:
-        """Close and remove the file."""
-        os.close(self.descriptor)
-        self.path.unlink()
+def write(path: Path, offset: int, content: NDArray[np.float64]) -> None:
+    """Write page-aligned memory to `offset` of a file with O_DIRECT, until it is on the disk."""
+    _move(path, offset, content, os.O_RDWR, os.pwritev)
+
+
+def read(path: Path, offset: int, into: NDArray[np.float64]) -> None:
+    """Read what lies at `offset` of a file straight into page-aligned memory with O_DIRECT."""
+    _move(path, offset, into, os.O_RDONLY, os.preadv)
+
+
+def _move(
+    path: Path, offset: int, memory: NDArray[np.float64], mode: int, call: Callable[[int, list[memoryview], int], int]
+) -> None:
+    view = memory.view(np.uint8).data
+    descriptor = os.open(path, mode | os.O_DIRECT)
+    for begin in range(0, len(view), CALL_BYTES):
+        piece = view[begin : begin + CALL_BYTES]
+        if call(descriptor, [piece], offset + begin) != len(piece):
+            raise OSError(f"{path}: the call at byte {offset + begin} did not move all")
+    if mode == os.O_RDWR:
+        os.fdatasync(descriptor)
+    os.close(descriptor)

@@ -219,7 +219,7 @@ class Rank:
         """Take the seconds of a drain and a restart of idle ranks, and those of raw writing and reading."""
         named = contender_named(WHOLE_POOL)
         contender = self.live_with(named.pool or 1.0, named.environment)
-        idle = Idle(self.comm, contender, self.folder / "raw", self.state, huge=self.configuration.huge)
+        idle = Idle(self.comm, contender, self.state, huge=self.configuration.huge)
         return idle.measure(self.configuration.repetitions)
 
 
