@@ -1,4 +1,4 @@
-"""The exceptions of mpickpt: one tree, so that ``except MpickptError`` catches them all.
+"""The exceptions of mpickpt: one tree, so that ``except MpickptError`` catches them all; and `warn`.
 
 Messages are whole sentences that say what happened, where, and what to do. What a program may want to look at is
 kept in attributes beside the message. All of them survive pickling, because ranks send them to each other.
@@ -7,7 +7,11 @@ kept in attributes beside the message. All of them survive pickling, because ran
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parent) + os.sep
 
 
 class MpickptError(Exception):
@@ -143,3 +147,11 @@ class Stopped(SystemExit):
     def __init__(self, epoch: int | None) -> None:
         super().__init__(self.exit_code)
         self.epoch = epoch
+
+
+def warn(text: str, category: type[Warning] = RuntimeWarning) -> None:
+    """Warn in the name of that line of the program from which mpickpt was called, however deep the call came."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, category, stacklevel=level)

@@ -1,4 +1,4 @@
-"""Restart: which epoch to go back to.
+"""Restart: which epoch to go back to, and to which messages in flight.
 
 Rank 0 looks at the slots and names a candidate; all ranks read it in parallel and check every byte; if one finds
 damage, all go on to the next older candidate. If there are checkpoints but none of them is of use, that is an error:
@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mpickpt.coordinator import Coordinator, everywhere
-from mpickpt.errors import MpickptError, NothingToRestore
+from mpickpt.errors import LayoutError, MpickptError, NothingToRestore
 from mpickpt.image import RankImage, images_of
 from mpickpt.layout import Layout
 from mpickpt.lazy import LazyRanks, Loading
@@ -23,6 +24,9 @@ from mpickpt.snapshot import Snapshotter
 from mpickpt.sources import OtherRanks, SameRanks, Source, check_payloads, check_share, read_own
 from mpickpt.stats import Restored
 from mpickpt.store import SlotInfo, Store
+
+if TYPE_CHECKING:
+    from mpickpt.coordinator import Traffic
 
 SHOWN = 5  # so many damaged places are told of one epoch
 
@@ -98,6 +102,44 @@ def begin(coordinator: Coordinator, store: Store, snapshotter: Snapshotter, opti
     newest = [(epoch, index) for index, epoch in survey.epochs.items() if epoch is not None]
     start.protected = max(newest)[1] if newest else None
     return start
+
+
+def messages(coordinator: Coordinator, traffic: Traffic, source: Source | None, directory: Path) -> bool:
+    """Go back to the messages in flight, at the first safe point; collective.
+
+    Returns
+    -------
+    bool
+        Whether any rank took ``ckpt.comm``, so that messages count from here on.
+
+    Raises
+    ------
+    LayoutError
+        On all ranks, if there are messages in flight that no rank could be served.
+    """
+    error: MpickptError | None = None
+    data = b""
+    try:
+        if source is not None:
+            data = source.channels()
+    except MpickptError as wrong:
+        error = wrong
+    coordinator.agree(error, "all ranks to read the messages in flight")
+    told = coordinator.gather((traffic.taken, len(data)), "all ranks to say whether they took ckpt.comm")
+    summed = None if told is None else tuple(map(sum, zip(*told, strict=True)))
+    takers, in_flight = coordinator.broadcast(summed, "rank 0 to tell of ckpt.comm") or (0, 0)
+    if in_flight and not takers:
+        raise everywhere(
+            LayoutError(
+                f"The epoch that was restored from {directory} holds messages in flight, but no rank takes ckpt.comm, "
+                f"which would serve them."
+            )
+        )
+    if in_flight:
+        late, early = traffic.restore(data, coordinator.gather, coordinator.scatter)
+        if coordinator.rank == 0:
+            _tell(f"mpickpt: {late} late messages are served again, {early} early ones are not sent twice")
+    return bool(takers)
 
 
 def _survey(store: Store, options: Options) -> _Survey:

@@ -11,9 +11,7 @@ import atexit
 import builtins
 import math
 import os
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from types import TracebackType
@@ -24,9 +22,9 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from mpickpt import restore
 from mpickpt.checkpointer import Checkpointer
-from mpickpt.coordinator import Coordinator, everywhere
+from mpickpt.coordinator import Coordinator
 from mpickpt.driver import Driver
-from mpickpt.errors import LayoutError, MpickptError, Stopped, UsageError
+from mpickpt.errors import LayoutError, MpickptError, Stopped, UsageError, warn
 from mpickpt.guard import close_guard, held, open_guard, refresh_guard
 from mpickpt.layout import ArraySpec
 from mpickpt.lazy import Loading
@@ -375,7 +373,8 @@ class Session:
         source, self._source = self._source, None
         if source is not None:
             self._late = source.names() - self._claimed
-        self._track(source)
+        if restore.messages(self._coordinator, self._traffic, source, self.options.directory):
+            self._checkpointer.traffic = self._traffic
         self._checkpointer.fix_layout(step, watch=self._loading is None)
         self._checkpointer.provide_all(step, self._epochs, self._protected)
         if self.restored is not None and self._protected is not None:
@@ -386,40 +385,11 @@ class Session:
         self._started = True
         if self._late:
             assert self.restored is not None
-            warnings.warn(
+            warn(
                 f"Epoch {self.restored.epoch} of {self.options.directory} holds {', '.join(sorted(self._late))}, which "
                 f"the program did not ask for before its first safe point; the next epochs will be without.",
-                stacklevel=4,
+                UserWarning,
             )
-
-    def _track(self, source: Source | None) -> None:
-        """Find out whether any rank took `comm`, and go back to the messages in flight; collective."""
-        coordinator = self._coordinator
-        error: MpickptError | None = None
-        data = b""
-        try:
-            if source is not None:
-                data = source.channels()
-        except MpickptError as wrong:
-            error = wrong
-        coordinator.agree(error, "all ranks to read the messages in flight")
-        told = coordinator.gather((self._traffic.taken, len(data)), "all ranks to say whether they took ckpt.comm")
-        summed = None if told is None else tuple(map(sum, zip(*told, strict=True)))
-        takers, in_flight = coordinator.broadcast(summed, "rank 0 to tell of ckpt.comm") or (0, 0)
-        if in_flight and not takers:
-            raise everywhere(
-                LayoutError(
-                    f"The epoch that was restored from {self.options.directory} holds messages in flight, but no rank "
-                    f"takes ckpt.comm, which would serve them."
-                )
-            )
-        if takers:
-            self._checkpointer.traffic = self._traffic
-        if in_flight:
-            late, early = self._traffic.restore(data, coordinator.gather, coordinator.scatter)
-            if coordinator.rank == 0:
-                line = f"mpickpt: {late} late messages are served again, {early} early ones are not sent twice"
-                print(line, file=sys.stderr, flush=True)
 
     def writable(self, array: NDArray[Any]) -> AbstractContextManager[None]:
         """Keep an array writable for others inside a ``with`` block, over cuts too; it is copied at them instead.

@@ -14,7 +14,6 @@ import os
 import re
 import socket
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from mpickpt.errors import InUseError, MpickptError, StoreError
+from mpickpt.errors import InUseError, MpickptError, StoreError, warn
 from mpickpt.layout import PAGE_BYTES, RECORD, RECORD_MAGIC, Layout, RecordState, SlotOffsets, blocks_in, round_up
 
 if TYPE_CHECKING:
@@ -162,11 +161,9 @@ class Store:
                 if error.errno not in _NO_FLOCK:
                     os.close(fd)
                     raise
-                warnings.warn(
+                warn(
                     f"The file system of {self.directory} has no file locks ({error.strerror}): "
-                    "take care that no two runs use this directory at once.",
-                    RuntimeWarning,
-                    stacklevel=2,
+                    "take care that no two runs use this directory at once."
                 )
             self._lock = fd
             os.ftruncate(fd, 0)

@@ -1,4 +1,4 @@
-// The extension module mpickpt._native: the C interface of mpickpt.h, call by call, for mpickpt/snapshot.py. The only
+// The extension module mpickpt._native: the C interface of mpickpt.h, call by call, for mpickpt/snapshot/. The only
 // file that includes Python. It checks types, keeps alive what the C side points to, and lets go of the interpreter
 // lock wherever a call may wait; it decides nothing.
 #include <nanobind/nanobind.h>

@@ -21,7 +21,7 @@ TELLERS = ("_tell", "_tell_once", "_no_end", "_say", "_print", "_warn", "_give_u
 EXCEPTIONS = ("NothingToRestore", "WaitTimeout", "NoProgress")
 NOBODY_SEES = {  # mistakes of mpickpt itself, whose own tests would find them
     "policy.py": ("… slots cannot keep",),
-    "snapshot.py": ("… bytes of objects do not fit", "channels follow, and it is not known"),
+    "snapshot/snapshotter.py": ("… bytes of objects do not fit", "channels follow, and it is not known"),
     "__init__.py": ("module … has no attribute …",),  # Python's own words
     "store/__init__.py": ("module … has no attribute …",),
 }

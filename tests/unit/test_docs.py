@@ -171,7 +171,7 @@ def test_the_messages_are_found_in_the_sources() -> None:
     assert len(found) > 150
     for text, where in (
         ("… is not a directory.", "cli/places.py"),  # raised
-        ("Epoch … (step …) failed: …", "driver.py"),  # warned of
+        ("Epoch … (step …) failed: …", "epochs.py"),  # warned of
         ("stopped as asked, but no epoch in … could be made whole", "driver.py"),  # printed, by the name of a variable
         ("begins anew; epoch … in … stays until a new epoch is whole", "restore.py"),  # an attribute of another object
         ("restored epoch … (step …) of … on …", "restore.py"),  # what a function returns

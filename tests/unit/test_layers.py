@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "mpickpt"
 ROWS = (
     ("__init__", "__main__", "cli"),
     (
-        *("api", "session", "driver", "checkpointer", "recorder", "triggers", "restore", "sources", "lazy"),
+        *("api", "session", "driver", "epochs", "checkpointer", "recorder", "triggers", "restore", "sources", "lazy"),
         *("archive", "compare", "reader", "stored", "image"),
     ),
     ("snapshot", "guard", "store", "coordinator", "slurm", "progress"),

@@ -331,8 +331,9 @@ def test_unclaimed_arrays_are_named(tmp_path: Path) -> None:
     run(tmp_path, stop=15)
     with mpickpt.open(tmp_path, every=10) as ckpt:
         ckpt.object("log", [])
-        with pytest.warns(UserWarning, match="Epoch 1 of .* holds u, v, which the program did not ask for"):
-            ckpt.step()
+        with pytest.warns(UserWarning, match="Epoch 1 of .* holds u, v, which the program did not ask for") as told:
+            next(ckpt.range(1000))
+        assert told[0].filename == __file__
         with pytest.raises(mpickpt.LayoutError, match="'u' is in epoch 1, .* Declare it earlier"):
             ckpt.array("u", (300, 1000))
 
@@ -601,9 +602,10 @@ def test_failed_drain_fails_the_epoch_and_its_slot_is_used_again(tmp_path: Path)
         slot.rename(tmp_path / "away.h5")
         with pytest.warns(
             RuntimeWarning, match=r"Epoch 3 \(step 3\) failed on rank 0: .*slot-0.h5: No such file.*Epoch 2 stays"
-        ):
+        ) as told:
             ckpt.step()
             ckpt.close()
+        assert [warning.filename for warning in told] == [__file__], "it points at the program, not into mpickpt"
         (tmp_path / "away.h5").rename(slot)
     assert ckpt.stats().failed == 1
     assert whole(tmp_path)[1] == 2
