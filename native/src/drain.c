@@ -23,9 +23,16 @@ typedef struct run {
     uint64_t words[MPK__CHUNK_BLOCKS]; /* what each block's word was when it was claimed: FLYING or LANDING */
 } run;
 
+enum { OPENS = 1, HELPS = 2 }; /* kinds of sleepers: one urgent thread, and the others */
+
 void mpk__drain_ring_in_handler(mpk_session *s) {
     atomic_fetch_add(&s->bell, 1);
     mpk__prim_wake_in_handler(&s->bell);
+}
+
+void mpk__drain_ring_for_cut(mpk_session *s) {
+    atomic_fetch_add(&s->bell, 1);
+    mpk__prim_wake_kinds_in_handler(&s->bell, OPENS);
 }
 
 static bool is_wanted(const mpk__drain_thread *self) {
@@ -153,20 +160,27 @@ int mpk_add_channels(mpk_session *s, const void *data, size_t bytes) {
     return 0;
 }
 
+static void open_epoch(mpk_session *s) {
+    mpk__order_chunks(s);
+    int error = mpk__writer_open(s);
+    if (error) mpk__drain_fail(s, -error);
+    atomic_store(&s->begun, 2);
+    mpk__prim_wake_in_handler(&s->begun);
+    mpk__drain_ring_in_handler(s);
+    finished(s, 1);
+}
+
 /* The slot is opened, and its record says WRITING, before the first block is overwritten. A thread that was late in
  * the last epoch may find blocks of this one before it has heard of it: hence asked for each run. */
 static void begin(mpk_session *s, bool urgent) {
-    uint32_t not_yet = 0;
-    if (urgent && atomic_compare_exchange_strong(&s->begun, &not_yet, 1)) {
-        mpk__order_chunks(s);
-        int error = mpk__writer_open(s);
-        if (error) mpk__drain_fail(s, -error);
-        atomic_store(&s->begun, 2);
-        mpk__prim_wake_in_handler(&s->begun);
-        finished(s, 1);
-    }
     uint32_t now;
-    while ((now = atomic_load(&s->begun)) != 2) mpk__prim_wait_in_handler(&s->begun, now, -1);
+    while ((now = atomic_load(&s->begun)) != 2) {
+        if (now == 0 && urgent) { /* also for one that came here too late in the last epoch: it may be the only one awake */
+            if (atomic_compare_exchange_strong(&s->begun, &now, 1)) open_epoch(s);
+        } else {
+            mpk__prim_wait_in_handler(&s->begun, now, -1);
+        }
+    }
 }
 
 /* Writes the pieces of a run and computes their checksums. After a failure neither is done, but all else goes on.
@@ -261,7 +275,8 @@ static void *run_thread(void *argument) {
         if (is_wanted(self)) drain(self);
         if (self->urgent && atomic_exchange(&s->commit_due, 0)) mpk__writer_commit(s);
         if (!self->urgent) mpk__check_blocks(s, bell);
-        if (!atomic_load(&s->stop)) mpk__prim_wait_in_handler(&s->bell, bell, looks_after_idle_threads(self) ? LOOK_NS : -1);
+        int64_t limit = looks_after_idle_threads(self) ? LOOK_NS : -1;
+        if (!atomic_load(&s->stop)) mpk__prim_wait_as_in_handler(&s->bell, bell, limit, self->watches ? OPENS : HELPS);
     }
     return NULL;
 }

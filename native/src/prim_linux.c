@@ -97,13 +97,22 @@ int mpk__prim_protect_in_handler(void *pages, size_t bytes, bool writable) {
     return mprotect(pages, bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ) == 0 ? 0 : -errno;
 }
 
+void mpk__prim_wait_as_in_handler(_Atomic uint32_t *word, uint32_t expected, int64_t timeout_ns, uint32_t kinds) {
+    int64_t end = timeout_ns < 0 ? 0 : (int64_t)mpk__prim_now_ns() + timeout_ns;
+    struct timespec t = {.tv_sec = end / NS, .tv_nsec = end % NS};
+    syscall(SYS_futex, word, FUTEX_WAIT_BITSET_PRIVATE, expected, timeout_ns < 0 ? NULL : &t, NULL, kinds);
+}
+
 void mpk__prim_wait_in_handler(_Atomic uint32_t *word, uint32_t expected, int64_t timeout_ns) {
-    struct timespec t = {.tv_sec = timeout_ns / NS, .tv_nsec = timeout_ns % NS};
-    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, timeout_ns < 0 ? NULL : &t, NULL, 0);
+    mpk__prim_wait_as_in_handler(word, expected, timeout_ns, FUTEX_BITSET_MATCH_ANY);
+}
+
+void mpk__prim_wake_kinds_in_handler(_Atomic uint32_t *word, uint32_t kinds) {
+    syscall(SYS_futex, word, FUTEX_WAKE_BITSET_PRIVATE, INT_MAX, NULL, NULL, kinds);
 }
 
 void mpk__prim_wake_in_handler(_Atomic uint32_t *word) {
-    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+    mpk__prim_wake_kinds_in_handler(word, FUTEX_BITSET_MATCH_ANY);
 }
 
 void mpk__prim_say_in_handler(const char *text) {

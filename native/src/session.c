@@ -340,7 +340,6 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     atomic_store(&s->fault_ns, 0);
     atomic_store(&s->faults, 0);
     atomic_store(&s->error, 0);
-    atomic_store(&s->begun, 0);
     atomic_store(&s->cursor, 0);
     atomic_store(&s->late_cursor, 0);
     atomic_store(&s->starved, 0);
@@ -348,13 +347,14 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     bool follow = plan->channels_follow;
     atomic_store(&s->channels, follow ? MPK__CHANNELS_DUE : MPK__CHANNELS_NONE);
     atomic_store(&s->pending, s->n_due + (follow ? 2 : 1));
+    atomic_store(&s->begun, 0); /* a thread that was late in the last epoch may open this one from here on */
     /* A drain thread that is still awake from the last epoch may begin on the first blocks at once: all that it needs
      * is in place, and the program stands still. */
     atomic_store(&s->drain_state, MPK_DRAIN_ACTIVE);
     error = arm(s);
     if (error) mpk__drain_fail(s, -error); /* not all are armed; too late only if all are saved as they are now */
+    mpk__drain_ring_for_cut(s);
     atomic_store(&s->blocked_ns, mpk__prim_now_ns() - start);
-    mpk__drain_ring_in_handler(s);
     return 0;
 }
 

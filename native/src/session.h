@@ -84,7 +84,7 @@ typedef struct mpk__drain_thread {
     bool urgent;
     pthread_t thread;
     uint8_t *bounce; /* MPK__BOUNCE_BYTES, for file offsets that are not aligned */
-    bool watches;    /* the one urgent thread that looks whether the idle ones get on, */
+    bool watches;    /* the one urgent thread that is woken at a cut, and looks whether the idle ones get on, */
     uint32_t seen;   /* what it knows of mpk_session.idle_runs, */
     uint64_t seen_ns; /* since when */
 } mpk__drain_thread;
@@ -264,6 +264,7 @@ bool mpk__is_forked_child(void);      /* no drain threads here; nothing is waite
 int mpk__drain_start_threads(mpk_session *s);
 void mpk__drain_stop_threads(mpk_session *s);
 void mpk__drain_ring_in_handler(mpk_session *s);
+void mpk__drain_ring_for_cut(mpk_session *s); /* wakes one thread, which opens the slot and then wakes the others */
 bool mpk__drain_fail(mpk_session *s, int error); /* an errno; false: too late, or no epoch is being drained */
 
 /* writer.c: called by drain threads, and only while an epoch is open. */
