@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ class Run:
         Bytes beside the state.
     told : dict of str to float
         What the contender itself counted.
+    beside : list of Run
+        The same work without a checkpoint, right before and right after it.
     """
 
     steps: int = 0
@@ -77,6 +79,7 @@ class Run:
     first_cut: float | None = None
     memory: float = 0.0
     told: dict[str, float] | None = None
+    beside: list[Run] = field(default_factory=list)
 
 
 def _cpu_seconds() -> float:
@@ -122,15 +125,20 @@ class Rank:
         return live.Live(self.shared, self.state, self.comm, huge=huge, pool=pool, environment=environment)
 
     def run(self, contender: Contender, pattern: type[Pattern], passes: int, cuts: int) -> Run:
-        """Do the work of `pattern.cuts` epochs, of which the first `cuts` begin with a checkpoint."""
+        """Do the work of `pattern.cuts` epochs, of which the first `cuts` begin with a checkpoint.
+
+        Before and after it comes the same work without, on the same memory: which pages two arrays got can make more
+        of a difference than a checkpoint.
+        """
         resident = _memory("VmRSS")
         state = contender.open(pattern(self.state, passes).steps)
         work = pattern(state, passes)
+        for index in range(work.pass_steps):
+            work.step(index)
+        before = self.plain_run(work, pattern.cuts)
         warm_ups = [Run(cuts=1) for _ in range(contender.warm_up)]
         for warm_up in warm_ups:
             self.epoch(warm_up, contender, work, cut=True)
-        for index in range(0 if contender.warm_up else work.pass_steps):
-            work.step(index)  # since the last checkpoint, as in a run that makes one after another
         own_state = 0 if np.may_share_memory(state, self.state) else state.nbytes
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark of the memory starts anew
         run = Run(cuts=cuts, first_cut=warm_ups[0].blocked if warm_ups else None)
@@ -145,6 +153,19 @@ class Rank:
         run.memory = max(contender.copied_bytes, _memory("VmHWM") - resident - own_state)
         self.comm.Barrier()
         contender.close()
+        run.beside = [before, self.plain_run(work, pattern.cuts)]
+        return run
+
+    def plain_run(self, work: Pattern, epochs: int) -> Run:
+        """Do the work of so many epochs without a checkpoint."""
+        run = Run()
+        plain = Contender(self.folder, work.state)
+        self.comm.Barrier()
+        cpu, begin = _cpu_seconds(), time.perf_counter()
+        for _ in range(epochs):
+            self.epoch(run, plain, work, cut=False)
+        run.seconds = time.perf_counter() - begin
+        run.cpu = _cpu_seconds() - cpu
         return run
 
     def epoch(self, run: Run, contender: Contender, work: Pattern, *, cut: bool) -> None:
@@ -186,23 +207,20 @@ class Rank:
         """Run all contenders in turn, as often as asked for, forwards and backwards, each between two plain runs."""
         pattern = PATTERNS[name]
         passes = self.passes_for(pattern)
-        plain = Contender(self.folder, self.state)
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in (NONE, *self.contenders)}
         for repetition in range(self.configuration.repetitions):
             names = list(self.contenders)
-            before = self.run(plain, pattern, passes, cuts=0)
             for name in names if repetition % 2 == 0 else reversed(names):
                 contender = self.contenders[name]
                 with self.limit if contender_named(name).throttled else nullcontext():
                     run = self.run(contender, pattern, passes, cuts=pattern.cuts if contender.warm_up else 1)
-                after = self.run(plain, pattern, passes, cuts=0)
-                runs[NONE].append({"steps": after.steps, "seconds": after.seconds, "cpu": after.cpu})
-                runs[name].append(self._beside(run, before, after))
-                before = after
+                runs[name].append(self._beside(run))
+                runs[NONE] += [{"steps": it.steps, "seconds": it.seconds, "cpu": it.cpu} for it in run.beside]
         return runs
 
-    def _beside(self, run: Run, before: Run, after: Run) -> dict[str, float]:
+    def _beside(self, run: Run) -> dict[str, float]:
         """Compare a run with as many steps without a checkpoint: the slowest rank's times, the mean of the rest."""
+        before, after = run.beside
         share = run.steps / (before.steps + after.steps)
         added = (run.seconds - share * (before.seconds + after.seconds)) / run.cuts
         cpu = (run.cpu - share * (before.cpu + after.cpu)) / run.cuts
