@@ -104,6 +104,11 @@ class Epochs:
             error = found
         self._coordinator.agree(error, "all ranks to read and check what they restored")
 
+    @property
+    def loads(self) -> bool:
+        """Whether arrays are still being read and checked."""
+        return self._loading is not None
+
     def see_to_loading(self, now: float, left: float) -> bool:
         """See that all is loaded in the `left` seconds to the next cut; once True, if what is loaded is damaged."""
         return self._loading is not None and self._loading.look(now - self._cut_at, left)

@@ -170,6 +170,11 @@ class Protocol:
         return self._proposal is not None
 
     @property
+    def rests(self) -> bool:
+        """No epoch is under way and no cut agreed on: nothing is late if this rank hears of it a little later."""
+        return self.epoch is None and not self._is_ahead and not self._missed
+
+    @property
     def over(self) -> bool:
         """The session has ended on this rank."""
         return self._over

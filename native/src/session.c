@@ -328,9 +328,10 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     if (error) return error;
     copy_edges(s);
     s->cut++;
+    uint64_t interval = start - s->epoch.started_ns;
     s->epoch.started_ns = start;
     s->n_due = mpk__history_advance(s);
-    mpk__check_begin(s);
+    mpk__check_begin(s, interval);
     atomic_store(&s->epoch_number, plan->epoch);
     atomic_store(&s->bytes_written, 0);
     atomic_store(&s->bytes_waiting, 0);

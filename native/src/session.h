@@ -287,7 +287,7 @@ void mpk__history_note_saved(mpk_session *s, uint32_t b, bool crc_is_known);
 mpk__holding *mpk__holding_of(mpk_session *s, const char *path); /* NULL: no memory */
 
 /* check.c */
-void mpk__check_begin(mpk_session *s); /* at a cut */
+void mpk__check_begin(mpk_session *s, uint64_t interval_ns); /* at a cut, so long after the one before */
 /* Looks at some CLEAN blocks, as long as the bell is not rung. */
 void mpk__check_blocks(mpk_session *s, uint32_t bell);
 
