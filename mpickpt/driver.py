@@ -131,12 +131,12 @@ class Driver:
             If the program is to end here.
         """
         now = time.perf_counter()
+        cuts, self._step = self.stats.cuts, step
         rests = step < self.next_step and self._rests
         event = self._next_event(now) if rests else None
         if rests and event is None:
             self.next_look = now + REST_SECONDS
             return
-        cuts, self._step = self.stats.cuts, step
         self._handle(Reached(step, now))
         if event is not None:
             self._handle(event)
@@ -153,7 +153,7 @@ class Driver:
     @property
     def _rests(self) -> bool:
         """Nothing is under way that has to be brought further, or told."""
-        return self._protocol.rests and self._line is None and not self._epochs.loads
+        return self._protocol.rests and self.stopped is None and self._line is None and not self._epochs.loads
 
     def idle(self, step: int = -1) -> None:
         """Take in what has come, in the midst of `step`: a call of ``ckpt.comm`` waits."""

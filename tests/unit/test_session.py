@@ -611,6 +611,19 @@ def test_failed_drain_fails_the_epoch_and_its_slot_is_used_again(tmp_path: Path)
     assert whole(tmp_path)[1] == 2
 
 
+def test_who_goes_on_after_being_stopped_is_told_again(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path) as ckpt:
+        ckpt.array("u", 1000)
+        ckpt.step()
+        ckpt.request(stop=True)
+        for _ in range(2):
+            with pytest.raises(mpickpt.Stopped):
+                end = time.monotonic() + 20
+                while time.monotonic() < end:
+                    ckpt.step()
+    assert whole(tmp_path)[0] == 1
+
+
 def test_directory_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(mpickpt.StoreError, match="A file is in the way"):
