@@ -246,7 +246,6 @@ class Driver:
 
     def _end_the_hard_way(self, stopped: Stopped) -> None:
         print(f"mpickpt: rank {self._coordinator.rank} ends all ranks: some do not come to their end", file=sys.stderr)
-        sys.stderr.flush()
         abort(stopped.exit_code)
 
     # -- events --------------------------------------------------------------------------------------------------

@@ -115,8 +115,6 @@ def _exit_code(error: SystemExit) -> int:
 def _end_all(code: int) -> int:
     """End all ranks if the code is not zero."""
     if code != 0:
-        sys.stdout.flush()
-        sys.stderr.flush()
         abort(code)
     return code
 

@@ -8,13 +8,11 @@ from mpickpt.coordinator.ranks import (
     Commit,
     Coordinator,
     Share,
-    abort,
     everywhere,
     import_mpi,
     wait_limit,
-    world_rank_and_size,
 )
-from mpickpt.coordinator.world import about_mpi, broadcast_world, gather_world
+from mpickpt.coordinator.world import abort, about_mpi, broadcast_world, gather_world, world_rank_and_size
 
 if TYPE_CHECKING:
     from mpickpt.coordinator.ranks import Communicator

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import os
 import pickle
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -343,21 +342,3 @@ def everywhere(error: MpickptError) -> MpickptError:
     """Mark an error that all ranks raise alike, so that one report of it is enough."""
     error.everywhere = True
     return error
-
-
-def world_rank_and_size() -> tuple[int, int]:
-    """Rank and number of ranks of a program that uses MPI; (0, 1) if it does not, and MPI is then not started."""
-    mpi = _mpi_in_use()
-    return (0, 1) if mpi is None else (mpi.COMM_WORLD.rank, mpi.COMM_WORLD.size)
-
-
-def abort(code: int) -> None:
-    """End all ranks with exit code `code`; returns if there are no others."""
-    mpi = _mpi_in_use()
-    if mpi is not None and mpi.COMM_WORLD.size > 1:
-        mpi.COMM_WORLD.Abort(code)
-
-
-def _mpi_in_use() -> ModuleType | None:
-    mpi = sys.modules.get("mpi4py.MPI")
-    return mpi if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() else None

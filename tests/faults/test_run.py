@@ -44,6 +44,29 @@ def test_one_rank_ends_all(tmp_path: Path, statement: str, code: int, told: str)
         assert "mpickpt: restored epoch" in job.output()
 
 
+LATE = """
+import os, signal, subprocess
+from mpi4py import MPI
+
+if MPI.COMM_WORLD.rank == 1:
+    launcher = os.getppid()
+    null = subprocess.DEVNULL
+    subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -CONT {launcher}"], stdout=null, stderr=null)
+    os.kill(launcher, signal.SIGSTOP)
+    raise KeyError("lost")
+MPI.COMM_WORLD.barrier()
+"""
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_last_words_reach_a_launcher_that_is_late(tmp_path: Path, attempt: int) -> None:
+    program = tmp_path / "app.py"
+    program.write_text(LATE)
+    with mpi_job(2, ["-m", "mpickpt", "run", program], tmp_path / "log") as job:
+        assert job.wait(150) == 1
+        assert "rank 1 of 2 ended by an uncaught KeyError" in job.output()
+
+
 def test_error_of_all_ranks_is_told_once(tmp_path: Path) -> None:
     program = tmp_path / "app.py"
     program.write_text(PROGRAM.format(statement="pass"))

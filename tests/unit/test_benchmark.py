@@ -24,6 +24,7 @@ from patterns import BLOCK_DOUBLES, PATTERNS, Pattern  # noqa: E402
 
 FAULTS = ROOT / ".build" / "native" / "faults"  # built with the C tests
 BLOCKS = 200
+SLICE = 0.1  # seconds; the kernel throttles in such slices, and lets through what one of them holds before it begins
 
 
 def run(script: str, *options: object) -> str:
@@ -95,12 +96,12 @@ def test_throttled_writing_is_as_slow_as_it_was_limited_to(tmp_path: Path) -> No
     run("throttled.py", *sizes, "--dir", tmp_path, "--json", output)
     (result,) = results_in(output)
     runs_of = result["patterns"]["all"]
-    slow = 16 * MIB / 20e6  # seconds
+    slow = 16 * MIB / 20e6 - 2 * SLICE  # seconds
     (unthrottled,), (throttled,) = runs_of["mpickpt, pool = state"], runs_of["mpickpt, pool = state, throttled"]
     (blocking,) = runs_of["O_DIRECT write, throttled"]
-    assert 0.9 * slow < blocking["blocked"] < 2 * slow + 1
-    assert throttled["drain"] > 0.9 * slow > throttled["blocked"]
-    assert unthrottled["blocked"] < 0.9 * slow
+    assert slow < blocking["blocked"] < 2 * slow + 1
+    assert throttled["drain"] > slow > throttled["blocked"]
+    assert unthrottled["blocked"] < slow
     assert not list(groups.glob("mpickpt-bench-*"))
     assert list(tmp_path.iterdir()) == [output]
 
