@@ -104,11 +104,14 @@ static bool claim_run(mpk_session *s, int wanted, run *out) {
 
 /* Computing is the last resort: it reads all of the block, in time that the program may want. */
 static void set_checksum(mpk_session *s, uint32_t b, const mpk__place *place, uint64_t word) {
-    if (atomic_load(&s->history[b].crc_is_known)) return;
+    mpk__history *h = &s->history[b];
+    uint32_t last[2] = {s->crc[b][0], s->crc[b][1]};
+    if (atomic_load(&h->crc_is_known)) return;
     if (mpk__state_of(word) == MPK__LANDING)
         memcpy(s->crc[b], s->pool.crc[mpk__slot_of(word)], sizeof s->crc[b]);
     else
         mpk__checksum_in_handler(s, place, place->memory, s->crc[b]);
+    if (h->was_ahead && memcmp(last, s->crc[b], sizeof last) == 0) atomic_store(&h->is_left_out, true);
 }
 
 static void finished(mpk_session *s, uint32_t units) {

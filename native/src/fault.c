@@ -45,7 +45,7 @@ static void wait_for_room_in_handler(mpk_session *s, uint32_t b, uint64_t word) 
     atomic_fetch_add(&s->stall_ns, mpk__prim_now_ns() - start);
 }
 
-/* Copies an ARMED or FLYING block into the pool. False: the state changed, look again. */
+/* Copies an ARMED or FLYING block into the pool. False: the state changed, or there was no room: look again. */
 static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
     uint32_t slot = mpk__pool_take_in_handler(&s->pool);
     if (slot == MPK__NO_SLOT) {
@@ -68,8 +68,6 @@ static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
         enum mpk__block_state next = state == MPK__ARMED ? MPK__COPIED : MPK__LANDING;
         if (atomic_compare_exchange_weak(&s->blocks[b], &now, mpk__word(mpk__cut_of(now), slot, next))) {
             atomic_fetch_add(&s->blocks_copied, 1);
-            mpk__chaos();
-            open_pages_in_handler(s, b, 1);
             return true;
         }
     }
@@ -85,42 +83,30 @@ static bool take_clean_block_in_handler(mpk_session *s, uint32_t b) {
            atomic_compare_exchange_strong(&s->blocks[b], &word, mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE));
 }
 
-static bool take_hot_block_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns) {
-    if (!mpk__history_is_hot_in_handler(s, b) || !take_clean_block_in_handler(s, b)) return false;
-    mpk__history_note_write_in_handler(s, b, now_ns);
-    return true;
-}
-
-/* Opens block b, which was CLEAN; and if it is written to in every interval, its like around it, which soon will be too. */
-static void open_clean_blocks_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns) {
-    const mpk__chunk *chunk = &s->chunks[s->block_chunk[b]];
-    uint32_t first = b, end = b + 1;
-    if (mpk__history_is_hot_in_handler(s, b)) {
-        while (end < chunk->first + chunk->count && take_hot_block_in_handler(s, end, now_ns)) end++;
-        while (first > chunk->first && take_hot_block_in_handler(s, first - 1, now_ns)) first--;
-    }
-    open_pages_in_handler(s, first, end - first);
-}
-
-static void save_and_open_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns) {
+/* Sees to it that block b may be opened: its image is saved, or it needs none. False: another thread did. */
+static bool release_block_in_handler(mpk_session *s, uint32_t b) {
     for (;;) {
         uint64_t word = atomic_load(&s->blocks[b]);
         switch (mpk__state_of(word)) {
         case MPK__ARMED:
         case MPK__FLYING:
-            if (copy_block_in_handler(s, b, word)) return;
+            if (copy_block_in_handler(s, b, word)) return true;
             break;
         case MPK__CLEAN:
-            if (!take_clean_block_in_handler(s, b)) break;
-            open_clean_blocks_in_handler(s, b, now_ns);
-            return;
+            if (take_clean_block_in_handler(s, b)) return true;
+            break;
         case MPK__WRITABLE: /* another thread was first and is about to open the page: no need to wait for it */
         case MPK__COPIED:
         case MPK__LANDING:
-            open_pages_in_handler(s, b, 1);
-            return;
+            return false;
         }
     }
+}
+
+static void release_ahead_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns) {
+    if (!release_block_in_handler(s, b)) return;
+    mpk__history_note_write_in_handler(s, b, now_ns);
+    atomic_store(&s->history[b].is_ahead, true);
 }
 
 void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b) {
@@ -129,8 +115,14 @@ void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b) {
         return;
     }
     uint64_t start = mpk__prim_now_ns();
+    atomic_store(&s->history[b].is_left_out, false);
     mpk__history_note_write_in_handler(s, b, start);
-    save_and_open_in_handler(s, b, start);
+    mpk__chunk with = mpk__ahead_in_handler(s, b, start);
+    release_block_in_handler(s, b);
+    for (uint32_t other = with.first; other < with.first + with.count; other++)
+        if (other != b) release_ahead_in_handler(s, other, start);
+    mpk__chaos();
+    open_pages_in_handler(s, with.first, with.count);
     atomic_fetch_add(&s->fault_ns, mpk__prim_now_ns() - start);
     atomic_fetch_add(&s->faults, 1);
 }

@@ -10,9 +10,6 @@
 
 #include "session.h"
 
-#define HOT_STREAK 3  /* cuts in a row that found a block changed make it hot */
-#define PROBE_CUTS 8u /* a hot block is looked at again in one of so many */
-
 int mpk__history_create(mpk_session *s) {
     s->history = calloc(s->n_blocks ? s->n_blocks : 1, sizeof *s->history);
     if (!s->history) return -ENOMEM;
@@ -54,12 +51,10 @@ uint32_t mpk__history_advance(mpk_session *s) {
         mpk__history *h = &s->history[b];
         if (mpk__state_of(atomic_load(&s->blocks[b])) != MPK__CLEAN || s->is_distrusted) {
             h->version = s->cut;
-            h->streak += h->streak < UINT8_MAX;
             h->is_restored = false;
             atomic_store(&h->crc_is_known, false);
-        } else {
-            h->streak = 0;
         }
+        h->was_ahead = atomic_exchange(&h->is_ahead, false);
         h->deadline_us = atomic_load(&h->written_us);
         atomic_store(&h->written_us, MPK__NOT_WRITTEN);
         h->is_due = h->version > s->epoch.holding->cut || h->is_restored;
@@ -73,10 +68,6 @@ void mpk__history_note_write_in_handler(mpk_session *s, uint32_t b, uint64_t now
     uint32_t not_yet = MPK__NOT_WRITTEN;
     atomic_compare_exchange_strong(&s->history[b].written_us, &not_yet,
                                    us < MPK__NOT_WRITTEN ? (uint32_t)us : MPK__NOT_WRITTEN - 1);
-}
-
-bool mpk__history_is_hot_in_handler(const mpk_session *s, uint32_t b) {
-    return s->history[b].streak >= HOT_STREAK && (s->cut + b) % PROBE_CUTS != 0;
 }
 
 void mpk__history_note_saved(mpk_session *s, uint32_t b, bool crc_is_known) {

@@ -27,8 +27,7 @@ int mpk__order_create(mpk_session *s) {
     s->chunks = calloc(s->n_chunks + 1, sizeof *s->chunks);
     s->order = calloc(s->n_chunks + 1, sizeof *s->order);
     s->deadlines_us = calloc(s->n_chunks + 1, sizeof *s->deadlines_us);
-    s->block_chunk = calloc(s->n_blocks + 1, sizeof *s->block_chunk);
-    if (!s->chunks || !s->order || !s->deadlines_us || !s->block_chunk) return -ENOMEM;
+    if (!s->chunks || !s->order || !s->deadlines_us) return -ENOMEM;
     mpk__chunk *chunk = s->chunks;
     for (uint32_t i = 0; i < s->n_regions; i++) {
         const mpk__region *r = &s->regions[i];
@@ -36,7 +35,6 @@ int mpk__order_create(mpk_session *s) {
             if (k && k % most == 0) chunk++;
             if (k % most == 0) chunk->first = r->first_block + k;
             chunk->count++;
-            s->block_chunk[r->first_block + k] = (uint32_t)(chunk - s->chunks);
         }
         if (r->n_blocks) chunk++;
     }
@@ -47,8 +45,6 @@ void mpk__order_destroy(mpk_session *s) {
     free(s->chunks);
     free((void *)s->order);
     free((void *)s->deadlines_us);
-    free(s->block_chunk);
-    s->block_chunk = NULL;
     s->chunks = NULL;
     s->order = NULL;
     s->deadlines_us = NULL;

@@ -14,6 +14,8 @@ int mpk_session_create(mpk_session **out, unsigned flags) {
     if (!s) return -ENOMEM;
     s->want_direct = !(flags & MPK_SESSION_BUFFERED);
     s->ignores_deadlines = flags & MPK_SESSION_BY_ADDRESS;
+    s->unit_bytes = MPK__UNIT_BYTES;
+    s->sweep_us = MPK__SWEEP_US;
     s->epoch.direct_fd = s->epoch.buffered_fd = -1;
     atomic_init(&s->unseen, -1);
     *out = s;

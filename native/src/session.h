@@ -125,7 +125,10 @@ typedef struct mpk__history {
     uint32_t deadline_us;      /* from a cut to its first write: in the interval before this cut; MPK__NOT_WRITTEN */
     _Atomic uint32_t written_us; /* the same since this cut */
     uint32_t restored_crc;     /* of a block that `is_restored`: its checksum in the slot that was restored */
-    uint8_t streak;            /* so many cuts in a row found it changed; UINT8_MAX: or more */
+    _Atomic bool is_ahead;     /* opened since this cut, for a write to another block (ahead.c), */
+    bool was_ahead;            /* and in the interval before this cut */
+    _Atomic bool is_left_out;  /* it was opened so in vain, and not written to since */
+    _Atomic uint32_t swept;    /* of a unit's first block: the last cut after which the program swept into the unit; 0: never */
     bool is_due;               /* the slot of this cut lacks it */
     bool is_held;              /* copied at this cut, as others may be writing to it */
     bool is_restored;          /* read from a slot, and not compared with it since */
@@ -151,6 +154,9 @@ typedef struct mpk__chunk {
     uint32_t first, count;
 } mpk__chunk;
 
+#define MPK__UNIT_BYTES ((size_t)2 << 20) /* what is opened ahead of a sweep: a huge page */
+#define MPK__SWEEP_US 10000               /* in so long a sweep goes through that, or it is too slow for one: 200 MiB/s */
+
 struct mpk_session {
     bool want_direct, ignores_deadlines, sealed;
     bool is_distrusted;     /* not all could be protected at the last cut: any block may have changed unseen */
@@ -158,6 +164,8 @@ struct mpk_session {
     uint32_t n_regions;
     uint32_t *by_address; /* indices into regions, ascending addresses */
     size_t block_bytes;
+    size_t unit_bytes;   /* MPK__UNIT_BYTES, and MPK__SWEEP_US; others in tests */
+    uint32_t sweep_us;
     uint32_t n_blocks;
     _Atomic uint64_t *blocks;
     uint32_t *block_region; /* per block: its region */
@@ -168,7 +176,6 @@ struct mpk_session {
     mpk__history *history;  /* per block */
     mpk__holding *holdings; /* a list: one for each slot that was written to or restored */
     mpk__chunk *chunks;
-    uint32_t *block_chunk;  /* per block: its chunk */
     uint32_t n_chunks;
     _Atomic uint32_t *order; /* chunks with blocks that are due, as they are to be drained; made when the slot is opened */
     _Atomic uint32_t *deadlines_us; /* from the cut to the expected first write to each of these */
@@ -279,12 +286,13 @@ void mpk__history_destroy(mpk_session *s);
 /* Finds out at a cut what changed since the last one and what the slot lacks; gives the number of blocks that are due. */
 uint32_t mpk__history_advance(mpk_session *s);
 void mpk__history_note_write_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns);
-/* It changes in every interval, so that waiting for its first write gains nothing. Now and then none counts as such, to see
- * whether it still does. */
-bool mpk__history_is_hot_in_handler(const mpk_session *s, uint32_t b);
 /* The block is saved as it was at the cut and was not written to since. */
 void mpk__history_note_saved(mpk_session *s, uint32_t b, bool crc_is_known);
 mpk__holding *mpk__holding_of(mpk_session *s, const char *path); /* NULL: no memory */
+
+/* ahead.c */
+/* The blocks that a write to block b opens: b, and those that a program which sweeps through memory will soon come to. */
+mpk__chunk mpk__ahead_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns);
 
 /* check.c */
 void mpk__check_begin(mpk_session *s, uint64_t interval_ns); /* at a cut, so long after the one before */

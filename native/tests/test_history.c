@@ -184,28 +184,6 @@ static void test_restart(const char *a, const char *b) {
     mpk_session_destroy(s);
 }
 
-/* Blocks that change in every interval are opened together, and count as changed; until one is seen not to change. */
-static void test_hot_blocks(const char *a, const char *b) {
-    mpk_session *s = open_session();
-    const char *slots[2] = {a, b};
-    uint64_t epoch = 1;
-    for (; epoch <= 5; epoch++) {
-        for (uint32_t k = 0; k < 16; k++) change(k);
-        CHECK(cut(s, slots[epoch % 2], epoch).blocks_due >= 16);
-    }
-    uint64_t due = 0, guessed = 0;
-    for (; epoch <= 25; epoch++) {
-        change(3);
-        uint32_t open = s->n_blocks - atomic_load(&s->n_closed);
-        CHECK(open <= 16 && s->opened[3]);
-        guessed += open - 1;
-        due = cut(s, slots[epoch % 2], epoch).blocks_due;
-        check_slot(slots[epoch % 2], epoch);
-    }
-    CHECK(guessed > 0 && due == 1);
-    mpk_session_destroy(s);
-}
-
 /* A write that nobody sees is found out in the end, and then all is saved. */
 static void test_unseen_write(const char *a, const char *b) {
     mpk_session *s = open_session();
@@ -244,7 +222,6 @@ int main(void) {
     test_turns(a, b);
     test_failures(a, b);
     test_restart(a, b);
-    test_hot_blocks(a, b);
     test_unseen_write(a, b);
     unlink(a), unlink(b);
     free(a), free(b);

@@ -3,11 +3,11 @@
  *
  * 1 to 4 threads; arrays on pages of their own, and of any alignment, which share pages with their neighbours; a pool
  * of one block, of a quarter and of all; O_DIRECT and buffered. Three slots are written to in any order, and from cut to
- * cut the threads write to everything, to a part of one array, or to nothing, so that slots lack more or less. Some epochs
- * fail. */
+ * cut the threads write to everything, to a part of one array, or to nothing, or sweep through arrays, so that slots lack more
+ * or less, and blocks are opened ahead of writes that come or do not. Some epochs fail. */
 #include "check.h"
 
-enum { BLOCK = 16384, REGIONS = 5, MAX_THREADS = 4, SLOTS = 3, RECORD_AT = 0, OBJECTS_AT = 4096, DATA_AT = 8192 };
+enum { BLOCK = 16384, UNIT = 4 * BLOCK, REGIONS = 5, MAX_THREADS = 4, SLOTS = 3, RECORD_AT = 0, OBJECTS_AT = 4096, DATA_AT = 8192 };
 
 typedef struct config {
     int threads, aligned, pool_part, direct;
@@ -26,24 +26,31 @@ static _Atomic int running, finished;
 static struct window {
     const region *only; /* NULL: all regions */
     size_t from, bytes; /* of `only` */
+    bool sweeps;        /* each goes through all of a region, forwards or backwards */
 } window;
 
 typedef struct counts {
-    uint64_t copied, stalled, blocks, due, failed;
+    uint64_t copied, stalled, blocks, due, failed, ahead;
 } counts;
 
 static void choose_window(uint64_t *seed) {
     region *r = &regions[next_random(seed) % REGIONS];
     window = (struct window){0};
-    switch (next_random(seed) % 4) {
+    switch (next_random(seed) % 5) {
     case 0: return;
-    case 1: window = (struct window){r, 0, 0}; return; /* nothing */
+    case 1: window = (struct window){r, 0, 0, false}; return; /* nothing */
+    case 2: window.sweeps = true; return;
     default:
         window.only = r;
         window.from = next_random(seed) % r->bytes;
         window.bytes = next_random(seed) % (3 * BLOCK) + 1;
         if (window.bytes > r->bytes - window.from) window.bytes = r->bytes - window.from;
     }
+}
+
+static void sweep(const region *r, uint8_t value, bool backwards) {
+    for (size_t i = 0; i < r->bytes && atomic_load(&running); i += 512)
+        ((volatile uint8_t *)r->memory)[backwards ? r->bytes - 1 - i : i] = value;
 }
 
 static void *scribble(void *argument) {
@@ -53,6 +60,10 @@ static void *scribble(void *argument) {
         if (atomic_load(&finished)) return NULL;
         while (atomic_load(&running)) {
             const region *r = window.only ? window.only : &regions[next_random(&seed) % REGIONS];
+            if (window.sweeps) {
+                sweep(r, (uint8_t)seed, next_random(&seed) % 2);
+                continue;
+            }
             size_t from = window.only ? window.from : 0, end = window.only ? from + window.bytes : r->bytes;
             if (from == end) {
                 usleep(100);
@@ -84,7 +95,8 @@ static void compare(const char *path, const region *r, uint64_t data_offset, uin
     free(checksums);
 }
 
-/* Memory for the regions. Not aligned: one piece of malloc's, cut up so that regions meet within a page. */
+/* Memory for the regions. Aligned: whole units. Not aligned: one piece of malloc's, cut up so that regions meet within a
+ * page. */
 static uint8_t *lay_out(int aligned) {
     static const size_t sizes[REGIONS] = {70 * BLOCK + 777, 100, 9 * BLOCK, 4097, 13 * BLOCK - 1};
     size_t all = 0;
@@ -93,7 +105,7 @@ static uint8_t *lay_out(int aligned) {
     for (int i = 0; i < REGIONS; i++) {
         regions[i].bytes = sizes[i];
         regions[i].expected = malloc(sizes[i]);
-        regions[i].memory = aligned ? mpk_alloc(sizes[i], 0) : at;
+        regions[i].memory = aligned ? aligned_alloc(UNIT, (sizes[i] + UNIT - 1) / UNIT * UNIT) : at;
         if (!aligned) at += sizes[i];
     }
     return heap;
@@ -146,6 +158,7 @@ static void one_round(mpk_session *s, const mpk_plan *plan, uint64_t *seed, coun
     sum->stalled += p.stall_ns > 0;
     sum->blocks += p.blocks;
     sum->due += p.blocks_due;
+    for (uint32_t b = 0; b < s->n_blocks; b++) sum->ahead += atomic_load(&s->history[b].is_ahead);
     if (p.state == MPK_DRAIN_COMPLETE)
         check_epoch(plan);
     else
@@ -170,6 +183,7 @@ static void run(const config *c, int rounds, uint64_t *seed, counts *sum) {
         blocks += regions[i].bytes / BLOCK + 1;
         CHECK(mpk_region_add(s, regions[i].memory, regions[i].bytes, c->aligned ? MPK_REGION_OWNED : 0) == 0);
     }
+    s->unit_bytes = UNIT;
     size_t pool = c->pool_part == 0 ? 1 : c->pool_part == 1 ? blocks / 4 : blocks;
     CHECK(mpk_session_seal(s, BLOCK, pool * BLOCK) == 0);
     CHECK(pthread_barrier_init(&gate, NULL, (unsigned)c->threads + 1) == 0);
@@ -197,7 +211,7 @@ static void run(const config *c, int rounds, uint64_t *seed, counts *sum) {
     for (int i = 0; i < REGIONS; i++) {
         memset(regions[i].memory, 1, regions[i].bytes); /* writable again, and no handler is needed */
         free(regions[i].expected);
-        if (c->aligned) mpk_free(regions[i].memory, regions[i].bytes);
+        if (c->aligned) free(regions[i].memory);
     }
     free(heap);
 }
@@ -218,11 +232,12 @@ int main(int argc, char **argv) {
                     run(&c, rounds, &seed, &sum);
                     done += rounds;
                 }
-    printf("%d cuts, %llu of them failed; %.0f %% of the blocks written, %llu copied by the writers, %llu cuts with a full pool\n",
-           done, (unsigned long long)sum.failed, 100.0 * (double)sum.due / (double)sum.blocks,
-           (unsigned long long)sum.copied, (unsigned long long)sum.stalled);
+    printf("%d cuts, %llu of them failed; %.0f %% of the blocks written, %llu copied by the writers, %llu opened ahead, %llu cuts with a "
+           "full pool\n",
+           done, (unsigned long long)sum.failed, 100.0 * (double)sum.due / (double)sum.blocks, (unsigned long long)sum.copied,
+           (unsigned long long)sum.ahead, (unsigned long long)sum.stalled);
     /* Or the threads wrote too little, or slots lacked too much or too little, for this to prove a thing. */
-    CHECK(sum.copied > (uint64_t)done && sum.stalled > 0 && sum.failed > 0);
+    CHECK(sum.copied > (uint64_t)done && sum.stalled > 0 && sum.failed > 0 && sum.ahead > (uint64_t)done);
     CHECK(sum.due < sum.blocks * 9 / 10 && sum.due > sum.blocks / 10);
     return 0;
 }
