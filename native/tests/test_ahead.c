@@ -88,10 +88,9 @@ static void test_no_sweep(void) {
 static void test_borders(void) {
     mpk_session *s = open_session(2 * BLOCK, BYTES - 3 * BLOCK);
     cut(s);
-    CHECK(open_by_write(s, 0) == 1 && open_by_write(s, 1) == 1); /* half a unit */
-    CHECK(open_by_write(s, 2) == PER_UNIT); /* a whole one */
-    CHECK(open_by_write(s, BLOCKS - 4) == 1); /* three quarters */
-    CHECK(open_by_write(s, BLOCKS - 6) == 1 && open_by_write(s, BLOCKS - 7) == PER_UNIT); /* from there backwards */
+    CHECK(open_by_write(s, 2) == 1 && open_by_write(s, 1) == 1);                   /* a sweep into half a unit */
+    CHECK(open_by_write(s, BLOCKS - 7) == 1 && open_by_write(s, BLOCKS - 6) == 1); /* and into three quarters of one */
+    CHECK(open_by_write(s, BLOCKS - 10) == 1 && open_by_write(s, BLOCKS - 11) == PER_UNIT); /* and into a whole one */
     mpk_session_destroy(s);
     s = open_session(PAGE, BYTES - BLOCK); /* the ends of units lie in the midst of blocks */
     cut(s);
