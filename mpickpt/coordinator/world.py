@@ -46,7 +46,7 @@ def world_rank_and_size() -> tuple[int, int]:
 
 
 def abort(code: int) -> None:
-    """End all ranks with exit code `code`; returns if there are no others."""
+    """End all ranks with exit code `code`, once the launcher has what we wrote; returns if there are no others."""
     mpi = _mpi_in_use()
     if mpi is not None and mpi.COMM_WORLD.size > 1:
         for stream in (sys.stdout, sys.stderr):
@@ -56,14 +56,19 @@ def abort(code: int) -> None:
         mpi.COMM_WORLD.Abort(code)
 
 
-def _wait_until_read(pipe: int) -> None:
-    """Let a launcher read what we wrote: MPICH's drops what it finds together with the request to abort."""
+def _wait_until_read(output: int) -> None:
+    """Let a launcher empty its pipe: MPICH's drops what it finds together with the request to abort."""
+    if not stat.S_ISFIFO(os.fstat(output).st_mode):
+        return
     limit = time.monotonic() + _LAUNCHER_LIMIT
-    while stat.S_ISFIFO(os.fstat(pipe).st_mode) and time.monotonic() < limit:
-        (unread,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
-        if unread == 0:
-            return
+    while time.monotonic() < limit and _unread(output) > 0:
         time.sleep(0.001)
+
+
+def _unread(pipe: int) -> int:
+    """Bytes in a pipe."""
+    (count,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
+    return int(count)
 
 
 def _mpi_in_use() -> ModuleType | None:

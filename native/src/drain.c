@@ -102,11 +102,12 @@ static bool claim_run(mpk_session *s, int wanted, run *out) {
     return false;
 }
 
-/* Computing is the last resort: it reads all of the block, in time that the program may want. */
+/* Computing is the last resort: it reads all of the block, in time that the program may want. A block that was opened ahead
+ * and has the checksum that it had was so in vain. */
 static void set_checksum(mpk_session *s, uint32_t b, const mpk__place *place, uint64_t word) {
     mpk__history *h = &s->history[b];
-    uint32_t last[2] = {s->crc[b][0], s->crc[b][1]};
     if (atomic_load(&h->crc_is_known)) return;
+    uint32_t last[2] = {s->crc[b][0], s->crc[b][1]};
     if (mpk__state_of(word) == MPK__LANDING)
         memcpy(s->crc[b], s->pool.crc[mpk__slot_of(word)], sizeof s->crc[b]);
     else

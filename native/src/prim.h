@@ -15,6 +15,7 @@
 
 /* The alignment of file offset, length and memory that O_DIRECT is used with: the largest logical block in use. */
 #define MPK__IO_ALIGN ((size_t)4096)
+#define MPK__HUGE_PAGE ((size_t)2 << 20)
 
 size_t mpk__prim_page_size(void);
 uint64_t mpk__prim_now_ns(void);       /* monotonic */

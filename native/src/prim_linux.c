@@ -16,7 +16,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define HUGE_PAGE ((size_t)2 << 20)
 #define IOPRIO_WHO_PROCESS 1
 #define IOPRIO_IDLE_CLASS (3 << 13) /* IOPRIO_PRIO_VALUE(IOPRIO_CLASS_IDLE, 0) of linux/ioprio.h */
 #define NS 1000000000
@@ -41,12 +40,12 @@ static size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * u
 void *mpk__prim_map(size_t bytes, bool huge, bool populate) {
     size_t page = mpk__prim_page_size();
     size_t wanted = round_up(bytes ? bytes : 1, page);
-    size_t spare = huge && wanted >= HUGE_PAGE ? HUGE_PAGE : 0;
+    size_t spare = huge && wanted >= MPK__HUGE_PAGE ? MPK__HUGE_PAGE : 0;
     if (wanted < bytes || wanted + spare < wanted) return NULL;
     uint8_t *base = mmap(NULL, wanted + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (base == MAP_FAILED) return NULL;
     if (spare) { /* keep the part that starts on a huge page */
-        uint8_t *aligned = (uint8_t *)round_up((uintptr_t)base, HUGE_PAGE);
+        uint8_t *aligned = (uint8_t *)round_up((uintptr_t)base, MPK__HUGE_PAGE);
         if (aligned > base) munmap(base, (size_t)(aligned - base));
         size_t behind = (size_t)(base + wanted + spare - (aligned + wanted));
         if (behind) munmap(aligned + wanted, behind);

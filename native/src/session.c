@@ -6,6 +6,8 @@
 
 #include "session.h"
 
+#define SWEEP_US 10000 /* a huge page in so long, or it is too slow for a sweep: 200 MiB/s */
+
 void *mpk_alloc(size_t bytes, unsigned flags) { return mpk__prim_map(bytes, flags & MPK_ALLOC_HUGE, false); }
 void mpk_free(void *memory, size_t bytes) { mpk__prim_unmap(memory, bytes); }
 
@@ -14,8 +16,8 @@ int mpk_session_create(mpk_session **out, unsigned flags) {
     if (!s) return -ENOMEM;
     s->want_direct = !(flags & MPK_SESSION_BUFFERED);
     s->ignores_deadlines = flags & MPK_SESSION_BY_ADDRESS;
-    s->unit_bytes = MPK__UNIT_BYTES;
-    s->sweep_us = MPK__SWEEP_US;
+    s->unit_bytes = MPK__HUGE_PAGE;
+    s->sweep_us = SWEEP_US;
     s->epoch.direct_fd = s->epoch.buffered_fd = -1;
     atomic_init(&s->unseen, -1);
     *out = s;

@@ -154,9 +154,6 @@ typedef struct mpk__chunk {
     uint32_t first, count;
 } mpk__chunk;
 
-#define MPK__UNIT_BYTES ((size_t)2 << 20) /* what is opened ahead of a sweep: a huge page */
-#define MPK__SWEEP_US 10000               /* in so long a sweep goes through that, or it is too slow for one: 200 MiB/s */
-
 struct mpk_session {
     bool want_direct, ignores_deadlines, sealed;
     bool is_distrusted;     /* not all could be protected at the last cut: any block may have changed unseen */
@@ -164,8 +161,8 @@ struct mpk_session {
     uint32_t n_regions;
     uint32_t *by_address; /* indices into regions, ascending addresses */
     size_t block_bytes;
-    size_t unit_bytes;   /* MPK__UNIT_BYTES, and MPK__SWEEP_US; others in tests */
-    uint32_t sweep_us;
+    size_t unit_bytes; /* what is opened ahead of a sweep: a huge page, less in tests; */
+    uint32_t sweep_us; /* in so long a sweep goes through that */
     uint32_t n_blocks;
     _Atomic uint64_t *blocks;
     uint32_t *block_region; /* per block: its region */

@@ -96,10 +96,6 @@ static void test_borders(void) {
     cut(s);
     for (uint32_t b = s->n_blocks; b-- > 0;) CHECK(open_by_write(s, b) == 1);
     mpk_session_destroy(s);
-    s = open_session(0, UNIT - BLOCK);
-    cut(s);
-    CHECK(open_by_write(s, 0) == 1);
-    mpk_session_destroy(s);
 }
 
 /* What was opened in vain is written once more, and then no longer; until it is written to. */

@@ -50,7 +50,7 @@ def test_notes_agree_with_the_stats(mpi_tmp_path: Path, options: dict[str, objec
     assert (costs.blocks_copied, costs.bytes_written) == (stats.blocks_copied, stats.bytes_written)
     assert costs.bytes_waiting == stats.bytes_waiting
     assert 0 <= costs.bytes_idle <= costs.bytes_written
-    assert costs.faults > 0 or costs.blocks_copied == 0  # one fault may copy a whole unit
+    assert 8 * costs.faults >= costs.blocks_copied  # of 256 KiB: one fault may copy a unit of 2 MiB
 
     figures = figures_of(run)
     assert figures.ended

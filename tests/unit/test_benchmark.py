@@ -24,7 +24,6 @@ from patterns import BLOCK_DOUBLES, PATTERNS, Pattern  # noqa: E402
 
 FAULTS = ROOT / ".build" / "native" / "faults"  # built with the C tests
 BLOCKS = 200
-SLICE = 0.1  # seconds; the kernel throttles in such slices, and lets through what one of them holds before it begins
 
 
 def run(script: str, *options: object) -> str:
@@ -92,16 +91,16 @@ def test_throttled_writing_is_as_slow_as_it_was_limited_to(tmp_path: Path) -> No
     except cgroup.NotPossible as reason:
         pytest.skip(str(reason))
     output = tmp_path / "result.json"
-    sizes = ("--mib", 16, "--limit", 20, "--repetitions", 1, "--work", 0.1)
+    sizes = ("--mib", 32, "--limit", 20, "--repetitions", 1, "--work", 0.1)
     run("throttled.py", *sizes, "--dir", tmp_path, "--json", output)
     (result,) = results_in(output)
     runs_of = result["patterns"]["all"]
-    slow = 16 * MIB / 20e6 - 2 * SLICE  # seconds
+    slow = 32 * MIB / 20e6  # seconds: many of the slices of 0.1 s in which the kernel counts
     (unthrottled,), (throttled,) = runs_of["mpickpt, pool = state"], runs_of["mpickpt, pool = state, throttled"]
     (blocking,) = runs_of["O_DIRECT write, throttled"]
-    assert slow < blocking["blocked"] < 2 * slow + 1
-    assert throttled["drain"] > slow > throttled["blocked"]
-    assert unthrottled["blocked"] < slow
+    assert 0.9 * slow < blocking["blocked"] < 2 * slow + 1
+    assert throttled["drain"] > 0.9 * slow > throttled["blocked"]
+    assert unthrottled["blocked"] < 0.9 * slow
     assert not list(groups.glob("mpickpt-bench-*"))
     assert list(tmp_path.iterdir()) == [output]
 
