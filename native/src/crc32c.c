@@ -7,7 +7,8 @@
 
 #define POLYNOMIAL 0x82f63b78u /* bits reversed */
 #define STREAM ((size_t)512) /* bytes of each of the three streams between two joins */
-#define AHEAD 2048           /* bytes to prefetch: the processor's own guess stops at each page */
+#define LINE ((size_t)64)
+#define AHEAD 3072 /* bytes to prefetch: the processor's own guess stops at each page */
 
 static uint32_t tables[8][256];
 static uint32_t over_stream[4][256]; /* a CRC followed by STREAM zero bytes, byte by byte of the CRC */
@@ -64,7 +65,7 @@ uint32_t mpk__crc32c_portable(uint32_t crc, const void *data, size_t bytes) {
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define WITH_CRC __attribute__((target("sse4.2")))
-#define CRC_WORD(crc, word) ((uint32_t)_mm_crc32_u64(crc, word))
+#define CRC_WORD(crc, word) _mm_crc32_u64(crc, word)
 #define CRC_BYTE(crc, byte) _mm_crc32_u8(crc, byte)
 static bool has_instruction(void) { return __builtin_cpu_supports("sse4.2"); }
 #elif defined(__aarch64__)
@@ -72,7 +73,7 @@ static bool has_instruction(void) { return __builtin_cpu_supports("sse4.2"); }
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #define WITH_CRC __attribute__((target("+crc")))
-#define CRC_WORD(crc, word) __crc32cd(crc, word)
+#define CRC_WORD(crc, word) __crc32cd((uint32_t)(crc), word)
 #define CRC_BYTE(crc, byte) __crc32cb(crc, byte)
 static bool has_instruction(void) { return getauxval(AT_HWCAP) & HWCAP_CRC32; }
 #endif
@@ -92,16 +93,18 @@ static uint32_t skip_stream(uint32_t crc) {
 WITH_CRC static uint32_t with_instruction(uint32_t crc, const uint8_t *p, size_t bytes) {
     crc = ~crc;
     for (; bytes >= 3 * STREAM; bytes -= 3 * STREAM, p += 3 * STREAM) {
-        uint32_t a = crc, b = 0, c = 0;
-        for (size_t i = 0; i < 3 * STREAM; i += 64) __builtin_prefetch(p + AHEAD + i);
-        for (size_t i = 0; i < STREAM; i += 8) {
-            a = CRC_WORD(a, load(p + i));
-            b = CRC_WORD(b, load(p + STREAM + i));
-            c = CRC_WORD(c, load(p + 2 * STREAM + i));
+        uint64_t a = crc, b = 0, c = 0; /* as wide as the instruction has them */
+        for (size_t line = 0; line < STREAM; line += LINE) {
+            for (size_t stream = 0; stream < 3; stream++) __builtin_prefetch(p + AHEAD + stream * STREAM + line);
+            for (size_t i = line; i < line + LINE; i += 8) {
+                a = CRC_WORD(a, load(p + i));
+                b = CRC_WORD(b, load(p + STREAM + i));
+                c = CRC_WORD(c, load(p + 2 * STREAM + i));
+            }
         }
-        crc = skip_stream(skip_stream(a) ^ b) ^ c;
+        crc = skip_stream(skip_stream((uint32_t)a) ^ (uint32_t)b) ^ (uint32_t)c;
     }
-    for (; bytes >= 8; bytes -= 8, p += 8) crc = CRC_WORD(crc, load(p));
+    for (; bytes >= 8; bytes -= 8, p += 8) crc = (uint32_t)CRC_WORD(crc, load(p));
     for (; bytes; bytes--) crc = CRC_BYTE(crc, *p++);
     return ~crc;
 }
