@@ -1,8 +1,8 @@
 /* The drain: threads that save what is due while the program computes. The idle threads do the work in time that
  * nobody wants; the urgent threads, of normal priority, take over when there is no such time, when the pool is over half
- * full, when the program itself waits in a call, or when somebody is in a hurry. All claim runs of adjacent blocks by the
- * same swaps, so that none waits for another: a thread that is starved of the processor holds up the blocks it has in
- * hand, and the program not even on those.
+ * full, when the program itself waits in a call, or when somebody is in a hurry. All claim blocks by the same swaps, as many
+ * as one call to the storage takes, so that none waits for another: a thread that is starved of the processor holds up the
+ * blocks it has in hand, and the program not even on those.
  *
  * An idle thread beside a busy program gets the processor about once a second, and waits that long after each of its
  * calls to the storage. So it takes no more blocks once the urgent ones are at work, and the few calls that open a slot
@@ -18,8 +18,9 @@
 
 #define LOOK_NS 5000000 /* between two looks whether the idle threads get on */
 
-typedef struct run {
-    uint32_t first, count;
+typedef struct run { /* what a thread saves next: chunk_blocks at most, adjacent where they can be */
+    uint32_t count;
+    uint32_t blocks[MPK__CHUNK_BLOCKS];
     uint64_t words[MPK__CHUNK_BLOCKS]; /* what each block's word was when it was claimed: FLYING or LANDING */
 } run;
 
@@ -62,28 +63,23 @@ static bool claim(mpk_session *s, uint32_t b, int wanted, uint64_t *word) {
     }
 }
 
-/* Claims adjacent blocks of a chunk, from its first that can be claimed on. */
+/* Claims blocks of a chunk until the run is full; tells whether it is. */
 static bool claim_in_chunk(mpk_session *s, const mpk__chunk *chunk, int wanted, run *out) {
-    out->count = 0;
-    for (uint32_t b = chunk->first; b < chunk->first + chunk->count; b++) {
-        if (claim(s, b, wanted, &out->words[out->count])) {
-            if (out->count++ == 0) out->first = b;
-        } else if (out->count) {
-            return true;
-        }
-    }
-    return out->count != 0;
+    for (uint32_t b = chunk->first; b < chunk->first + chunk->count && out->count < s->chunk_blocks; b++)
+        if (claim(s, b, wanted, &out->words[out->count])) out->blocks[out->count++] = b;
+    return out->count == s->chunk_blocks;
 }
 
 static uint64_t us_since_cut(const mpk_session *s) { return (mpk__prim_now_ns() - s->epoch.started_ns) / 1000; }
 
-/* Claims the next run of blocks that are due, in the order of the epoch: first those that can be saved in time, and were
- * not copied already, then all. What is due only becomes less, but for blocks that are put back by a thread that then
+/* Claims the next blocks that are due, in the order of the epoch: first those that can be saved in time, and were not
+ * copied already, then all. What is due only becomes less, but for blocks that are put back by a thread that then
  * looks for more itself, so one round of all that finds nothing means that nothing is left to claim. Under pressure those
  * that free a slot come first. A thread that was late in the last epoch may read an order that is just being made: it then
  * misses blocks, but the bell rings for those. */
 static bool claim_run(mpk_session *s, int wanted, run *out) {
     uint32_t n = atomic_load(&s->n_ordered);
+    out->count = 0;
     if (wanted & ARMED) {
         uint64_t now = us_since_cut(s);
         for (uint32_t at = atomic_load(&s->cursor); (at = mpk__order_in_time(s, at, now)) < n; at++) {
@@ -94,12 +90,12 @@ static bool claim_run(mpk_session *s, int wanted, run *out) {
     }
     uint32_t start = atomic_load(&s->late_cursor);
     for (uint32_t i = 0; i < n; i++) {
-        uint32_t at = (start + i) % n;
-        if (!claim_in_chunk(s, &s->chunks[atomic_load(&s->order[at])], wanted, out)) continue;
-        if (wanted & ARMED) atomic_store(&s->late_cursor, at);
-        return true;
+        uint32_t at = (start + i) % n, had = out->count;
+        bool full = claim_in_chunk(s, &s->chunks[atomic_load(&s->order[at])], wanted, out);
+        if (wanted & ARMED && out->count > had) atomic_store(&s->late_cursor, at);
+        if (full) return true;
     }
-    return false;
+    return out->count != 0;
 }
 
 /* Computing is the last resort: it reads all of the block, in time that the program may want. A block that was opened ahead
@@ -187,21 +183,28 @@ static void begin(mpk_session *s, bool urgent) {
     }
 }
 
-/* Writes the pieces of a run and computes their checksums. After a failure neither is done, but all else goes on.
+/* Computes the checksums of a run and writes its pieces. After a failure neither is done, but all else goes on.
  * Tells whether there are checksums. */
-static bool put(mpk_session *s, mpk__drain_thread *self, uint32_t first, uint32_t count, const uint64_t *words) {
+static bool put(mpk_session *s, mpk__drain_thread *self, const run *r) {
     if (atomic_load(&s->error)) return false;
     struct iovec pieces[MPK__CHUNK_BLOCKS];
-    mpk__place start = mpk__block_place(s, first);
-    for (uint32_t i = 0; i < count; i++) {
-        mpk__place place = mpk__block_place(s, first + i);
-        bool in_pool = mpk__state_of(words[i]) == MPK__LANDING;
-        uint8_t *image = in_pool ? mpk__pool_slot(&s->pool, mpk__slot_of(words[i])) : place.memory;
-        set_checksum(s, first + i, &place, words[i]);
+    mpk__write writes[MPK__CHUNK_BLOCKS];
+    const mpk__region *last = NULL;
+    int n = 0;
+    for (uint32_t i = 0; i < r->count; i++) {
+        uint32_t b = r->blocks[i];
+        mpk__place place = mpk__block_place(s, b);
+        bool in_pool = mpk__state_of(r->words[i]) == MPK__LANDING;
+        uint8_t *image = in_pool ? mpk__pool_slot(&s->pool, mpk__slot_of(r->words[i])) : place.memory;
+        set_checksum(s, b, &place, r->words[i]);
         pieces[i] = (struct iovec){image, place.bytes};
+        bool is_next = place.region == last && b == r->blocks[i - 1] + 1;
+        if (!is_next) writes[n++] = (mpk__write){&pieces[i], 0, place.region->data_offset + place.offset};
+        writes[n - 1].n++;
+        last = place.region;
     }
     mpk__chaos();
-    int error = mpk__writer_put(s, self, pieces, (int)count, start.region->data_offset + start.offset);
+    int error = mpk__writer_put(s, self, writes, n);
     if (error) mpk__drain_fail(s, -error);
     return true;
 }
@@ -209,11 +212,11 @@ static bool put(mpk_session *s, mpk__drain_thread *self, uint32_t first, uint32_
 static void save_run(mpk_session *s, mpk__drain_thread *self, run *r) {
     begin(s, self->urgent);
     uint64_t start = mpk__prim_now_ns();
-    bool has_checksums = put(s, self, r->first, r->count, r->words);
+    bool has_checksums = put(s, self, r);
     mpk__chaos();
     uint32_t saved = 0;
     for (uint32_t i = 0; i < r->count; i++) {
-        uint32_t b = r->first + i;
+        uint32_t b = r->blocks[i];
         uint64_t word = r->words[i];
         if (mpk__state_of(word) == MPK__FLYING) {
             uint64_t done = mpk__word(mpk__cut_of(word), 0, MPK__CLEAN);
@@ -285,6 +288,11 @@ static void *run_thread(void *argument) {
     return NULL;
 }
 
+static void let_go(mpk__drain_thread *t) {
+    mpk__prim_unmap(t->bounce, MPK__BOUNCE_BYTES);
+    if (!mpk__is_forked_child()) mpk__prim_close_queue(t->queue); /* a child inherits memory, but no queues */
+}
+
 int mpk__drain_start_threads(mpk_session *s) {
     sigset_t all, before;
     sigfillset(&all);
@@ -295,9 +303,10 @@ int mpk__drain_start_threads(mpk_session *s) {
         mpk__drain_thread *t = &s->drains[i];
         *t = (mpk__drain_thread){.session = s, .urgent = i >= MPK__IDLE_THREADS, .watches = i == MPK__IDLE_THREADS};
         t->bounce = mpk__prim_map(MPK__BOUNCE_BYTES, false, false);
+        t->queue = mpk__prim_open_queue(s->chunk_blocks);
         error = t->bounce ? -pthread_create(&t->thread, NULL, run_thread, t) : -ENOMEM;
         if (error)
-            mpk__prim_unmap(t->bounce, MPK__BOUNCE_BYTES);
+            let_go(t);
         else
             s->drains_running++;
     }
@@ -311,7 +320,7 @@ void mpk__drain_stop_threads(mpk_session *s) {
     mpk__drain_ring_in_handler(s);
     for (uint32_t i = 0; i < s->drains_running; i++) {
         if (!mpk__is_forked_child()) pthread_join(s->drains[i].thread, NULL);
-        mpk__prim_unmap(s->drains[i].bounce, MPK__BOUNCE_BYTES);
+        let_go(&s->drains[i]);
     }
     s->drains_running = 0;
 }

@@ -22,6 +22,7 @@ int mpk__order_create(mpk_session *s) {
     size_t most = MPK__CHUNK_BYTES / s->block_bytes;
     if (most < 1) most = 1;
     if (most > MPK__CHUNK_BLOCKS) most = MPK__CHUNK_BLOCKS;
+    s->chunk_blocks = (uint32_t)most;
     s->n_chunks = 0;
     for (uint32_t i = 0; i < s->n_regions; i++) s->n_chunks += (uint32_t)((s->regions[i].n_blocks + most - 1) / most);
     s->chunks = calloc(s->n_chunks + 1, sizeof *s->chunks);

@@ -60,6 +60,17 @@ void mpk__prim_close(int fd);
 
 /* All of it, or -errno. iov is changed. */
 int mpk__prim_write(int fd, struct iovec *iov, int n, uint64_t offset);
+
+/* Several of these, handed to the kernel in one call, which saves most of what small ones cost the processor: through a
+ * queue, which one thread uses at a time. Where there is none (0) they go one by one. */
+typedef struct mpk__write {
+    struct iovec *iov;
+    int n;
+    uint64_t offset;
+} mpk__write;
+unsigned long mpk__prim_open_queue(unsigned depth);
+void mpk__prim_close_queue(unsigned long queue);
+int mpk__prim_write_all(unsigned long queue, int fd, mpk__write *writes, int n); /* the writes are changed */
 /* Bytes read, fewer than asked only at the end of the file, or -errno. */
 int64_t mpk__prim_read(int fd, void *memory, size_t bytes, uint64_t offset);
 /* Starts writing buffered data out, so that it neither piles up nor waits for the sync. */

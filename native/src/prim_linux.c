@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/aio_abi.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
@@ -173,6 +174,58 @@ int mpk__prim_write(int fd, struct iovec *iov, int n, uint64_t offset) {
         }
     }
     return 0;
+}
+
+unsigned long mpk__prim_open_queue(unsigned depth) {
+    aio_context_t queue = 0;
+    return syscall(SYS_io_setup, depth, &queue) == 0 ? queue : 0; /* may be refused, or fs.aio-max-nr be used up */
+}
+
+void mpk__prim_close_queue(unsigned long queue) {
+    if (queue) syscall(SYS_io_destroy, queue);
+}
+
+/* Hands over as many as the kernel takes; gives how many. */
+static long submit(aio_context_t queue, int fd, const mpk__write *writes, int n) {
+    struct iocb requests[n], *each[n];
+    for (int i = 0; i < n; i++) {
+        requests[i] = (struct iocb){.aio_data = (uint64_t)i, .aio_lio_opcode = IOCB_CMD_PWRITEV, .aio_fildes = (uint32_t)fd,
+                                    .aio_buf = (uintptr_t)writes[i].iov, .aio_nbytes = (uint64_t)writes[i].n,
+                                    .aio_offset = (int64_t)writes[i].offset};
+        each[i] = &requests[i];
+    }
+    long taken = 0, more;
+    while (taken < n && (more = syscall(SYS_io_submit, queue, n - taken, each + taken)) > 0) taken += more;
+    return taken;
+}
+
+/* Waits for so many, and sets n of those to 0 that were written as a whole. */
+static void collect(aio_context_t queue, mpk__write *writes, long taken) {
+    struct io_event events[taken];
+    while (taken > 0) {
+        long got = syscall(SYS_io_getevents, queue, taken, taken, events, NULL);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) { /* cannot be; but nothing may be under way when we return, which this waits for */
+            mpk__prim_close_queue(queue);
+            return;
+        }
+        for (long i = 0; i < got; i++) {
+            mpk__write *w = &writes[events[i].data];
+            int64_t left = events[i].res;
+            for (int k = 0; k < w->n; k++) left -= (int64_t)w->iov[k].iov_len;
+            if (left == 0) w->n = 0;
+        }
+        taken -= got;
+    }
+}
+
+int mpk__prim_write_all(unsigned long queue, int fd, mpk__write *writes, int n) {
+    long taken = queue && n > 1 ? submit(queue, fd, writes, n) : 0;
+    if (taken > 0) collect(queue, writes, taken);
+    int error = 0; /* once more what failed, or was written in part: that says why, or goes on */
+    for (int i = 0; i < n && !error; i++)
+        if (writes[i].n) error = mpk__prim_write(fd, writes[i].iov, writes[i].n, writes[i].offset);
+    return error;
 }
 
 int64_t mpk__prim_read(int fd, void *memory, size_t bytes, uint64_t offset) {

@@ -84,6 +84,7 @@ typedef struct mpk__drain_thread {
     bool urgent;
     pthread_t thread;
     uint8_t *bounce; /* MPK__BOUNCE_BYTES, for file offsets that are not aligned */
+    unsigned long queue; /* for several writes at once; 0: one by one */
     bool watches;    /* the one urgent thread that is woken at a cut, and looks whether the idle ones get on, */
     uint32_t seen;   /* what it knows of mpk_session.idle_runs, */
     uint64_t seen_ns; /* since when */
@@ -147,7 +148,7 @@ typedef struct mpk__holding {
     uint64_t file[2]; /* which file it was */
 } mpk__holding;
 
-/* Adjacent blocks of a region, which are written in one call when all are due; the unit of the drain's order. */
+/* Adjacent blocks of a region: the unit of the drain's order, and as many as are written in one call. */
 #define MPK__CHUNK_BYTES ((size_t)4 << 20) /* at most, unless a block is larger */
 #define MPK__CHUNK_BLOCKS 64
 typedef struct mpk__chunk {
@@ -173,7 +174,7 @@ struct mpk_session {
     mpk__history *history;  /* per block */
     mpk__holding *holdings; /* a list: one for each slot that was written to or restored */
     mpk__chunk *chunks;
-    uint32_t n_chunks;
+    uint32_t n_chunks, chunk_blocks; /* how many; blocks of each but the last of a region */
     _Atomic uint32_t *order; /* chunks with blocks that are due, as they are to be drained; made when the slot is opened */
     _Atomic uint32_t *deadlines_us; /* from the cut to the expected first write to each of these */
     _Atomic uint32_t n_ordered;
@@ -273,7 +274,7 @@ bool mpk__drain_fail(mpk_session *s, int error); /* an errno; false: too late, o
 
 /* writer.c: called by drain threads, and only while an epoch is open. */
 int mpk__writer_open(mpk_session *s);
-int mpk__writer_put(mpk_session *s, mpk__drain_thread *self, const struct iovec *pieces, int n, uint64_t offset);
+int mpk__writer_put(mpk_session *s, mpk__drain_thread *self, const mpk__write *writes, int n);
 void mpk__writer_commit(mpk_session *s);
 bool mpk__record_is_complete(const mpk_record *record, uint64_t epoch);
 

@@ -79,25 +79,15 @@ static size_t total(const struct iovec *pieces, int n) {
     return bytes;
 }
 
-static int put_buffered(mpk_session *s, const struct iovec *pieces, int n, uint64_t offset) {
-    struct iovec copy[n];
-    memcpy(copy, pieces, sizeof *pieces * (size_t)n);
-    int error = mpk__prim_write(s->epoch.buffered_fd, copy, n, offset);
-    if (!error) mpk__prim_flush_range(s->epoch.buffered_fd, offset, total(pieces, n));
+static int put_buffered(mpk_session *s, const mpk__write *writes, int n) {
+    int error = 0;
+    for (const mpk__write *w = writes; w < writes + n && !error; w++) {
+        struct iovec copy[w->n];
+        memcpy(copy, w->iov, sizeof *copy * (size_t)w->n);
+        error = mpk__prim_write(s->epoch.buffered_fd, copy, w->n, w->offset);
+        if (!error) mpk__prim_flush_range(s->epoch.buffered_fd, w->offset, total(w->iov, w->n));
+    }
     return error;
-}
-
-/* Pieces that begin on a sector: all but the ragged end goes out as it lies in memory. */
-static int put_aligned(mpk_session *s, const struct iovec *pieces, int n, uint64_t offset) {
-    struct iovec copy[n];
-    memcpy(copy, pieces, sizeof *pieces * (size_t)n);
-    size_t bytes = total(pieces, n);
-    size_t ragged = bytes % MPK__IO_ALIGN; /* smaller than the last piece: all but an array's last are whole blocks */
-    copy[n - 1].iov_len -= ragged;
-    const uint8_t *end = (const uint8_t *)copy[n - 1].iov_base + copy[n - 1].iov_len;
-    int whole = copy[n - 1].iov_len ? n : n - 1;
-    int error = whole ? mpk__prim_write(s->epoch.direct_fd, copy, whole, offset) : 0;
-    return error ? error : put_bytes(s->epoch.buffered_fd, end, ragged, offset + bytes - ragged);
 }
 
 /* Copies the next bytes of the pieces, up to `most`, and moves the pieces on; gives how many. */
@@ -135,18 +125,42 @@ static int put_shifted(mpk_session *s, uint8_t *bounce, const struct iovec *piec
     return error;
 }
 
-int mpk__writer_put(mpk_session *s, mpk__drain_thread *self, const struct iovec *pieces, int n, uint64_t offset) {
+/* Writes that begin on a sector go out as they lie in memory, all but a ragged end; all together. */
+static int put_direct(mpk_session *s, mpk__drain_thread *self, const mpk__write *writes, int n) {
+    struct iovec pieces[MPK__CHUNK_BLOCKS], *next = pieces;
+    mpk__write whole[MPK__CHUNK_BLOCKS];
+    int n_whole = 0, error = 0;
+    for (const mpk__write *w = writes; w < writes + n && !error; w++) {
+        if (w->offset % MPK__IO_ALIGN) {
+            error = put_shifted(s, self->bounce, w->iov, w->n, w->offset);
+            continue;
+        }
+        memcpy(next, w->iov, sizeof *next * (size_t)w->n);
+        struct iovec *last = next + w->n - 1;
+        size_t bytes = total(w->iov, w->n);
+        size_t ragged = bytes % MPK__IO_ALIGN; /* smaller than the last piece: all but an array's last are whole blocks */
+        last->iov_len -= ragged;
+        int pieces_left = last->iov_len ? w->n : w->n - 1;
+        if (pieces_left) whole[n_whole++] = (mpk__write){next, pieces_left, w->offset};
+        next += w->n;
+        error = put_bytes(s->epoch.buffered_fd, (uint8_t *)last->iov_base + last->iov_len, ragged, w->offset + bytes - ragged);
+    }
+    return error ? error : mpk__prim_write_all(self->queue, s->epoch.direct_fd, whole, n_whole);
+}
+
+int mpk__writer_put(mpk_session *s, mpk__drain_thread *self, const mpk__write *writes, int n) {
     int error = -EINVAL;
     bool waiting = mpk__program_waits(); /* at the start: the program waited, so this cost it nothing */
+    size_t bytes = 0;
+    for (int i = 0; i < n; i++) bytes += total(writes[i].iov, writes[i].n);
     if (atomic_load(&s->use_direct)) {
-        bool aligned = offset % MPK__IO_ALIGN == 0;
-        error = aligned ? put_aligned(s, pieces, n, offset) : put_shifted(s, self->bounce, pieces, n, offset);
+        error = put_direct(s, self, writes, n);
         if (error == -EINVAL) atomic_store(&s->use_direct, 0); /* this file system wants more alignment than we have */
     }
-    if (error == -EINVAL) error = put_buffered(s, pieces, n, offset);
-    if (!error) atomic_fetch_add(&s->bytes_written, total(pieces, n));
-    if (!error && waiting) atomic_fetch_add(&s->bytes_waiting, total(pieces, n));
-    if (!error && !waiting && self->urgent) atomic_fetch_add(&s->bytes_urgent, total(pieces, n));
+    if (error == -EINVAL) error = put_buffered(s, writes, n);
+    if (!error) atomic_fetch_add(&s->bytes_written, bytes);
+    if (!error && waiting) atomic_fetch_add(&s->bytes_waiting, bytes);
+    if (!error && !waiting && self->urgent) atomic_fetch_add(&s->bytes_urgent, bytes);
     return error;
 }
 
