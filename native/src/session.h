@@ -74,8 +74,8 @@ typedef struct mpk__pool {
     _Atomic uint32_t waiters;
 } mpk__pool;
 
-/* Two threads of each class: while one waits for the storage the other computes checksums. */
-enum { MPK__IDLE_THREADS = 2, MPK__URGENT_THREADS = 2, MPK__DRAIN_THREADS = MPK__IDLE_THREADS + MPK__URGENT_THREADS };
+/* Several of each class: while some wait for the storage another computes checksums. */
+enum { MPK__IDLE_THREADS = 3, MPK__URGENT_THREADS = 2, MPK__DRAIN_THREADS = MPK__IDLE_THREADS + MPK__URGENT_THREADS };
 
 #define MPK__BOUNCE_BYTES ((size_t)1 << 20)
 

@@ -200,7 +200,7 @@ static void test_unseen_write(const char *a, const char *b) {
     syscall(SYS_mprotect, page, 4096, PROT_READ | PROT_WRITE);
     page[5]++;
     syscall(SYS_mprotect, page, 4096, PROT_READ);
-    for (uint64_t last = epoch + 40; p.unseen_region == -1; epoch++) {
+    for (uint64_t last = epoch + 2 * s->n_blocks; p.unseen_region == -1; epoch++) { /* at least one is compared in each interval */
         CHECK(epoch < last);
         CHECK(cut(s, slots[epoch % 2], epoch).blocks_due == 0);
         usleep(2000);
