@@ -71,6 +71,7 @@ typedef struct mpk__write {
 unsigned long mpk__prim_open_queue(unsigned depth);
 void mpk__prim_close_queue(unsigned long queue);
 int mpk__prim_write_all(unsigned long queue, int fd, mpk__write *writes, int n); /* the writes are changed */
+
 /* Bytes read, fewer than asked only at the end of the file, or -errno. */
 int64_t mpk__prim_read(int fd, void *memory, size_t bytes, uint64_t offset);
 /* Starts writing buffered data out, so that it neither piles up nor waits for the sync. */
