@@ -58,8 +58,8 @@ def time_limit(cluster: Cluster, folder: Path) -> None:
 
 def slurms_signal(cluster: Cluster, folder: Path) -> None:
     """A script of `mpickpt sbatch`, as a user submits it; Slurm's own signal comes before the job knows of its end."""
-    # It is signalled after 1,900 steps where the machine is busy, and 2,800 where it is not: the second start must neither be
-    # needless nor end just when its own signal comes, which would find no session any more.
+    # It is signalled after 1,900 steps where the machine is busy, and 2,800 where it is not: the second start must
+    # neither be needless nor end just when its own signal comes, which would find no session any more.
     arguments = (*PLATE, "--steps", "3300", "--out", "u.npy")
     provide(folder)
     options = ("-n", "2", "--time", "2min", "--partition", "apart", "--interval", "2s", "--submit")
