@@ -26,6 +26,10 @@ typedef struct run { /* what a thread saves next: chunk_blocks at most, adjacent
 
 enum { OPENS = 1, HELPS = 2 }; /* kinds of sleepers: one urgent thread, and the others */
 
+/* The threads' queues, from the first session on and for good: to close one takes 32 ms, in which the kernel waits for all
+ * processors. There is one session at a time. */
+static unsigned long queues[MPK__DRAIN_THREADS];
+
 void mpk__drain_ring_in_handler(mpk_session *s) {
     atomic_fetch_add(&s->bell, 1);
     mpk__prim_wake_in_handler(&s->bell);
@@ -288,11 +292,6 @@ static void *run_thread(void *argument) {
     return NULL;
 }
 
-static void let_go(mpk__drain_thread *t) {
-    mpk__prim_unmap(t->bounce, MPK__BOUNCE_BYTES);
-    if (!mpk__is_forked_child()) mpk__prim_close_queue(t->queue); /* a child inherits memory, but no queues */
-}
-
 int mpk__drain_start_threads(mpk_session *s) {
     sigset_t all, before;
     sigfillset(&all);
@@ -303,10 +302,11 @@ int mpk__drain_start_threads(mpk_session *s) {
         mpk__drain_thread *t = &s->drains[i];
         *t = (mpk__drain_thread){.session = s, .urgent = i >= MPK__IDLE_THREADS, .watches = i == MPK__IDLE_THREADS};
         t->bounce = mpk__prim_map(MPK__BOUNCE_BYTES, false, false);
-        t->queue = mpk__prim_open_queue(s->chunk_blocks);
+        if (!queues[i]) queues[i] = mpk__prim_open_queue(MPK__CHUNK_BLOCKS);
+        t->queue = queues[i];
         error = t->bounce ? -pthread_create(&t->thread, NULL, run_thread, t) : -ENOMEM;
         if (error)
-            let_go(t);
+            mpk__prim_unmap(t->bounce, MPK__BOUNCE_BYTES);
         else
             s->drains_running++;
     }
@@ -320,7 +320,7 @@ void mpk__drain_stop_threads(mpk_session *s) {
     mpk__drain_ring_in_handler(s);
     for (uint32_t i = 0; i < s->drains_running; i++) {
         if (!mpk__is_forked_child()) pthread_join(s->drains[i].thread, NULL);
-        let_go(&s->drains[i]);
+        mpk__prim_unmap(s->drains[i].bounce, MPK__BOUNCE_BYTES);
     }
     s->drains_running = 0;
 }

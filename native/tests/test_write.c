@@ -87,6 +87,28 @@ static void test_too_little_room(unsigned long queue) {
     free(path);
 }
 
+static int open_queues(void) {
+    FILE *maps = fopen("/proc/self/maps", "r");
+    CHECK(maps);
+    int n = 0;
+    for (char line[512]; fgets(line, sizeof line, maps);) n += strstr(line, "[aio]") != NULL;
+    fclose(maps);
+    return n;
+}
+
+/* The drain's queues outlive a session, and serve the next one: neither is one closed, nor does one come with each. */
+static void test_sessions_share_queues(void) {
+    for (int i = 0; i < 3; i++) {
+        mpk_session *s;
+        CHECK(mpk_session_create(&s, 0) == 0);
+        CHECK(mpk_region_add(s, memory, WRITES * PIECES * PIECE, MPK_REGION_OWNED) == 0);
+        CHECK(mpk_session_seal(s, 65536, 65536) == 0);
+        CHECK(open_queues() == MPK__DRAIN_THREADS);
+        mpk_session_destroy(s);
+        CHECK(open_queues() == MPK__DRAIN_THREADS);
+    }
+}
+
 int main(void) {
     alarm(50);
     memory = mpk_alloc(WRITES * PIECES * PIECE, 0);
@@ -103,6 +125,7 @@ int main(void) {
         test_too_little_room(queues[i]);
     }
     mpk__prim_close_queue(queue);
+    test_sessions_share_queues();
     close(fd);
     unlink(path);
     free(path);
