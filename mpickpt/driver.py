@@ -7,7 +7,6 @@ own.
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections import deque
@@ -41,6 +40,7 @@ from mpickpt.protocol import (
     Propose,
     Protocol,
     Reached,
+    Rested,
     SayBelowClosed,
     Stand,
     Stop,
@@ -48,10 +48,6 @@ from mpickpt.protocol import (
 from mpickpt.recorder import Recorder
 from mpickpt.stats import Stats
 from mpickpt.triggers import Triggers
-
-LOOK_SECONDS = 0.002  # between two looks at safe points: often enough to answer in time, rare enough to cost little
-REST_SECONDS = 0.020  # the same while nothing is under way: with its code out of the caches a look takes 30 to 70 us
-SETTLING_SECONDS = 1.0  # not so soon after the start: how many steps the others look late is not known then
 
 
 class Driver:
@@ -115,7 +111,6 @@ class Driver:
         self._todo: deque[Instruction] = deque()
         self._step = -1
         self._closing = False
-        self._settled_at = math.inf
         self._in_hand = False  # events are being handled: nothing else may be
 
     # -- safe points ---------------------------------------------------------------------------------------------
@@ -124,7 +119,6 @@ class Driver:
         """Begin to keep time, at the first safe point; reading the checkpoint took `restart_seconds`."""
         self._protocol.hold = self._checkpointer.traffic is None
         self._epochs.start(restart_seconds)
-        self._settled_at = time.perf_counter() + SETTLING_SECONDS
 
     def safe_point(self, step: int) -> None:
         """Do what there is to do at the safe point of `step`.
@@ -136,10 +130,11 @@ class Driver:
         """
         now = time.perf_counter()
         cuts, self._step = self.stats.cuts, step
-        rests = step < self.next_step and self._rests(now)
+        rests = step < self._protocol.next_step and self._rests
         event = self._next_event(now) if rests else None
         if rests and event is None:
-            self.next_look = now + REST_SECONDS
+            self._protocol.handle(Rested(step, now))
+            self._look_again(step, now, rests=True)
             return
         self._handle(Reached(step, now))
         if event is not None:
@@ -149,15 +144,19 @@ class Driver:
         if self._protocol.stands is not Stand.NO:
             self._wait()
         self._protocol.handle(Left())
-        self.next_step = self._protocol.next_step
-        self.next_look = now + (REST_SECONDS if self._rests(now) else LOOK_SECONDS)
+        self._look_again(step, now, rests=self._rests)
         if self.stopped is not None:
             raise self.stopped
 
-    def _rests(self, now: float) -> bool:
+    @property
+    def _rests(self) -> bool:
         """Nothing is under way that has to be brought further, or told."""
-        quiet = self._protocol.rests and self.stopped is None and self._line is None and not self._epochs.loads
-        return quiet and now >= self._settled_at
+        return self._protocol.rests and self.stopped is None and self._line is None and not self._epochs.loads
+
+    def _look_again(self, step: int, now: float, *, rests: bool) -> None:
+        """Say when there is to be a look again, after that at `step`."""
+        seconds, steps = self._protocol.pause(rests=rests)
+        self.next_step, self.next_look = min(self._protocol.next_step, step + steps), now + seconds
 
     def idle(self, step: int = -1) -> None:
         """Take in what has come, in the midst of `step`: a call of ``ckpt.comm`` waits."""

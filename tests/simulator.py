@@ -54,6 +54,8 @@ class Job:
         This rank does nothing more from then on.
     every, keep : int
         Options of the session.
+    look, rest : float
+        Ranks look that often at their safe points, and at rest that often.
     """
 
     size: int
@@ -69,6 +71,8 @@ class Job:
     dies: tuple[float, int] | None = None
     every: int | None = None
     keep: int = 2
+    look: float = 0.0
+    rest: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,10 @@ class Rank:
 
     def __init__(self, job: Job, rank: int) -> None:
         self.rank = rank
-        self.protocol = p.Protocol(rank, job.size, keep=job.keep, every=job.every)
+        self.protocol = p.Protocol(
+            rank, job.size, keep=job.keep, every=job.every, look=job.look, rest=job.rest
+        )
+        self.next_step, self.next_look = 0, 0.0
         self.protocol.hold = not job.tracked
         self.step = -1
         self.stopped: int | None = None
@@ -276,11 +283,8 @@ class Simulation:
         for step in range(self.job.steps):
             self._enter(rank, step)
             assert machine.next_step >= step, "a step was passed over"
-            self._move(rank)
-            self._perform(rank, machine.handle(p.Reached(step, self.now)))
-            self._look(rank)
-            yield from self._stand(rank)
-            machine.handle(p.Left())
+            if machine.next_step == step or step >= rank.next_step or self.now >= rank.next_look:
+                yield from self._safe_point(rank, step)
             if rank.stopped is not None:
                 break
             yield Wait(until=self.now + self.job.seconds(rank.rank, step), in_mpi=self.job.in_mpi)
@@ -292,6 +296,25 @@ class Simulation:
         yield from self._stand(rank, closing=True)
         self._enter(rank, 2**60)
 
+    def _safe_point(self, rank: Rank, step: int) -> Program:
+        """Look, as the driver does."""
+        machine, now = rank.protocol, self.now
+        self._move(rank)
+        if machine.next_step > step and machine.rests and self._next(rank, take=False) is None:
+            machine.handle(p.Rested(step, now))
+            self._look_again(rank, step, now)
+            return
+        self._perform(rank, machine.handle(p.Reached(step, now)))
+        self._look(rank)
+        yield from self._stand(rank)
+        machine.handle(p.Left())
+        self._look_again(rank, step, now)
+
+    @staticmethod
+    def _look_again(rank: Rank, step: int, now: float) -> None:
+        seconds, steps = rank.protocol.pause(rests=rank.protocol.rests)
+        rank.next_step, rank.next_look = step + steps, now + seconds
+
     def _enter(self, rank: Rank, step: int) -> None:
         rank.step = step
         for other in self._listeners[rank.rank]:
@@ -302,6 +325,7 @@ class Simulation:
         while other.step < theirs and rank.stopped is None:
             if self.job.tracked:
                 yield Wait(condition=lambda: other.step >= theirs or self._next(rank, take=False) is not None)
+                rank.protocol.handle(p.Left(rank.step))
                 self._look(rank)
             else:
                 yield Wait(condition=lambda: other.step >= theirs)

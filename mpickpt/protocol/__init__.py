@@ -36,6 +36,7 @@ from mpickpt.protocol.events import (
     Passed,
     Reached,
     Refused,
+    Rested,
     Settled,
 )
 from mpickpt.protocol.instructions import (
@@ -86,6 +87,7 @@ __all__ = [
     "Protocol",
     "Reached",
     "Refused",
+    "Rested",
     "STOP_ATTEMPTS",
     "STOP_PATIENCES",
     "SayBelowClosed",

@@ -24,6 +24,7 @@ from mpickpt.protocol.events import (
     Passed,
     Reached,
     Refused,
+    Rested,
     Settled,
 )
 from mpickpt.protocol.instructions import (
@@ -42,11 +43,9 @@ from mpickpt.protocol.instructions import (
     SayBelowClosed,
     Stop,
 )
+from mpickpt.protocol.lookahead import LOOK_SECONDS, REST_SECONDS, Lookahead
 from mpickpt.protocol.tree import children
 
-FIRST_LATENCY = 0.02  # seconds from a marker to the answer, before any was measured
-LOOKAHEAD_MARGIN = 2.0  # lookahead, in latencies
-FORGETTING = 0.7  # of a latency that the next round does not reach
 PATIENCE = 5.0  # seconds that a rank stands still at the least before it gives up
 PATIENT_STEPS = 3  # and so many of its steps: the others may be in the midst of one
 EPOCH_PATIENCES = 3  # so many times as long it stands for an epoch to be settled, or if that is longer,
@@ -93,6 +92,8 @@ class Protocol:
         The slot to go back to if all fails now.
     next_epoch : int
         Number of the first epoch.
+    look, rest : float
+        At most so many seconds go by between two looks of the ranks, and of those that `rests` is true of.
 
     Attributes
     ----------
@@ -115,6 +116,8 @@ class Protocol:
         slots: Mapping[int, int | None] | None = None,
         protected: int | None = None,
         next_epoch: int = 1,
+        look: float = LOOK_SECONDS,
+        rest: float = REST_SECONDS,
     ) -> None:
         self.rank = rank
         self.size = size
@@ -131,8 +134,8 @@ class Protocol:
         self._standing = False
         self._closing = False
         self._next_every = NEVER
-        self._pace = (-1, 0.0)
-        self._per_step = 0.0  # seconds of a step; 0 before it is known
+        self._look, self._rest = look, rest
+        self._lookahead = Lookahead(size, look, rest)
         # the round
         self._passed_on = (-1, False)
         self._wanted = self._wanted_stop = False  # on rank 0
@@ -142,7 +145,6 @@ class Protocol:
         self._proposal: int | None = None
         self._proposed_at = 0.0
         self._gave_up = self._waited = False  # of the proposal: it may stand no longer; it was counted
-        self._latency = FIRST_LATENCY
         self._appointments: deque[_Appointment] = deque()  # still to come
         self._missed: deque[_Appointment] = deque()  # passed without being cut, in their order
         self._stop_attempts = 0
@@ -172,7 +174,15 @@ class Protocol:
     @property
     def rests(self) -> bool:
         """No epoch is under way and no cut agreed on: nothing is late if this rank hears of it a little later."""
-        return self.epoch is None and not self._is_ahead and not self._missed
+        return self._lookahead.is_settled and self.epoch is None and not self._is_ahead and not self._missed
+
+    def pause(self, *, rests: bool) -> tuple[float, int]:
+        """Give the seconds and the steps that may go by until the next look; the steps, should they become quicker.
+
+        At first, while the pace is not known, there is a look at each safe point.
+        """
+        seconds = self._rest if rests else self._look
+        return (seconds, self._lookahead.steps_in(seconds)) if self._lookahead.is_settled else (0.0, 1)
 
     @property
     def over(self) -> bool:
@@ -182,7 +192,7 @@ class Protocol:
     @property
     def patience(self) -> float:
         """Seconds until a rank that `stands` for a limited time gives up, from the end of its own drain on."""
-        usual = max(PATIENCE, PATIENT_STEPS * self._per_step)
+        usual = max(PATIENCE, PATIENT_STEPS * self._lookahead.step_seconds)
         if self._lacks_answer or self.epoch is None:
             return usual
         return max(EPOCH_PATIENCES * usual, DRAIN_PATIENCE * self._drain_seconds)
@@ -192,20 +202,11 @@ class Protocol:
         """Number of the epoch to go back to if all fails now, if it is known."""
         return None if self._protected is None else self._slots.get(self._protected)
 
-    @property
-    def lookahead(self) -> int:
-        """So many steps ahead of its own a rank proposes to cut, so that it need not wait for the answer."""
-        return 2 + self._steps_of_latency
-
-    @property
-    def _steps_of_latency(self) -> int:
-        """So many whole steps the answer takes, with a margin."""
-        return math.floor(LOOKAHEAD_MARGIN * self._latency / self._per_step) if self._per_step else 0
-
     def seconds_to_next_cut(self) -> float:
         """Estimate how long it is to the next cut whose step is known, at this rank's pace; infinite if none is."""
         nearest = min([self._next_every, *(appointment.step for appointment in self._appointments)])
-        return max(0, nearest - self._step) * self._per_step if nearest < NEVER and self._per_step else math.inf
+        step_seconds = self._lookahead.step_seconds
+        return max(0, nearest - self._step) * step_seconds if nearest < NEVER and step_seconds else math.inf
 
     # -- events --------------------------------------------------------------------------------------------------
 
@@ -214,6 +215,9 @@ class Protocol:
         match event:
             case Reached():
                 return self._reached(event)
+            case Rested(step, now):
+                self._lookahead.seen(step, now)
+                return []
             case Left(step):
                 self._standing = self._holds = False
                 if step > self._step:
@@ -262,11 +266,7 @@ class Protocol:
         self._standing = True
         if first and self._every is not None:
             self._next_every = (event.step // self._every + 1) * self._every  # the first is no cut: nothing is new
-        steps, seconds = event.step - self._pace[0], event.now - self._pace[1]
-        if steps > 0:
-            if self._pace[0] >= 0:
-                self._per_step = seconds / steps
-            self._pace = event.step, event.now
+        self._lookahead.seen(event.step, event.now)
         return self._go_on()
 
     @property
@@ -436,7 +436,7 @@ class Protocol:
         self.rounds += 1
         self._stop = stop
         # A program that is to stop has little time, so its ranks rather stand still for a moment.
-        ahead = 1 + self._steps_of_latency if stop and not self._stop_attempts else self.lookahead
+        ahead = self._lookahead.steps + (1 if stop and not self._stop_attempts else 2)
         if self._closing:
             proposal = NEVER
         else:
@@ -449,7 +449,7 @@ class Protocol:
     def _agreed(self, event: Agreed) -> list[Instruction]:
         assert self._proposal is not None
         self._proposal, self._gave_up = None, False
-        self._latency = max(event.now - self._proposed_at, FORGETTING * self._latency)
+        self._lookahead.answered(event.now - self._proposed_at)
         if event.left is not None:
             return [Abandon(event.left)]
         if event.step >= NEVER:  # a rank has come to its end, and cannot be cut any more

@@ -11,6 +11,7 @@ import pytest
 from mpi4py import MPI
 
 import mpickpt
+from mpickpt.protocol import PATIENCE
 from mpickpt.triggers import leave_file
 
 pytestmark = pytest.mark.mpi
@@ -74,6 +75,20 @@ def test_wishes_beside_every(mpi_tmp_path: Path) -> None:
 
     ckpt = run(mpi_tmp_path, 400, wish, every=100)
     assert (ckpt.stats().whole, ckpt.stats().rounds) == (6, 3)
+    check_restart(mpi_tmp_path, ckpt)
+
+
+def test_wishes_hold_up_nobody(mpi_tmp_path: Path) -> None:
+    """Ranks that meet in each step are not kept waiting for an answer until somebody's patience ends."""
+
+    def wish(ckpt: mpickpt.Session, step: int) -> None:
+        if step % 97 == 50 and COMM.rank == step % COMM.size:
+            ckpt.request()
+
+    ckpt = run(mpi_tmp_path, 2000, wish, pause=0.001)
+    stats = ckpt.stats()
+    assert stats.whole >= 5
+    assert stats.waited_seconds < PATIENCE
     check_restart(mpi_tmp_path, ckpt)
 
 

@@ -160,18 +160,21 @@ def test_damage_of_one_rank_sends_all_to_the_older_epoch(
 
 
 def test_waiting_has_a_limit(mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rank whose limit is over says so; the others may hear that it left before theirs is."""
     ckpt = mpickpt.open(mpi_tmp_path, COMM, every=1)
     ckpt.array("u", 1000)
     ckpt.step()
     ckpt.step()
     monkeypatch.setattr(ckpt._coordinator, "_limit", 0.3)
+    waited = COMM.size == 1
     if COMM.rank == LAST:
         COMM.barrier()  # comes late
         with suppress(mpickpt.WaitTimeout, mpickpt.EpochError):  # the others do not help any more
             ckpt.close()
     else:
-        with pytest.raises(
-            mpickpt.WaitTimeout, match=rf"Rank {COMM.rank} waited 0.3 s for all ranks to finish epoch 1 \(cut at"
-        ):
+        told = rf"Rank {COMM.rank} waited 0.3 s for all ranks to finish epoch 1 \(cut at|left the session by an exception"
+        with pytest.raises((mpickpt.WaitTimeout, mpickpt.EpochError), match=told) as caught:
             ckpt.close()
+        waited = caught.type is mpickpt.WaitTimeout
         COMM.barrier()
+    assert any(COMM.allgather(waited))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from simulator import Job, Simulation
 
 from mpickpt import protocol as p
+from mpickpt.protocol.lookahead import Lookahead
 
 
 def _ran(job: Job) -> Simulation:
@@ -187,6 +188,76 @@ def test_the_lookahead_adapts_to_a_slow_rank() -> None:
     assert sum(rank.protocol.waits for rank in simulation.ranks) <= 4
 
 
+@settings(max_examples=60, deadline=None)
+@given(SIZES, st.sampled_from([1e-3, 5e-3, 0.02]), st.sampled_from([0.0, 0.01, 0.1]), st.integers(0, 2**32))
+def test_ranks_that_rest_hold_up_nobody(size: int, unit: float, uneven: float, seed: int) -> None:
+    """Ranks that wait for each other in each step never stand until their patience ends, however seldom they look.
+
+    A share of the steps, and the first one, is twenty times as long as the others: still short beside the patience.
+    """
+    rnd = random.Random(seed)
+    steps = min(4000, round(20 / unit))
+    long = [step == 0 or random.Random(seed + step).random() < uneven for step in range(steps)]
+    length = unit * sum(20 if slow else 1 for slow in long)
+    asks = [(rnd.uniform(0, 0.8 * length), rnd.randrange(size), False) for _ in range(6)]
+    job = Job(
+        size,
+        steps,
+        lambda rank, step: unit * (20 if long[step] else 1) * (0.8 + 0.4 * rnd.random()),
+        needs=_needs("ring", size, steps, 1, rnd),
+        asks=[*asks, (0.9 * length, rnd.randrange(size), True)],
+        hop=lambda rank: 2e-5 * rnd.random(),
+        longest_drain=0.05 * length,
+        look=0.002,
+        rest=0.05,
+    )
+    simulation = _ran(job)
+    assert simulation.cuts
+    assert [rank.gave_up for rank in simulation.ranks] == [0] * size
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8])  # in a larger ring ranks may be more steps apart than any lookahead
+@pytest.mark.parametrize(
+    ("first", "slow", "then"), [(1, 0.06, 1e-3), (1, 0.06, 0.02), (100, 0.06, 1e-3), (50, 0.5, 0.5)]
+)
+def test_a_wish_before_steps_become_quick_holds_up_nobody(size: int, first: int, slow: float, then: float) -> None:
+    """The pace that is known is that of slow steps: of the first one, or of a hundred, and quick ones follow."""
+    for seed in range(20):
+        rnd = random.Random(seed)
+        asked = slow * first * rnd.uniform(0.5, 1.1)
+        job = Job(
+            size,
+            first + 1000,
+            lambda rank, step: (slow if step < first else then) * (0.9 + 0.2 * rnd.random()),  # noqa: B023
+            needs=_needs("ring", size, first + 1000, 1, rnd),
+            asks=[(asked, rnd.randrange(size), seed % 2 == 0)],
+            hop=lambda rank: 2e-5 * rnd.random(),  # noqa: B023
+            look=0.002,
+            rest=0.05,
+        )
+        simulation = _ran(job)
+        assert simulation.cuts
+        assert [rank.gave_up for rank in simulation.ranks] == [0] * size, f"seed {seed}"
+
+
+@pytest.mark.parametrize("quick", [1e-5, 1e-3])
+def test_slow_steps_after_quick_ones_are_cut_soon(quick: float) -> None:
+    """A lookahead for quick steps would take very long in slow ones."""
+    first = round(1 / quick)
+    job = Job(
+        4,
+        first + 1000,
+        lambda rank, step: quick if step < first else 10.0,
+        needs=_needs("ring", 4, first + 1000, 1, random.Random(1)),
+        asks=[(25.0, 2, False)],
+        look=0.002,
+        rest=0.05,
+    )
+    simulation = _ran(job)
+    (cut,) = simulation.ranks[0].cut_at
+    assert 25.0 < cut < 150.0
+
+
 def test_a_dead_rank_leaves_a_whole_epoch() -> None:
     for moment in range(5, 95, 3):
         job = Job(4, 100, lambda rank, step: 1.0, every=5, longest_drain=4.0, dies=(moment, moment % 4))
@@ -224,26 +295,37 @@ def test_every_needs_no_message() -> None:
     assert simulation.ranks[0].sent["marker"] == 3, "one marker, to three children, that says that there are no more"
 
 
+def test_answers_that_came_quickly_by_chance_leave_the_lookahead_as_long() -> None:
+    lookahead = Lookahead(2, look=0.002, rest=0.05)
+    for step in range(40):
+        lookahead.seen(step, 0.01 * step)
+    steps = lookahead.steps
+    assert steps >= 0.052 / 0.01
+    for _ in range(30):
+        lookahead.answered(1e-4)
+    assert lookahead.steps == steps
+
+
 def _rank_1_that_gave_up(every: int | None) -> p.Protocol:
-    """It proposed step 12, stood there, and went on to step 13; nobody knows the answer."""
+    """It proposed step 34, stood there, and went on to step 35; nobody knows the answer."""
     machine = p.Protocol(1, 2, every=every)
-    for step in (9, 10):
+    for step in range(31):  # enough of them for its pace to be known
         assert machine.handle(p.Reached(step, float(step))) == []
-    assert machine.handle(p.Marked(False, 10.0)) == [p.Propose(12)]
+    assert machine.handle(p.Marked(False, 30.0)) == [p.Propose(34)]
     assert machine.stands is p.Stand.NO
-    machine.handle(p.Reached(12, 12.0))
+    machine.handle(p.Reached(34, 34.0))
     assert machine.stands is p.Stand.LIMITED
     assert machine.handle(p.GaveUp()) == []
     assert machine.stands is p.Stand.NO
     machine.handle(p.Left())
-    assert machine.next_step == 13
-    machine.handle(p.Reached(13, 13.0))
+    assert machine.next_step == 35
+    machine.handle(p.Reached(35, 35.0))
     return machine
 
 
 def test_a_missed_cut_is_told_at_once() -> None:
     machine = _rank_1_that_gave_up(None)
-    assert machine.handle(p.Agreed(12, None, 13.5)) == [p.Miss(1, 13, 0)]
+    assert machine.handle(p.Agreed(34, None, 35.5)) == [p.Miss(1, 35, 0)]
     (post,) = machine.handle(p.Drained(False))
     assert isinstance(post, p.Post)
     assert (post.complete, post.epoch.missed) == (False, True)
@@ -251,29 +333,29 @@ def test_a_missed_cut_is_told_at_once() -> None:
 
 def test_an_answer_that_comes_late_but_in_time() -> None:
     machine = _rank_1_that_gave_up(None)
-    assert machine.handle(p.Agreed(13, None, 13.5)) == [p.Cut(1, 13, 0)]
+    assert machine.handle(p.Agreed(35, None, 35.5)) == [p.Cut(1, 35, 0)]
 
 
 def test_a_cut_by_its_step_while_the_answer_is_unknown() -> None:
     """Its number depends on whether the cut that is being agreed on comes before it: it is missed, too."""
-    machine = _rank_1_that_gave_up(14)
+    machine = _rank_1_that_gave_up(36)
     machine.handle(p.Left())
-    assert machine.handle(p.Reached(14, 14.0)) == []
+    assert machine.handle(p.Reached(36, 36.0)) == []
     assert machine.stands is p.Stand.NO
-    assert machine.handle(p.Agreed(12, None, 14.5)) == [p.Miss(1, 14, 0)]
+    assert machine.handle(p.Agreed(34, None, 36.5)) == [p.Miss(1, 36, 0)]
     first, *more = machine.handle(p.Drained(False))
     assert isinstance(first, p.Post)
     assert more == []
-    assert machine.handle(p.Settled(False, True)) == [p.Miss(2, 14, 0)]
+    assert machine.handle(p.Settled(False, True)) == [p.Miss(2, 36, 0)]
 
 
 def test_a_cut_by_its_step_that_is_the_one_agreed_on() -> None:
-    machine = _rank_1_that_gave_up(14)
+    machine = _rank_1_that_gave_up(36)
     machine.handle(p.Left())
-    machine.handle(p.Reached(14, 14.0))
+    machine.handle(p.Reached(36, 36.0))
     machine.handle(p.Left())
-    machine.handle(p.Reached(15, 15.0))
-    assert machine.handle(p.Agreed(14, None, 15.5)) == [p.Miss(1, 15, 0)]
+    machine.handle(p.Reached(37, 37.0))
+    assert machine.handle(p.Agreed(36, None, 37.5)) == [p.Miss(1, 37, 0)]
     machine.handle(p.Drained(False))
     assert machine.handle(p.Settled(False, True)) == []
 

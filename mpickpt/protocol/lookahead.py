@@ -1,0 +1,81 @@
+"""How many steps ahead of its own a rank proposes to cut: so many that the answer is there before the rank is.
+
+A rank that comes to its own proposal too early stands still, and others may wait for it in a receive and so never
+give the answer: then all lose the time of its patience. What makes the answer late is mostly that ranks look for
+messages at some of their safe points only. In how long they look is known; the pace is not, so the quickest one of
+late counts, within bounds: that of a program whose steps are of unequal length must not be taken from a slow one.
+"""
+
+from __future__ import annotations
+
+import math
+
+LOOK_SECONDS = 0.002  # between two looks at safe points: often enough to answer in time, rare enough to cost little
+REST_SECONDS = 0.020  # the same while nothing is under way: with its code out of the caches a look takes 30 to 70 us
+MARGIN = 2.0  # lookahead, in latencies
+FORGETTING = 0.7  # of a latency that the next round does not reach
+SETTLING_LOOKS = 16  # before the pace counts as known: the first steps of many a program are slow
+SLOWING = 1.2  # the quickest pace becomes slower by so much from one look to the next, if no step is as quick,
+UNEVEN = 32  # and counts for no more than so many times as quick as the last one: else slow steps would put off a cut
+
+
+class Lookahead:
+    """One rank's pace, and how long answers take.
+
+    Parameters
+    ----------
+    size : int
+        Number of ranks.
+    look, rest : float
+        At most so many seconds go by between two looks of a rank that takes part in something, and of one at rest.
+
+    Attributes
+    ----------
+    step_seconds : float
+        How long a step took of late; 0 before it is known.
+    """
+
+    def __init__(self, size: int, look: float, rest: float) -> None:
+        self.step_seconds = 0.0
+        self._quickest = 0.0
+        self._look, self._rest = look, rest
+        self._seen = (-1, 0.0)
+        self._looks = 0
+        self._levels = (size - 1).bit_length()
+        # A marker goes down a tree: at each level a rank at rest has to look before it is passed on, and on its way
+        # back the answer waits for ranks that take part. It may have come quicker last time, by chance.
+        self._least = self._levels * (look + rest)
+        self._latency = self._least
+
+    def seen(self, step: int, now: float) -> None:
+        """Take in that the rank is at the safe point of `step`, at `now` seconds."""
+        before, then = self._seen
+        steps, seconds = step - before, now - then
+        self._looks += 1
+        if before >= 0 and (steps <= 0 or seconds < self._look):  # too short a time to tell the pace
+            return
+        self._seen = step, now
+        if before >= 0:
+            pace = seconds / steps
+            self.step_seconds = pace
+            quickest = min(pace, SLOWING * self._quickest) if self._quickest else pace
+            self._quickest = max(quickest, pace / UNEVEN)
+
+    def steps_in(self, seconds: float) -> int:
+        """So many steps at the most take that long."""
+        return max(1, math.floor(seconds / self._quickest)) if self._quickest else 1
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the pace is known; until then all ranks have to look at each safe point."""
+        return self._quickest > 0 and self._looks > SETTLING_LOOKS
+
+    def answered(self, seconds: float) -> None:
+        """Take in how long an answer took."""
+        self._latency = max(seconds, FORGETTING * self._latency, self._least)
+
+    @property
+    def steps(self) -> int:
+        """So many whole steps an answer takes, with a margin; one for each level at least, down the tree and up."""
+        latency = math.floor(MARGIN * self._latency / self._quickest) if self._quickest else 0
+        return max(2 * self._levels, latency)
