@@ -96,6 +96,8 @@ class Rank:
         What is tested.
     step : int
         The step it is in; beyond all steps when it has ended.
+    next_step, next_look : int, float
+        It looks at the first safe point at or beyond that step, or after that time.
     stopped, stop_whole : int or None, bool or None
         The step at which it was told to stop, and whether the epoch before was whole.
     stood, gave_up : float, int
@@ -108,9 +110,7 @@ class Rank:
 
     def __init__(self, job: Job, rank: int) -> None:
         self.rank = rank
-        self.protocol = p.Protocol(
-            rank, job.size, keep=job.keep, every=job.every, look=job.look, rest=job.rest
-        )
+        self.protocol = p.Protocol(rank, job.size, keep=job.keep, every=job.every, look=job.look, rest=job.rest)
         self.next_step, self.next_look = 0, 0.0
         self.protocol.hold = not job.tracked
         self.step = -1

@@ -37,9 +37,9 @@ class Lookahead:
 
     def __init__(self, size: int, look: float, rest: float) -> None:
         self.step_seconds = 0.0
-        self._quickest = 0.0
+        self._quickest = math.inf  # not known
         self._look, self._rest = look, rest
-        self._seen = (-1, 0.0)
+        self._seen: tuple[int, float] | None = None
         self._looks = 0
         self._levels = (size - 1).bit_length()
         # A marker goes down a tree: at each level a rank at rest has to look before it is passed on, and on its way
@@ -49,26 +49,27 @@ class Lookahead:
 
     def seen(self, step: int, now: float) -> None:
         """Take in that the rank is at the safe point of `step`, at `now` seconds."""
-        before, then = self._seen
-        steps, seconds = step - before, now - then
         self._looks += 1
-        if before >= 0 and (steps <= 0 or seconds < self._look):  # too short a time to tell the pace
-            return
+        if self._seen is not None:
+            steps, seconds = step - self._seen[0], now - self._seen[1]
+            if steps <= 0 or seconds <= self._look:  # too short a time to tell the pace
+                return
+            self.step_seconds = seconds / steps
+            quickest = min(self.step_seconds, SLOWING * self._quickest)
+            self._quickest = max(quickest, self.step_seconds / UNEVEN)
         self._seen = step, now
-        if before >= 0:
-            pace = seconds / steps
-            self.step_seconds = pace
-            quickest = min(pace, SLOWING * self._quickest) if self._quickest else pace
-            self._quickest = max(quickest, pace / UNEVEN)
-
-    def steps_in(self, seconds: float) -> int:
-        """So many steps at the most take that long."""
-        return max(1, math.floor(seconds / self._quickest)) if self._quickest else 1
 
     @property
     def is_settled(self) -> bool:
         """Whether the pace is known; until then all ranks have to look at each safe point."""
-        return self._quickest > 0 and self._looks > SETTLING_LOOKS
+        return self._quickest < math.inf and self._looks > SETTLING_LOOKS
+
+    def pause(self, *, rests: bool) -> tuple[float, int]:
+        """Give the seconds and the steps that may go by until the next look; the steps, should they become quicker."""
+        if not self.is_settled:
+            return 0.0, 1
+        seconds = self._rest if rests else self._look
+        return seconds, max(1, math.floor(seconds / self._quickest))
 
     def answered(self, seconds: float) -> None:
         """Take in how long an answer took."""
@@ -77,5 +78,4 @@ class Lookahead:
     @property
     def steps(self) -> int:
         """So many whole steps an answer takes, with a margin; one for each level at least, down the tree and up."""
-        latency = math.floor(MARGIN * self._latency / self._quickest) if self._quickest else 0
-        return max(2 * self._levels, latency)
+        return max(2 * self._levels, math.floor(MARGIN * self._latency / self._quickest))

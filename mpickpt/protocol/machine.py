@@ -134,7 +134,6 @@ class Protocol:
         self._standing = False
         self._closing = False
         self._next_every = NEVER
-        self._look, self._rest = look, rest
         self._lookahead = Lookahead(size, look, rest)
         # the round
         self._passed_on = (-1, False)
@@ -177,12 +176,8 @@ class Protocol:
         return self._lookahead.is_settled and self.epoch is None and not self._is_ahead and not self._missed
 
     def pause(self, *, rests: bool) -> tuple[float, int]:
-        """Give the seconds and the steps that may go by until the next look; the steps, should they become quicker.
-
-        At first, while the pace is not known, there is a look at each safe point.
-        """
-        seconds = self._rest if rests else self._look
-        return (seconds, self._lookahead.steps_in(seconds)) if self._lookahead.is_settled else (0.0, 1)
+        """Give the seconds and the steps that may go by until the next look."""
+        return self._lookahead.pause(rests=rests)
 
     @property
     def over(self) -> bool:
