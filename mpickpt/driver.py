@@ -40,7 +40,6 @@ from mpickpt.protocol import (
     Propose,
     Protocol,
     Reached,
-    Rested,
     SayBelowClosed,
     Stand,
     Stop,
@@ -112,6 +111,8 @@ class Driver:
         self._step = -1
         self._closing = False
         self._in_hand = False  # events are being handled: nothing else may be
+        self._quiet_until = -1  # the step before which there is nothing to do unless something stirs,
+        self._rests = False  # which may be heard of a little later
 
     # -- safe points ---------------------------------------------------------------------------------------------
 
@@ -128,35 +129,45 @@ class Driver:
         Stopped
             If the program is to end here.
         """
+        if step < self._quiet_until and self._glance(step):
+            return
         now = time.perf_counter()
         cuts, self._step = self.stats.cuts, step
-        rests = step < self._protocol.next_step and self._rests
-        event = self._next_event(now) if rests else None
-        if rests and event is None:
-            self._protocol.handle(Rested(step, now))
-            self._look_again(step, now, rests=True)
-            return
         self._handle(Reached(step, now))
-        if event is not None:
-            self._handle(event)
         if self.stats.cuts == cuts:  # after a cut the program goes on at once: what has come can wait for the next look
             self._look(now)
         if self._protocol.stands is not Stand.NO:
             self._wait()
         self._protocol.handle(Left())
-        self._look_again(step, now, rests=self._rests)
+        is_quiet = self._line is None and not self._epochs.loads and not self._epochs.awaits_messages
+        end, self._rests = self._protocol.next_step, is_quiet and self._protocol.rests
+        self._quiet_until = end if is_quiet else -1
+        self._look_again(step, now, end, self._protocol.pause(rests=self._rests))
         if self.stopped is not None:
             raise self.stopped
 
-    @property
-    def _rests(self) -> bool:
-        """Nothing is under way that has to be brought further, or told."""
-        return self._protocol.rests and self.stopped is None and self._line is None and not self._epochs.loads
+    def _look_again(self, step: int, now: float, end: int, pause: tuple[float, int]) -> None:
+        """Say when there is to be a look again: a pause after that at `step`, and at step `end` in any case."""
+        seconds, steps = pause
+        self.next_step, self.next_look = min(end, step + steps), now + seconds
 
-    def _look_again(self, step: int, now: float, *, rests: bool) -> None:
-        """Say when there is to be a look again, after that at `step`."""
-        seconds, steps = self._protocol.pause(rests=rests)
-        self.next_step, self.next_look = min(self._protocol.next_step, step + steps), now + seconds
+    def _glance(self, step: int) -> bool:
+        """Look at the safe point of `step` whether anything stirs; if nothing does, say when to look again.
+
+        The short way of `safe_point`. It is gone nearly always, and after other work out of cold caches: each call that
+        is made on it, and each object that is looked at, costs some microseconds.
+        """
+        now = time.perf_counter()
+        if self._epochs.stirs() or self._triggers.stirs(now) or self._rounds.stirs():
+            return False
+        self._look_again(step, now, self._quiet_until, self._protocol.glanced(step, now, rests=self._rests))
+        if self._epochs.drains:
+            self._epochs.see_to_drain(now, self._seconds_left(now))
+        return True
+
+    def _seconds_left(self, now: float) -> float:
+        """Estimate how long it is to the next cut."""
+        return min(self._protocol.seconds_to_next_cut(), self.clock.seconds_left(now))
 
     def idle(self, step: int = -1) -> None:
         """Take in what has come, in the midst of `step`: a call of ``ckpt.comm`` waits."""
@@ -172,7 +183,7 @@ class Driver:
         """Take in all that has come, and see that the drain ends in time."""
         while (event := self._next_event(now)) is not None:
             self._handle(event)
-        left = min(self._protocol.seconds_to_next_cut(), self.clock.seconds_left(now))
+        left = self._seconds_left(now)
         if self._epochs.see_to_loading(now, left):
             self._triggers.request(stop=False)  # all ranks meet at a cut, and are told there
         self._epochs.see_to_drain(now, left)
@@ -265,7 +276,7 @@ class Driver:
     def _handle(self, event: Event) -> None:
         """Hand an event to the protocol and do as it says."""
         self._todo.extendleft(reversed(self._protocol.handle(event)))
-        self._in_hand = True
+        self._in_hand, self._quiet_until = True, -1
         try:
             while self._todo:
                 outcome = self._carry_out(self._todo.popleft())
@@ -358,6 +369,7 @@ class Driver:
         self._end_line()
         self._triggers.close()
         self._todo.clear()
+        self._quiet_until = -1
         self._epochs.leave()
         if not self._protocol.over:
             for instruction in self._protocol.leave():

@@ -217,19 +217,33 @@ class Epochs:
         if self._channels_due and (not traffic.exchanging or stood > PATIENCE):
             self._give_up(f"{traffic.missing()} The next cut cannot wait for them")
 
+    @property
+    def awaits_messages(self) -> bool:
+        """Whether the epoch waits for messages in flight, or for word of them."""
+        return self._channels_due
+
     # -- how it ended --------------------------------------------------------------------------------------------
+
+    def stirs(self) -> bool:
+        """Whether `next_event` may have something to tell; helps messages in flight along."""
+        traffic = self._checkpointer.traffic
+        if traffic is not None:
+            self._move(traffic)
+        epoch = self._protocol.epoch
+        if epoch is None:
+            return False
+        return self._coordinator.has_commit() if epoch.posted else self._checkpointer.snapshotter.wait(0)
 
     def next_event(self) -> Event | None:
         """Give what became of the epoch under way, if that is known by now."""
-        epoch, traffic = self._protocol.epoch, self._checkpointer.traffic
-        if traffic is not None:
-            self._move(traffic)
-        if epoch is None:
+        if not self.stirs():
             return None
-        if epoch.posted:
-            commit = self._coordinator.next_commit()
-            return None if commit is None else self._settled(epoch, commit)
-        return self._drained(epoch) if self._checkpointer.snapshotter.wait(0) else None
+        epoch = self._protocol.epoch
+        assert epoch is not None
+        if not epoch.posted:
+            return self._drained(epoch)
+        commit = self._coordinator.next_commit()
+        return None if commit is None else self._settled(epoch, commit)
 
     def _drained(self, epoch: Epoch) -> Drained:
         """Note what became of this rank's drain."""

@@ -182,6 +182,7 @@ class EndNote(Costs):
 Note = Header | EpochNote | Sums | EndNote
 KINDS: dict[str, type[Note]] = {"run": Header, "epoch": EpochNote, "sums": Sums, "end": EndNote}
 _NAMES = {kind: name for name, kind in KINDS.items()}
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 @dataclass(frozen=True)
@@ -229,8 +230,8 @@ def fold(sums: Sums, epochs: Sequence[EpochNote]) -> Sums:
 
 def line_of(note: Note) -> str:
     """Write a note as a line of JSON, with its end."""
-    told = {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(note).items()}
-    return json.dumps({"note": _NAMES[type(note)], **told}, separators=(",", ":"), allow_nan=False) + "\n"
+    told = {name: round(value, 6) if isinstance(value, float) else value for name, value in vars(note).items()}
+    return _encode({"note": _NAMES[type(note)], **told}) + "\n"
 
 
 def note_of(line: str) -> Note | None:

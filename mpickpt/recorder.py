@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from mpickpt.notes import FORMAT, EndNote, EpochNote, Header, Note, Sums, fold, line_of
 from mpickpt.options import Options
@@ -22,6 +23,18 @@ from mpickpt.store import forget_old_runs, notes_path, run_name
 
 LIMIT_BYTES = 128 * 1024  # of a rank's file; at that size the older half of its epochs become sums
 MOST_WAITS = 16  # that one note lists
+
+
+class _Draining(NamedTuple):
+    """What is known of an epoch at its cut, for the note that is made of it when its drain has ended."""
+
+    epoch: int
+    step: int
+    slot: int
+    cut: float
+    blocked: float
+    late_faults: int
+    late_fault_seconds: float
 
 
 class Recorder:
@@ -60,8 +73,7 @@ class Recorder:
         self._size = 0
         self._sums = Sums()
         self._epochs: list[tuple[EpochNote, bytes]] = []  # and their lines: writing them anew takes its time
-        self._draining: EpochNote | None = None
-        self._drain_from = 0.0
+        self._draining: _Draining | None = None
         self._waits: list[tuple[float, float]] = []
         self._waited = 0.0
         self._noted = (0, 0.0)  # faults between the last cut and the end of its drain, and their seconds
@@ -103,26 +115,17 @@ class Recorder:
         """Note a cut that was made at `began`; `before` is what the snapshotter said just before it."""
         if self._file is None:
             return
-        late, late_seconds = self._late(before)
-        self._draining = EpochNote(
-            epoch=number,
-            step=step,
-            slot=slot,
-            cut=began - self._zero,
-            blocked=blocked,
-            late_faults=late,
-            late_fault_seconds=late_seconds,
-        )
+        self._draining = _Draining(number, step, slot, began - self._zero, blocked, *self._late(before))
 
     def drained(self, progress: Progress) -> None:
         """Note what became of the drain, and write the line."""
-        note, self._draining = self._draining, None
-        if self._file is None or note is None:
+        cut, self._draining = self._draining, None
+        if self._file is None or cut is None:
             return
         self._noted = (progress.faults, progress.fault_seconds)
-        drained = note.cut + note.blocked - progress.blocked_seconds + progress.drain_seconds
-        note = replace(
-            note,
+        drained = cut.cut + cut.blocked - progress.blocked_seconds + progress.drain_seconds
+        note = EpochNote(
+            **cut._asdict(),
             drained=min(drained, time.perf_counter() - self._zero),
             errno=progress.errno,
             drain=progress.drain_seconds,

@@ -74,6 +74,12 @@ class Triggers:
         self._cut = True
         self._stop = self._stop or stop
 
+    def stirs(self, now: float) -> bool:
+        """Whether `take` may have something to give."""
+        if self._cut or self._file is None:
+            return self._cut
+        return now >= self._look_at or (self.clock is not None and self.clock.seconds_left(now) == 0.0)
+
     def take(self, now: float) -> bool | None:
         """Give what was asked for since the last call: None for nothing, False for a cut, True to stop as well."""
         if self._file is not None and now >= self._look_at:

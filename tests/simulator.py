@@ -300,20 +300,18 @@ class Simulation:
         """Look, as the driver does."""
         machine, now = rank.protocol, self.now
         self._move(rank)
-        if machine.next_step > step and machine.rests and self._next(rank, take=False) is None:
-            machine.handle(p.Rested(step, now))
-            self._look_again(rank, step, now)
+        if 0 < step < machine.next_step and self._next(rank, take=False) is None:
+            self._look_again(rank, step, machine.glanced(step, now, rests=machine.rests))
             return
         self._perform(rank, machine.handle(p.Reached(step, now)))
         self._look(rank)
         yield from self._stand(rank)
         machine.handle(p.Left())
-        self._look_again(rank, step, now)
+        self._look_again(rank, step, machine.pause(rests=machine.rests))
 
-    @staticmethod
-    def _look_again(rank: Rank, step: int, now: float) -> None:
-        seconds, steps = rank.protocol.pause(rests=rank.protocol.rests)
-        rank.next_step, rank.next_look = step + steps, now + seconds
+    def _look_again(self, rank: Rank, step: int, pause: tuple[float, int]) -> None:
+        seconds, steps = pause
+        rank.next_step, rank.next_look = step + steps, self.now + seconds
 
     def _enter(self, rank: Rank, step: int) -> None:
         rank.step = step

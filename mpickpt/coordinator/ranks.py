@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpickpt.coordinator.pending import Pending, abandon
+from mpickpt.coordinator.pending import Pending, Repeated, abandon, next_of
 from mpickpt.coordinator.reports import Reports
 from mpickpt.coordinator.rounds import Rounds
 from mpickpt.errors import MpickptError, UsageError, WaitTimeout
@@ -43,6 +43,7 @@ WAIT_LIMIT = 600.0  # seconds; MPICKPT_WAIT_LIMIT
 REPORT_AFTER = 0.8  # of the limit: then a rank tells what it waits for
 _FIRST_PAUSE, _LONGEST_PAUSE = 20e-6, 1e-3  # seconds between two looks at a request
 _NOBODY = 2**62  # in a commit: no rank has left
+_SHARE = 11  # numbers that a rank says of an epoch, in `_post`
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,11 @@ class Coordinator:
         self._mpi = mpi
         self._limit = wait_limit()
         self._meetings = comm.Dup()
-        self._commits = comm.Dup()
+        self._commits = commits = comm.Dup()
+        start, post, calls = commits.Allreduce_init, commits.Iallreduce, comm.size.bit_length()
+        self._shares = [
+            Repeated(start, post, *np.empty((2, _SHARE), np.int64), calls=calls, op=mpi.MIN) for _ in range(2)
+        ]  # of the epoch that is agreed on, and of a rank that leaves meanwhile
         self._rounds: Rounds | None = None
         self._reports = Reports(self._meetings, mpi)
         self.rank: int = comm.rank
@@ -224,20 +229,24 @@ class Coordinator:
 
     def post_leaving(self) -> None:
         """Tell the others, when they next agree on an epoch, that this rank has left; nothing is waited for."""
-        abandon(self._post(Share(0, 0, 0, complete=False), self.rank))
+        self._post(Share(0, 0, 0, complete=False), self.rank)
 
     def _post(self, share: Share, left: int) -> Pending:
         cut = [share.number, share.step, share.slot]
         least, greatest = ([_NOBODY] * 3, [_NOBODY] * 3) if share.missed else (cut, [-n for n in cut])
         costs = [-round(seconds * 1e6) for seconds in (share.drain_seconds, share.lost_seconds)]
-        own = np.array([share.complete, left, not share.missed, *costs, *least, *greatest], np.int64)
-        result = np.empty_like(own)
-        pending = Pending(self._commits.Iallreduce(own, result, op=self._mpi.MIN), result, own)
-        pending.test()
-        return pending
+        posted = next_of(self._shares)
+        posted.kept[0][:] = [share.complete, left, not share.missed, *costs, *least, *greatest]
+        posted.start()
+        posted.test()
+        return posted
+
+    def has_commit(self) -> bool:
+        """Whether it is known what was found out about the epoch that was posted; helps it along."""
+        return self._commit is not None and self._commit.test()
 
     def next_commit(self) -> Commit | None:
-        """Give what was found out about the epoch that was posted, if it is there; helps it along."""
+        """Give what was found out about the epoch that was posted, if it is there."""
         if self._commit is None or not self._commit.test():
             return None
         complete, left, not_missed, drain, lost, *cut = self._commit.result.tolist()
@@ -266,6 +275,8 @@ class Coordinator:
         """Give the communicators back; collective, and nothing may be pending."""
         if self._rounds is not None:
             self._rounds.close(lambda pending: self._wait(pending, "the last marker, while closing"))
+        for share in self._shares:
+            share.free()
         self._meetings.Free()
         self._commits.Free()
 
@@ -273,8 +284,8 @@ class Coordinator:
         """Leave all that is pending to MPI: this rank ends alone."""
         if self._rounds is not None:
             self._rounds.leave()
-        if self._commit is not None:
-            abandon(self._commit)
+        for share in self._shares:
+            abandon(share)
 
     def wait(self, look: Callable[[], T], what: str, seconds: float | None = None) -> T | None:
         """Wait until `look` gives something, and give that; None after so many seconds.

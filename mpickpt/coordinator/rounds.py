@@ -41,8 +41,11 @@ class Rounds:
 
     def __init__(self, comm: MPI.Intracomm, maximum: MPI.Op) -> None:
         self._comm = comm = comm.Dup()
-        self._markers = [Repeated(comm.Bcast_init, comm.Ibcast, _pair(), root=0) for _ in range(2)]
-        self._answers = [Repeated(comm.Allreduce_init, comm.Iallreduce, _pair(), _pair(), op=maximum) for _ in range(2)]
+        calls = comm.size.bit_length()
+        self._markers = [Repeated(comm.Bcast_init, comm.Ibcast, _pair(), calls=calls, root=0) for _ in range(2)]
+        self._answers = [
+            Repeated(comm.Allreduce_init, comm.Iallreduce, _pair(), _pair(), calls=calls, op=maximum) for _ in range(2)
+        ]
         self._receipts = [
             Repeated(comm.Recv_init, comm.Irecv, np.empty(3, np.int64), source=child)
             for child in children(comm.rank, comm.size)
@@ -105,6 +108,16 @@ class Rounds:
         self._marker.start()
 
     # -- what came -----------------------------------------------------------------------------------------------
+
+    def stirs(self) -> bool:
+        """Whether `next_event` may have something to give; helps along what is on its way through this rank."""
+        awaited = self._marker if self._answer is None else self._answer
+        if self._sent or (awaited is not None and awaited.test()):
+            return True
+        for receipt in self._receipts:
+            if receipt.test():
+                return True
+        return False
 
     def next_event(self) -> Event | None:
         """Give what came next, without waiting; helps along what is on its way through this rank."""

@@ -18,7 +18,7 @@ newest epoch that is whole everywhere; that one is never overwritten, so the nex
 
 `Protocol.handle` is the only way in. Whoever drives it carries out the instructions in their order, feeds back what
 comes of them, and stays where it is as long as `Protocol.stands` says so: `mpickpt.driver` by MPI, a simulator in the
-tests.
+tests. There is one short cut, `Protocol.glanced`, for the many looks that find nothing.
 """
 
 from mpickpt.protocol.events import (
@@ -36,7 +36,6 @@ from mpickpt.protocol.events import (
     Passed,
     Reached,
     Refused,
-    Rested,
     Settled,
 )
 from mpickpt.protocol.instructions import (
@@ -87,7 +86,6 @@ __all__ = [
     "Protocol",
     "Reached",
     "Refused",
-    "Rested",
     "STOP_ATTEMPTS",
     "STOP_PATIENCES",
     "SayBelowClosed",

@@ -14,14 +14,6 @@ class Reached:
 
 
 @dataclass(frozen=True, slots=True)
-class Rested:
-    """The rank looked at the safe point of `step`, at `now` seconds, had nothing to do there and goes on."""
-
-    step: int
-    now: float
-
-
-@dataclass(frozen=True, slots=True)
 class Left:
     """The rank goes on from the safe point where it stood, or has since passed that of `step` without looking."""
 
@@ -122,6 +114,6 @@ class BelowLeft:
 
 
 Event = (
-    Reached | Rested | Left | Asked | Passed | Marked | Agreed | GaveUp | Drained | Refused | Settled | Closing
+    Reached | Left | Asked | Passed | Marked | Agreed | GaveUp | Drained | Refused | Settled | Closing
     | BelowClosed | Ended | BelowLeft
 )  # fmt: skip

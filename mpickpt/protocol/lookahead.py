@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 
-LOOK_SECONDS = 0.002  # between two looks at safe points: often enough to answer in time, rare enough to cost little
-REST_SECONDS = 0.020  # the same while nothing is under way: with its code out of the caches a look takes 30 to 70 us
+LOOK_SECONDS = 0.004  # between two looks while a step is to be agreed on: often enough to answer in time
+REST_SECONDS = 0.020  # the same otherwise: with its code out of the caches a look takes 50 to 110 us
 MARGIN = 2.0  # lookahead, in latencies
 FORGETTING = 0.7  # of a latency that the next round does not reach
 SETTLING_LOOKS = 16  # before the pace counts as known: the first steps of many a program are slow

@@ -44,6 +44,7 @@ mpk__holding *mpk__holding_of(mpk_session *s, const char *path) {
     return s->holdings = h;
 }
 
+/* Without barriers, which would cost more than the work: the program stands still, and no drain is under way. */
 uint32_t mpk__history_advance(mpk_session *s) {
     uint32_t n_due = 0;
     if (atomic_load(&s->unseen) >= 0) s->is_distrusted = true;
@@ -52,11 +53,12 @@ uint32_t mpk__history_advance(mpk_session *s) {
         if (mpk__state_of(atomic_load(&s->blocks[b])) != MPK__CLEAN || s->is_distrusted) {
             h->version = s->cut;
             h->is_restored = false;
-            atomic_store(&h->crc_is_known, false);
+            atomic_store_explicit(&h->crc_is_known, false, memory_order_relaxed);
         }
-        h->was_ahead = atomic_exchange(&h->is_ahead, false);
-        h->deadline_us = atomic_load(&h->written_us);
-        atomic_store(&h->written_us, MPK__NOT_WRITTEN);
+        h->was_ahead = atomic_load_explicit(&h->is_ahead, memory_order_relaxed);
+        atomic_store_explicit(&h->is_ahead, false, memory_order_relaxed);
+        h->deadline_us = atomic_load_explicit(&h->written_us, memory_order_relaxed);
+        atomic_store_explicit(&h->written_us, MPK__NOT_WRITTEN, memory_order_relaxed);
         h->is_due = h->version > s->epoch.holding->cut || h->is_restored;
         n_due += h->is_due;
     }

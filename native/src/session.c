@@ -201,14 +201,15 @@ static void open_all(mpk_session *s) {
     }
 }
 
-/* Puts a block into its state for this cut, and tells whether its pages are to be protected now. */
+/* Puts a block into its state for this cut, and tells whether its pages are to be protected now. A drain thread may claim it
+ * as soon as its word says ARMED. Thousands of full barriers would cost more than all else here: whoever protects makes one. */
 static bool arm_block(mpk_session *s, uint32_t b) {
     mpk__history *h = &s->history[b];
     bool is_closed = mpk__state_of(atomic_load(&s->blocks[b])) == MPK__CLEAN && !s->is_distrusted;
     h->is_held = !is_closed && atomic_load(&s->holds[b]) != 0;
-    if (!h->is_held && atomic_exchange(&s->opened[b], 0)) atomic_fetch_add(&s->n_closed, 1);
+    if (!h->is_held && atomic_load(&s->opened[b]) && atomic_exchange(&s->opened[b], 0)) atomic_fetch_add(&s->n_closed, 1);
     enum mpk__block_state state = h->is_held ? MPK__WRITABLE : h->is_due ? MPK__ARMED : MPK__CLEAN;
-    atomic_store(&s->blocks[b], mpk__word(s->cut, 0, state));
+    atomic_store_explicit(&s->blocks[b], mpk__word(s->cut, 0, state), memory_order_release);
     return !is_closed && !h->is_held;
 }
 
@@ -222,6 +223,7 @@ int mpk__protect_blocks(mpk_session *s, bool (*wants)(mpk_session *, uint32_t)) 
                 n++;
             } else if (n) {
                 size_t start = (k - n) * s->block_bytes, end = k < r->n_blocks ? k * s->block_bytes : r->span;
+                atomic_thread_fence(memory_order_seq_cst); /* whoever faults on these pages sees the words of their blocks */
                 int failed = mpk__prim_protect_in_handler(r->pages + start, end - start, false);
                 if (failed && !error) error = failed;
                 n = 0;
@@ -364,8 +366,8 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
 }
 
 void mpk_session_hurry(mpk_session *s, int on) {
-    atomic_store(&s->hurry, on != 0);
-    mpk__drain_ring_in_handler(s);
+    uint32_t wanted = on != 0;
+    if (atomic_exchange(&s->hurry, wanted) != wanted) mpk__drain_ring_in_handler(s); /* it wakes all threads */
 }
 
 int mpk_session_wait(mpk_session *s, int64_t timeout_ns) {

@@ -68,6 +68,14 @@ def agree(rounds: Rounds) -> tuple[int, int | None]:
     return found.step, found.left
 
 
+def end(rounds: Rounds) -> None:
+    """Tell all ranks that there are no more."""
+    if COMM.rank == 0:
+        rounds.announce_end(None)
+    else:
+        assert event(rounds) == Ended(None)
+
+
 def test_many_rounds(rounds: Rounds) -> None:
     """Ranks at different speeds, so that markers and answers of two rounds are on their way at once."""
     for k in range(50):
@@ -75,13 +83,25 @@ def test_many_rounds(rounds: Rounds) -> None:
         rounds.propose(100 * k + COMM.rank)
         assert agree(rounds) == (100 * k + LAST, None)
         time.sleep(1e-4 * ((COMM.rank + k) % COMM.size))
-    if COMM.rank == 0:
-        rounds.announce_end(None)
-    else:
-        assert event(rounds) == Ended(None)
+    end(rounds)
     requests = [one._prepared for one in (*rounds._markers, *rounds._answers)]
     rounds.close(wait)
     assert all(request is None or request == MPI.REQUEST_NULL for request in requests)
+
+
+def test_one_look_is_enough_for_what_has_come(rounds: Rounds) -> None:
+    """Ranks look seldom, and markers go from rank to rank: a second look for the same one would cost as much again."""
+    for step in range(10):
+        COMM.barrier()
+        if COMM.rank == 0:
+            rounds.announce(stop=False)
+        time.sleep(0.03 * (1 + COMM.rank))  # those who pass it on have lower numbers
+        if COMM.rank != 0:
+            assert isinstance(rounds.next_event(), Marked)
+        rounds.propose(step)
+        assert agree(rounds) == (step, None)
+    end(rounds)
+    rounds.close(wait)
 
 
 @pytest.mark.mpi(min_size=2)

@@ -308,6 +308,39 @@ def test_answers_that_came_quickly_by_chance_leave_the_lookahead_as_long() -> No
     assert lookahead.steps == steps
 
 
+def test_a_rank_rests_unless_a_step_is_to_be_agreed_on() -> None:
+    """Ranks that are some steps ahead of others wait long for an epoch to be settled."""
+    machine = p.Protocol(1, 2)
+    for step in range(31):
+        assert not machine.rests or step > 16, "its pace is not known"
+        machine.handle(p.Reached(step, float(step)))
+    machine.handle(p.Left())
+    assert machine.rests
+    assert machine.handle(p.Marked(False, 30.0)) == [p.Propose(35)]
+    assert not machine.rests
+    machine.handle(p.Agreed(35, None, 30.5))
+    assert machine.rests
+    assert machine.handle(p.Reached(35, 35.0)) == [p.Cut(1, 35, 0)]
+    assert machine.rests
+    machine.handle(p.Drained(True))
+    assert machine.rests
+    machine.handle(p.Settled(True, False))
+    assert machine.rests
+
+
+def test_a_glance_is_a_look_that_finds_nothing() -> None:
+    whole, short = p.Protocol(1, 2, every=50), p.Protocol(1, 2, every=50)
+    for step in range(31):
+        for machine in (whole, short):
+            machine.handle(p.Reached(step, float(step)))
+            machine.handle(p.Left())
+    assert whole.handle(p.Reached(40, 37.0)) == []
+    whole.handle(p.Left())
+    assert short.glanced(40, 37.0, rests=True) == whole.pause(rests=True)
+    assert short.seconds_to_next_cut() == whole.seconds_to_next_cut() < 10
+    assert whole.handle(p.Marked(False, 37.0)) == short.handle(p.Marked(False, 37.0))
+
+
 def _rank_1_that_gave_up(every: int | None) -> p.Protocol:
     """It proposed step 34, stood there, and went on to step 35; nobody knows the answer."""
     machine = p.Protocol(1, 2, every=every)
