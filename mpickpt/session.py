@@ -32,7 +32,7 @@ from mpickpt.options import Options
 from mpickpt.parts import Part
 from mpickpt.policy import NEVER, Clock
 from mpickpt.progress import RunLine
-from mpickpt.protocol import Protocol
+from mpickpt.protocol import Protocol, rest_seconds
 from mpickpt.recorder import Recorder
 from mpickpt.restore import Start
 from mpickpt.slurm import find
@@ -105,6 +105,8 @@ class Session:
     def _drive(self, start: Start) -> Driver:
         """Put together what decides on cuts; collective."""
         options, coordinator = self.options, self._coordinator
+        chosen = math.inf if options.interval is None else options.interval
+        fixed = None if chosen == "auto" else chosen
         protocol = Protocol(
             coordinator.rank,
             coordinator.size,
@@ -113,9 +115,9 @@ class Session:
             slots=start.epochs,
             protected=start.protected,
             next_epoch=start.next_epoch,
+            rest=rest_seconds(math.inf if fixed is None else fixed),
         )
-        chosen = math.inf if options.interval is None else options.interval
-        clock = Clock(None if chosen == "auto" else chosen, options.mtbf)
+        clock = Clock(fixed, options.mtbf)
         first = coordinator.rank == 0
         triggers = Triggers(
             options.directory if first else None,

@@ -54,6 +54,7 @@ from mpickpt.protocol.instructions import (
     SayBelowClosed,
     Stop,
 )
+from mpickpt.protocol.lookahead import rest_seconds
 from mpickpt.protocol.machine import PATIENCE, STOP_ATTEMPTS, STOP_PATIENCES, Protocol, Stand
 from mpickpt.protocol.tree import children, parent
 
@@ -94,4 +95,5 @@ __all__ = [
     "Stop",
     "children",
     "parent",
+    "rest_seconds",
 ]

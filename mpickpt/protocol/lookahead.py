@@ -11,12 +11,19 @@ from __future__ import annotations
 import math
 
 LOOK_SECONDS = 0.004  # between two looks while a step is to be agreed on: often enough to answer in time
-REST_SECONDS = 0.020  # the same otherwise: with its code out of the caches a look takes 50 to 110 us
+REST_SECONDS = 0.020  # the same otherwise, at the least: with its code out of the caches a look takes 50 to 110 us
+LONGEST_REST_SECONDS = 0.100  # and at the most: at each level of the tree a marker may lie for so long
+RESTS_IN_INTERVAL = 200  # a cut may come later by some rests, which must be short beside the interval
 MARGIN = 2.0  # lookahead, in latencies
 FORGETTING = 0.7  # of a latency that the next round does not reach
 SETTLING_LOOKS = 16  # before the pace counts as known: the first steps of many a program are slow
 SLOWING = 1.2  # the quickest pace becomes slower by so much from one look to the next, if no step is as quick,
 UNEVEN = 32  # and counts for no more than so many times as quick as the last one: else slow steps would put off a cut
+
+
+def rest_seconds(interval: float) -> float:
+    """Choose how long ranks rest between two looks, if cuts are `interval` seconds apart; infinite if by steps."""
+    return min(max(REST_SECONDS, interval / RESTS_IN_INTERVAL), LONGEST_REST_SECONDS)
 
 
 class Lookahead:

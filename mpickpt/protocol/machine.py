@@ -174,9 +174,10 @@ class Protocol:
         """No step has to be agreed on: nothing is late if this rank hears of it a little later.
 
         So it is also before a cut that was agreed on, and until an epoch is settled: ranks that are some steps behind
-        come to the cut later, and may drain for longer.
+        come to the cut later, and may drain for longer. But a rank that passed on a wish is about to hear of a marker.
         """
-        return self._proposal is None and not self._missed and self._lookahead.is_settled
+        awaits_marker = self._passed_on[0] >= self.rounds
+        return self._proposal is None and not awaits_marker and not self._missed and self._lookahead.is_settled
 
     def pause(self, *, rests: bool) -> tuple[float, int]:
         """Give the seconds and the steps that may go by until the next look."""

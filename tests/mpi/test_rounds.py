@@ -70,10 +70,10 @@ def test_a_signal_to_all_ranks_makes_one_epoch(mpi_tmp_path: Path) -> None:
 
 def test_wishes_beside_every(mpi_tmp_path: Path) -> None:
     def wish(ckpt: mpickpt.Session, step: int) -> None:
-        if step in (30, 130, 230) and COMM.rank == step % COMM.size:
+        if step in (121, 521, 921) and COMM.rank == step // 100 % COMM.size:
             ckpt.request()
 
-    ckpt = run(mpi_tmp_path, 400, wish, every=100)
+    ckpt = run(mpi_tmp_path, 1600, wish, every=400)
     assert (ckpt.stats().whole, ckpt.stats().rounds) == (6, 3)
     check_restart(mpi_tmp_path, ckpt)
 
@@ -85,7 +85,7 @@ def test_wishes_hold_up_nobody(mpi_tmp_path: Path) -> None:
         if step % 97 == 50 and COMM.rank == step % COMM.size:
             ckpt.request()
 
-    ckpt = run(mpi_tmp_path, 2000, wish, pause=0.001)
+    ckpt = run(mpi_tmp_path, 4000, wish, pause=0.001)
     stats = ckpt.stats()
     assert stats.whole >= 5
     assert stats.waited_seconds < PATIENCE

@@ -316,6 +316,8 @@ def test_a_rank_rests_unless_a_step_is_to_be_agreed_on() -> None:
         machine.handle(p.Reached(step, float(step)))
     machine.handle(p.Left())
     assert machine.rests
+    assert machine.handle(p.Asked()) == [p.PassOn(0, False)]
+    assert not machine.rests
     assert machine.handle(p.Marked(False, 30.0)) == [p.Propose(35)]
     assert not machine.rests
     machine.handle(p.Agreed(35, None, 30.5))
