@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 
 LOOK_SECONDS = 0.004  # between two looks while a step is to be agreed on: often enough to answer in time
-REST_SECONDS = 0.020  # the same otherwise, at the least: with its code out of the caches a look takes 50 to 110 us
-LONGEST_REST_SECONDS = 0.100  # and at the most: at each level of the tree a marker may lie for so long
+REST_SECONDS = 0.020  # the same until the epoch is settled: with its code out of the caches a look takes 50 to 110 us
+LONGEST_REST_SECONDS = 0.100  # the same thereafter, at the most: at each level of the tree a marker may lie for so long
 RESTS_IN_INTERVAL = 200  # a cut may come later by some rests, which must be short beside the interval
 MARGIN = 2.0  # lookahead, in latencies
 FORGETTING = 0.7  # of a latency that the next round does not reach
@@ -45,7 +45,7 @@ class Lookahead:
     def __init__(self, size: int, look: float, rest: float) -> None:
         self.step_seconds = 0.0
         self._quickest = math.inf  # not known
-        self._look, self._rest = look, rest
+        self._look = look
         self._seen: tuple[int, float] | None = None
         self._looks = 0
         self._levels = (size - 1).bit_length()
@@ -71,11 +71,10 @@ class Lookahead:
         """Whether the pace is known; until then all ranks have to look at each safe point."""
         return self._quickest < math.inf and self._looks > SETTLING_LOOKS
 
-    def pause(self, *, rests: bool) -> tuple[float, int]:
+    def pause(self, seconds: float) -> tuple[float, int]:
         """Give the seconds and the steps that may go by until the next look; the steps, should they become quicker."""
         if not self.is_settled:
             return 0.0, 1
-        seconds = self._rest if rests else self._look
         return seconds, max(1, math.floor(seconds / self._quickest))
 
     def answered(self, seconds: float) -> None:

@@ -133,6 +133,7 @@ class Protocol:
         self._standing = False
         self._closing = False
         self._next_every = NEVER
+        self._look, self._rest = look, rest
         self._lookahead = Lookahead(size, look, rest)
         # the round
         self._passed_on = (-1, False)
@@ -170,7 +171,7 @@ class Protocol:
         return self._proposal is not None
 
     @property
-    def rests(self) -> bool:
+    def _rests(self) -> bool:
         """No step has to be agreed on: nothing is late if this rank hears of it a little later.
 
         So it is also before a cut that was agreed on, and until an epoch is settled: ranks that are some steps behind
@@ -179,18 +180,24 @@ class Protocol:
         awaits_marker = self._passed_on[0] >= self.rounds
         return self._proposal is None and not awaits_marker and not self._missed and self._lookahead.is_settled
 
-    def pause(self, *, rests: bool) -> tuple[float, int]:
-        """Give the seconds and the steps that may go by until the next look."""
-        return self._lookahead.pause(rests=rests)
+    def seconds_to_next_look(self, *, quiet: bool) -> float:
+        """Give how long this rank may go on without a look; `quiet` if the driver has nothing to see to, or to tell."""
+        if not quiet or not self._rests:
+            return self._look
+        return self._rest if self.epoch is None else min(self._rest, REST_SECONDS)
 
-    def glanced(self, step: int, now: float, *, rests: bool) -> tuple[float, int]:
+    def pause(self, seconds: float) -> tuple[float, int]:
+        """Give the seconds and the steps that may go by until the next look, if it may be so many `seconds` later."""
+        return self._lookahead.pause(seconds)
+
+    def glanced(self, step: int, now: float, seconds: float) -> tuple[float, int]:
         """Take in that the rank looked at the safe point of `step`, below `next_step`, found nothing and goes on.
 
-        The same as `Reached`, `Left` and `pause` at a fraction of their price.
+        The same as `Reached`, `Left` and ``pause(seconds)`` at a fraction of their price.
         """
         self._before, self._step = self._step, step
         self._lookahead.seen(step, now)
-        return self._lookahead.pause(rests=rests)
+        return self._lookahead.pause(seconds)
 
     @property
     def over(self) -> bool:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from simulator import Job, Simulation
 
 from mpickpt import protocol as p
-from mpickpt.protocol.lookahead import Lookahead
+from mpickpt.protocol.lookahead import REST_SECONDS, Lookahead
 
 
 def _ran(job: Job) -> Simulation:
@@ -310,24 +310,28 @@ def test_answers_that_came_quickly_by_chance_leave_the_lookahead_as_long() -> No
 
 def test_a_rank_rests_unless_a_step_is_to_be_agreed_on() -> None:
     """Ranks that are some steps ahead of others wait long for an epoch to be settled."""
-    machine = p.Protocol(1, 2)
+    machine = p.Protocol(1, 2, look=0.004, rest=0.1)
+
+    def pause() -> float:
+        return machine.seconds_to_next_look(quiet=True)
+
     for step in range(31):
-        assert not machine.rests or step > 16, "its pace is not known"
+        assert pause() == 0.004 or step > 16, "its pace is not known"
         machine.handle(p.Reached(step, float(step)))
     machine.handle(p.Left())
-    assert machine.rests
+    assert (pause(), machine.seconds_to_next_look(quiet=False)) == (0.1, 0.004)
     assert machine.handle(p.Asked()) == [p.PassOn(0, False)]
-    assert not machine.rests
+    assert pause() == 0.004
     assert machine.handle(p.Marked(False, 30.0)) == [p.Propose(35)]
-    assert not machine.rests
+    assert pause() == 0.004
     machine.handle(p.Agreed(35, None, 30.5))
-    assert machine.rests
+    assert pause() == 0.1
     assert machine.handle(p.Reached(35, 35.0)) == [p.Cut(1, 35, 0)]
-    assert machine.rests
+    assert pause() == REST_SECONDS
     machine.handle(p.Drained(True))
-    assert machine.rests
+    assert pause() == REST_SECONDS
     machine.handle(p.Settled(True, False))
-    assert machine.rests
+    assert pause() == 0.1
 
 
 def test_a_glance_is_a_look_that_finds_nothing() -> None:
@@ -338,7 +342,7 @@ def test_a_glance_is_a_look_that_finds_nothing() -> None:
             machine.handle(p.Left())
     assert whole.handle(p.Reached(40, 37.0)) == []
     whole.handle(p.Left())
-    assert short.glanced(40, 37.0, rests=True) == whole.pause(rests=True)
+    assert short.glanced(40, 37.0, 0.02) == whole.pause(0.02)
     assert short.seconds_to_next_cut() == whole.seconds_to_next_cut() < 10
     assert whole.handle(p.Marked(False, 37.0)) == short.handle(p.Marked(False, 37.0))
 
