@@ -44,7 +44,7 @@ PAIRED := -n 2 --dist worksteal
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
 .PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults test-slurm lint docs bench bench-quick bench-curves \
-        bench-throttled bench-faults bench-guard bench-rounds bench-restart bench-verify clean
+        bench-throttled bench-faults bench-guard bench-rounds bench-unchanged bench-restart bench-verify clean
 
 help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
@@ -57,6 +57,7 @@ help:
 	@echo 'make bench-faults  percentiles of a write fault, beside memcpy (20 s, 4 GiB of memory)'
 	@echo 'make bench-guard   what receiving into saved memory costs, and what waiting ranks give to the drain'
 	@echo 'make bench-rounds  what agreeing on a cut costs'
+	@echo 'make bench-unchanged  what checkpoints cost a program that changes nothing, counted (a minute)'
 	@echo 'make bench-restart what a restart costs, eager and lazy'
 	@echo 'make bench-verify  how fast mpickpt verify reads'
 	@echo 'make lint    ruff and mypy --strict'
@@ -159,6 +160,11 @@ bench-rounds: install
 	mkdir -p benchmarks/results
 	for n in 1 2 4; do $(MPIEXEC) -n $$n $(BIN)/python benchmarks/rounds.py --dir benchmarks/results; done
 	$(if $(SIMULATED),$(BIN)/python benchmarks/rounds.py --ranks $(SIMULATED))
+
+# UNCHANGED: options, such as --interval 20 --epochs 2.
+bench-unchanged: install
+	mkdir -p benchmarks/results
+	$(MPIEXEC) -n 2 $(BIN)/python benchmarks/unchanged.py --dir benchmarks/results $(UNCHANGED)
 
 # RESTART: options, such as --mib 64 1024 4096 (MiB of each of the 2 ranks; the disk holds four times as much).
 bench-restart: install

@@ -84,6 +84,17 @@ def test_quick_prints_all_ratios_beside_their_aims(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_changes_nothing_is_counted(tmp_path: Path) -> None:
+    printed = run("unchanged.py", "--mib", 8, "--interval", 0.05, "--epochs", 3, "--dir", tmp_path)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
+    costs = {name: (count, float(ms)) for name, count, _, ms in rows}
+    assert costs["cut"][0] == "1.00"
+    assert all(ms > 0 for _, ms in costs.values())
+    (total,) = [ms for name, (_, ms) in costs.items() if name == "sum"]
+    assert total == pytest.approx(sum(ms for _, ms in costs.values()) / 2, abs=0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_throttled_writing_is_as_slow_as_it_was_limited_to(tmp_path: Path) -> None:
     try:
         groups = cgroup.root_of_groups()

@@ -1,0 +1,115 @@
+"""What checkpoints cost a program that changes nothing: processor time, counted call by call.
+
+``mpiexec -n 2 python unchanged.py``. Whole runs with and without checkpoints differ by more from one to the next than
+these cost. So here the time is counted of each safe point that does something, and of all other threads of the process.
+The program reads all of its state over and over, which keeps the code of mpickpt out of the caches, and its ranks meet
+in each step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from mpi4py import MPI
+from rich.table import Table
+
+import mpickpt
+from launch import console
+from mpickpt.driver import Driver
+
+COMM = MPI.COMM_WORLD
+WARM_UP = 4  # checkpoints that are not counted: until then both slots have been written, and code is loaded
+STEPS = 64  # of a pass over the state
+
+
+class Stopwatch:
+    """Notes the processor time of the program's own thread in the safe points that do something, by what they do."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.counts = False
+        act = Driver.safe_point
+
+        def safe_point(driver: Driver, step: int) -> None:
+            cuts, ended = driver.stats.cuts, driver.stats.drain_seconds + driver.stats.whole
+            begin = time.thread_time()
+            act(driver, step)
+            took = time.thread_time() - begin
+            what = "cut" if driver.stats.cuts != cuts else "look"
+            if driver.stats.drain_seconds + driver.stats.whole != ended:
+                what = "end of a drain, word of the others"
+            if self.counts:
+                self.seconds[what].append(took)
+
+        Driver.safe_point = safe_point  # type: ignore[method-assign]
+
+
+def _seconds_of_other_threads() -> float:
+    """Processor seconds of the threads of this process but for its first: the drain's, and those of the libraries."""
+    tasks = Path("/proc/self/task")
+    others = [task for task in os.listdir(tasks) if int(task) != os.getpid()]
+    return sum(int((tasks / task / "schedstat").read_text().split()[0]) for task in others) / 1e9
+
+
+def _run(folder: Path, mib: int, interval: float, epochs: int) -> tuple[Stopwatch, float, float]:
+    """Give what was noted of `epochs` checkpoints, the seconds of other threads, and how long it took."""
+    watch = Stopwatch()
+    threads = begin = 0.0
+    with mpickpt.open(folder, COMM, interval=interval) as ckpt:
+        state = ckpt.array("state", mib << 17, fill=1.0)
+        parts = np.array_split(state, STEPS)
+        for step in ckpt.range(1 << 60):
+            parts[step % STEPS].sum()
+            cuts = COMM.allreduce(ckpt.stats().cuts if step % 8 == 0 else 0, MPI.MIN)
+            if cuts == WARM_UP and not watch.counts:
+                watch.counts, threads, begin = True, _seconds_of_other_threads(), time.perf_counter()
+            if cuts == WARM_UP + epochs:
+                watch.counts = False
+                return watch, _seconds_of_other_threads() - threads, time.perf_counter() - begin
+    raise AssertionError("a session that does not end")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mib", type=int, default=1024, help="state of each rank")
+    parser.add_argument("--interval", type=float, default=0.375, help="seconds between two cuts")
+    parser.add_argument("--epochs", type=int, default=40, help="checkpoints that are counted")
+    parser.add_argument("--dir", type=Path, default=Path(), help="where the checkpoints are written")
+    options = parser.parse_args()
+    folder = Path(COMM.bcast(tempfile.mkdtemp(prefix="unchanged-", dir=options.dir) if COMM.rank == 0 else ""))
+    try:
+        watch, threads, took = _run(folder / "checkpoint", options.mib, options.interval, options.epochs)
+        ranks = COMM.gather((dict(watch.seconds), threads))
+    finally:
+        if COMM.rank == 0:
+            shutil.rmtree(folder)
+    if COMM.rank != 0:
+        return
+    each = 1000 / len(ranks) / options.epochs  # to ms for a rank and checkpoint
+    interval = took / options.epochs
+    table = Table(title=f"{len(ranks)} ranks of {options.mib} MiB that change nothing, cut every {interval:.3f} s")
+    for heading in ("", "for a rank and checkpoint", "median us", "ms in all"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for what in sorted({what for seconds, _ in ranks for what in seconds}):
+        found = [one for seconds, _ in ranks for one in seconds.get(what, [])]
+        count = len(found) / len(ranks) / options.epochs
+        table.add_row(what, f"{count:.2f}", f"{statistics.median(found) * 1e6:.0f}", f"{sum(found) * each:.3f}")
+    of_threads = sum(threads for _, threads in ranks)
+    table.add_row("threads of the drain", "", "", f"{of_threads * each:.3f}")
+    of_program = sum(sum(map(sum, seconds.values())) for seconds, _ in ranks)
+    total = (of_threads + of_program) * each
+    table.add_row("sum", "", "", f"{total:.3f}", style="bold")
+    console().print(table)
+    print(f"{total / interval / 10:.2f} % of the time; for 1 GiB {total * 1024 / options.mib:.2f} ms")
+
+
+main()
