@@ -22,8 +22,9 @@ from mpi4py import MPI
 from rich.table import Table
 
 import mpickpt
-from launch import console
 from mpickpt.driver import Driver
+
+from launch import console
 
 COMM = MPI.COMM_WORLD
 WARM_UP = 4  # checkpoints that are not counted: until then both slots have been written, and code is loaded
@@ -54,9 +55,8 @@ class Stopwatch:
 
 def _seconds_of_other_threads() -> float:
     """Processor seconds of the threads of this process but for its first: the drain's, and those of the libraries."""
-    tasks = Path("/proc/self/task")
-    others = [task for task in os.listdir(tasks) if int(task) != os.getpid()]
-    return sum(int((tasks / task / "schedstat").read_text().split()[0]) for task in others) / 1e9
+    others = [task for task in Path("/proc/self/task").iterdir() if int(task.name) != os.getpid()]
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in others) / 1e9
 
 
 def _run(folder: Path, mib: int, interval: float, epochs: int) -> tuple[Stopwatch, float, float]:
