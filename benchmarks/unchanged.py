@@ -50,7 +50,7 @@ class Stopwatch:
             if self.counts:
                 self.seconds[what].append(took)
 
-        Driver.safe_point = safe_point  # type: ignore[method-assign]
+        Driver.safe_point = safe_point  # type: ignore[assignment,method-assign]
 
 
 def _seconds_of_other_threads() -> float:
@@ -88,11 +88,11 @@ def main() -> None:
     folder = Path(COMM.bcast(tempfile.mkdtemp(prefix="unchanged-", dir=options.dir) if COMM.rank == 0 else ""))
     try:
         watch, threads, took = _run(folder / "checkpoint", options.mib, options.interval, options.epochs)
-        ranks = COMM.gather((dict(watch.seconds), threads))
+        ranks: list[tuple[dict[str, list[float]], float]] | None = COMM.gather((dict(watch.seconds), threads))
     finally:
         if COMM.rank == 0:
             shutil.rmtree(folder)
-    if COMM.rank != 0:
+    if ranks is None:
         return
     each = 1000 / len(ranks) / options.epochs  # to ms for a rank and checkpoint
     interval = took / options.epochs
