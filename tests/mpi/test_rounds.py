@@ -130,6 +130,24 @@ def test_a_wish_while_the_last_epoch_drains(mpi_tmp_path: Path) -> None:
     check_restart(mpi_tmp_path, ckpt)
 
 
+def test_what_is_agreed_on_while_a_rank_waits_counts_at_its_next_safe_point(mpi_tmp_path: Path) -> None:
+    with mpickpt.open(mpi_tmp_path, COMM) as ckpt:
+        u = ckpt.array("u", 1000)
+        comm = ckpt.comm
+        for step in ckpt.range(400):
+            if COMM.rank == 0 and step == 60:
+                ckpt.request()
+            u += 1
+            if COMM.rank == 0:
+                time.sleep(0.003)
+                for other in range(1, COMM.size):
+                    comm.send(step, other)
+            else:
+                assert comm.recv(source=0) == step
+    stats = ckpt.stats()
+    assert (stats.cuts, stats.whole, stats.failed) == (1, 1, 0)
+
+
 def test_a_rank_fifty_times_slower(mpi_tmp_path: Path) -> None:
     with mpickpt.open(mpi_tmp_path, COMM, interval=0.4) as ckpt:
         u = ckpt.array("u", 100_000)
