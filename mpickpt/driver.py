@@ -111,8 +111,7 @@ class Driver:
         self._step = -1
         self._closing = False
         self._in_hand = False  # events are being handled: nothing else may be
-        self._quiet_until = -1  # the step before which there is nothing to do unless something stirs,
-        self._pause = 0.0  # seconds until it has to be heard of
+        self._quiet_until = -1  # the step before which there is nothing to do unless something stirs
 
     # -- safe points ---------------------------------------------------------------------------------------------
 
@@ -140,9 +139,9 @@ class Driver:
             self._wait()
         self._protocol.handle(Left())
         is_quiet = self._line is None and not self._epochs.loads and not self._epochs.awaits_messages
-        end, self._pause = self._protocol.next_step, self._protocol.seconds_to_next_look(quiet=is_quiet)
+        end = self._protocol.next_step
         self._quiet_until = end if is_quiet else -1
-        self._look_again(step, now, end, self._protocol.pause(self._pause))
+        self._look_again(step, now, end, self._protocol.pause(quiet=is_quiet))
         if self.stopped is not None:
             raise self.stopped
 
@@ -160,7 +159,7 @@ class Driver:
         now = time.perf_counter()
         if self._epochs.stirs() or self._triggers.stirs(now) or self._rounds.stirs():
             return False
-        self._look_again(step, now, self._quiet_until, self._protocol.glanced(step, now, self._pause))
+        self._look_again(step, now, self._quiet_until, self._protocol.glanced(step, now))
         if self._epochs.drains:
             self._epochs.see_to_drain(now, self._seconds_left(now))
         return True

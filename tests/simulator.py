@@ -301,13 +301,13 @@ class Simulation:
         machine, now = rank.protocol, self.now
         self._move(rank)
         if 0 < step < machine.next_step and self._next(rank, take=False) is None:
-            self._look_again(rank, step, machine.glanced(step, now, machine.seconds_to_next_look(quiet=True)))
+            self._look_again(rank, step, machine.glanced(step, now))
             return
         self._perform(rank, machine.handle(p.Reached(step, now)))
         self._look(rank)
         yield from self._stand(rank)
         machine.handle(p.Left())
-        self._look_again(rank, step, machine.pause(machine.seconds_to_next_look(quiet=True)))
+        self._look_again(rank, step, machine.pause(quiet=True))
 
     def _look_again(self, rank: Rank, step: int, pause: tuple[float, int]) -> None:
         seconds, steps = pause

@@ -186,18 +186,18 @@ class Protocol:
             return self._look
         return self._rest if self.epoch is None else min(self._rest, REST_SECONDS)
 
-    def pause(self, seconds: float) -> tuple[float, int]:
-        """Give the seconds and the steps that may go by until the next look, if it may be so many `seconds` later."""
-        return self._lookahead.pause(seconds)
+    def pause(self, *, quiet: bool) -> tuple[float, int]:
+        """Give the seconds and the steps that may go by until the next look; `quiet` as above."""
+        return self._lookahead.pause(self.seconds_to_next_look(quiet=quiet))
 
-    def glanced(self, step: int, now: float, seconds: float) -> tuple[float, int]:
+    def glanced(self, step: int, now: float) -> tuple[float, int]:
         """Take in that the rank looked at the safe point of `step`, below `next_step`, found nothing and goes on.
 
-        The same as `Reached`, `Left` and ``pause(seconds)`` at a fraction of their price.
+        The same as `Reached`, `Left` and ``pause(quiet=True)`` at a fraction of their price.
         """
         self._before, self._step = self._step, step
         self._lookahead.seen(step, now)
-        return self._lookahead.pause(seconds)
+        return self.pause(quiet=True)
 
     @property
     def over(self) -> bool:

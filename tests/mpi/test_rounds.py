@@ -11,6 +11,7 @@ import pytest
 from mpi4py import MPI
 
 import mpickpt
+from mpickpt.driver import Driver
 from mpickpt.protocol import PATIENCE
 from mpickpt.triggers import leave_file
 
@@ -146,6 +147,16 @@ def test_what_is_agreed_on_while_a_rank_waits_counts_at_its_next_safe_point(mpi_
                 assert comm.recv(source=0) == step
     stats = ckpt.stats()
     assert (stats.cuts, stats.whole, stats.failed) == (1, 1, 0)
+
+
+def test_ranks_rest_before_anything_has_happened(mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    act = Driver.safe_point
+    monkeypatch.setattr(Driver, "safe_point", lambda driver, step: (looks.append(time.perf_counter()), act(driver, step)))
+    run(mpi_tmp_path, 600, lambda ckpt, step: None)
+    settled = looks[0] + 0.3  # after so long the pace is known
+    later = [look for look in looks if look >= settled]
+    assert len(later) <= 5 + (looks[-1] - settled) / 0.05, "twice as many as at most, and some at the end"
 
 
 def test_a_rank_fifty_times_slower(mpi_tmp_path: Path) -> None:

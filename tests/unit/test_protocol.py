@@ -334,6 +334,11 @@ def test_a_rank_rests_unless_a_step_is_to_be_agreed_on() -> None:
     assert pause() == 0.1
 
 
+@pytest.mark.parametrize(("interval", "rest"), [(0.0, 0.02), (0.375, 0.02), (10.0, 0.05), (600.0, 0.1), (math.inf, 0.1)])
+def test_ranks_rest_for_a_share_of_the_interval(interval: float, rest: float) -> None:
+    assert p.rest_seconds(interval) == pytest.approx(rest)
+
+
 def test_a_glance_is_a_look_that_finds_nothing() -> None:
     whole, short = p.Protocol(1, 2, every=50), p.Protocol(1, 2, every=50)
     for step in range(31):
@@ -342,7 +347,7 @@ def test_a_glance_is_a_look_that_finds_nothing() -> None:
             machine.handle(p.Left())
     assert whole.handle(p.Reached(40, 37.0)) == []
     whole.handle(p.Left())
-    assert short.glanced(40, 37.0, 0.02) == whole.pause(0.02)
+    assert short.glanced(40, 37.0) == whole.pause(quiet=True)
     assert short.seconds_to_next_cut() == whole.seconds_to_next_cut() < 10
     assert whole.handle(p.Marked(False, 37.0)) == short.handle(p.Marked(False, 37.0))
 
