@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from folder import shared_folder
 from mpi4py import MPI
 from numpy.typing import NDArray
 
@@ -123,16 +122,15 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path(), help="where the checkpoints are written")
     options = parser.parse_args()
     for mib in options.mib:
-        folder = Path(COMM.bcast(tempfile.mkdtemp(prefix="restart-", dir=options.dir) if COMM.rank == 0 else ""))
-        bench = Bench(folder, mib * MIB)
-        ways = {"raw pread": bench.raw} | {name: getattr(bench, name) for name in options.ways}
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-        for turn in range(options.rounds):
-            for name in ways if turn % 2 == 0 else reversed(ways):
-                bench.prepare()
-                found[name].append(slowest(ways[name]()))
+        with shared_folder(COMM, "restart-", options.dir) as folder:
+            bench = Bench(folder, mib * MIB)
+            ways = {"raw pread": bench.raw} | {name: getattr(bench, name) for name in options.ways}
+            found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+            for turn in range(options.rounds):
+                for name in ways if turn % 2 == 0 else reversed(ways):
+                    bench.prepare()
+                    found[name].append(slowest(ways[name]()))
         if COMM.rank == 0:
-            shutil.rmtree(folder)
             raw = statistics.median(seconds for _, seconds in found["raw pread"])
             for name, times in found.items():
                 tell(f"{COMM.size} ranks of {mib} MiB, {name}", times, raw)

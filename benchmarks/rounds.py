@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from folder import shared_folder
 from mpi4py import MPI
 from numpy.typing import NDArray
 
@@ -132,9 +131,9 @@ def main() -> None:
         _simulate(size)
     if options.ranks:
         return
-    folder = Path(COMM.bcast(tempfile.mkdtemp(prefix="rounds-", dir=options.dir) if COMM.rank == 0 else ""))
-    safe = COMM.allreduce(_safe_points(folder, 200_000), MPI.MAX)
-    watch, rounds, stood = _markers(folder, options.epochs, options.step)
+    with shared_folder(COMM, "rounds-", options.dir) as folder:
+        safe = COMM.allreduce(_safe_points(folder, 200_000), MPI.MAX)
+        watch, rounds, stood = _markers(folder, options.epochs, options.step)
     marker = watch.of_a_round(rounds)
     worst = COMM.allreduce(marker, MPI.MAX)
     mean = COMM.allreduce(marker) / COMM.size
@@ -147,7 +146,6 @@ def main() -> None:
             f"and epoch (worst rank {worst * 1e6:.1f}; the stopwatch's own {own * 1e6:.1f} us a call are taken off); "
             f"look that finds nothing {looked * 1e6:.1f} us; {waits} waits"
         )
-        shutil.rmtree(folder)
 
 
 main()

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from folder import shared_folder
 from mpi4py import MPI
 from rich.table import Table
 
@@ -85,13 +84,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40, help="checkpoints that are counted")
     parser.add_argument("--dir", type=Path, default=Path(), help="where the checkpoints are written")
     options = parser.parse_args()
-    folder = Path(COMM.bcast(tempfile.mkdtemp(prefix="unchanged-", dir=options.dir) if COMM.rank == 0 else ""))
-    try:
-        watch, threads, took = _run(folder / "checkpoint", options.mib, options.interval, options.epochs)
-        ranks: list[tuple[dict[str, list[float]], float]] | None = COMM.gather((dict(watch.seconds), threads))
-    finally:
-        if COMM.rank == 0:
-            shutil.rmtree(folder)
+    with shared_folder(COMM, "unchanged-", options.dir) as folder:
+        watch, threads, took = _run(folder, options.mib, options.interval, options.epochs)
+    ranks: list[tuple[dict[str, list[float]], float]] | None = COMM.gather((dict(watch.seconds), threads))
     if ranks is None:
         return
     each = 1000 / len(ranks) / options.epochs  # to ms for a rank and checkpoint

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from folder import shared_folder
 from mpi4py import MPI
 from numpy.typing import NDArray
 
@@ -101,11 +100,11 @@ def main() -> None:
     options = parser.parse_args()
     if COMM.size != 2:
         parser.error("start it with 2 ranks")
-    folder = Path(COMM.bcast(tempfile.mkdtemp(prefix="waiting-", dir=options.dir) if COMM.rank == 0 else ""))
     drains: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
-    for _ in range(options.repetitions):
-        for lend in (True, False):
-            drains[lend].append(_drain(folder, options.mib << 20, lend=lend))
+    with shared_folder(COMM, "waiting-", options.dir) as folder:
+        for _ in range(options.repetitions):
+            for lend in (True, False):
+                drains[lend].append(_drain(folder, options.mib << 20, lend=lend))
     pings: dict[bool, list[float]] = {True: [], False: []}
     pairs = 20
     for _ in range(pairs):
@@ -115,9 +114,7 @@ def main() -> None:
             pings[guarded].append(_ping_pong(options.messages // (2 * pairs)))
             if guarded:
                 close_guard()
-    COMM.Barrier()
     if COMM.rank == 0:
-        shutil.rmtree(folder)
         for lend, name in ((True, "waiting time lent"), (False, "not lent")):
             seconds = statistics.median(drain for drain, _ in drains[lend])
             slower = statistics.median(share for _, share in drains[lend])

@@ -35,7 +35,7 @@ class Clock:
 
     def due(self, now: float) -> bool:
         """Whether the interval has gone by; if so, the next one begins."""
-        if self._last is None or now - self._last < self.interval:
+        if self.seconds_left(now) > 0.0:
             return False
         self._last = now
         return True

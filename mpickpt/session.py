@@ -106,7 +106,6 @@ class Session:
         """Put together what decides on cuts; collective."""
         options, coordinator = self.options, self._coordinator
         chosen = math.inf if options.interval is None else options.interval
-        fixed = None if chosen == "auto" else chosen
         protocol = Protocol(
             coordinator.rank,
             coordinator.size,
@@ -115,9 +114,9 @@ class Session:
             slots=start.epochs,
             protected=start.protected,
             next_epoch=start.next_epoch,
-            rest=rest_seconds(math.inf if fixed is None else fixed),
+            rest=rest_seconds(math.inf if chosen == "auto" else chosen),
         )
-        clock = Clock(fixed, options.mtbf)
+        clock = Clock(None if chosen == "auto" else chosen, options.mtbf)
         first = coordinator.rank == 0
         triggers = Triggers(
             options.directory if first else None,

@@ -76,9 +76,9 @@ class Triggers:
 
     def stirs(self, now: float) -> bool:
         """Whether `take` may have something to give."""
-        if self._cut or self._file is None:
-            return self._cut
-        return now >= self._look_at or (self.clock is not None and self.clock.seconds_left(now) == 0.0)
+        if self._cut or (self._file is not None and now >= self._look_at):
+            return True
+        return self.clock is not None and self.clock.seconds_left(now) == 0.0
 
     def take(self, now: float) -> bool | None:
         """Give what was asked for since the last call: None for nothing, False for a cut, True to stop as well."""

@@ -53,8 +53,7 @@ class Repeated(Pending):
     *buffers : ndarray
         What both take; the last is for the result.
     calls : int
-        As for `Pending`. A collective of MPICH takes one more for each one in the binary number of the rank: each
-        makes a step of its schedule. In a row they cost little: the first has brought the code into the caches.
+        As for `Pending`; of a collective, `calls_of_collective`.
     **options
         What both take besides.
     """
@@ -95,6 +94,15 @@ class Repeated(Pending):
         """Give back what MPI keeps for it, when it is complete."""
         if self._prepared is not None:
             self._prepared.Free()
+
+
+def calls_of_collective(size: int) -> int:
+    """Say how many calls of MPI a rank of `size` may need to notice that its part of a collective has come.
+
+    MPICH makes one step of its schedule at a call: one more for each one in the binary number of the rank. In a row
+    they cost little, as the first has brought the code into the caches.
+    """
+    return size.bit_length()
 
 
 def next_of(both: list[Repeated]) -> Repeated:

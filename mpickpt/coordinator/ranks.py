@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpickpt.coordinator.pending import Pending, Repeated, abandon, next_of
+from mpickpt.coordinator.pending import Pending, Repeated, abandon, calls_of_collective, next_of
 from mpickpt.coordinator.reports import Reports
 from mpickpt.coordinator.rounds import Rounds
 from mpickpt.errors import MpickptError, UsageError, WaitTimeout
@@ -125,7 +125,7 @@ class Coordinator:
         self._limit = wait_limit()
         self._meetings = comm.Dup()
         self._commits = commits = comm.Dup()
-        start, post, calls = commits.Allreduce_init, commits.Iallreduce, comm.size.bit_length()
+        start, post, calls = commits.Allreduce_init, commits.Iallreduce, calls_of_collective(comm.size)
         self._shares = [
             Repeated(start, post, *np.empty((2, _SHARE), np.int64), calls=calls, op=mpi.MIN) for _ in range(2)
         ]  # of the epoch that is agreed on, and of a rank that leaves meanwhile
@@ -247,7 +247,7 @@ class Coordinator:
 
     def next_commit(self) -> Commit | None:
         """Give what was found out about the epoch that was posted, if it is there."""
-        if self._commit is None or not self._commit.test():
+        if self._commit is None or not self.has_commit():
             return None
         complete, left, not_missed, drain, lost, *cut = self._commit.result.tolist()
         self._commit = None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mpickpt.coordinator.pending import Pending, Repeated, abandon, next_of
+from mpickpt.coordinator.pending import Pending, Repeated, abandon, calls_of_collective, next_of
 from mpickpt.policy import NEVER
 from mpickpt.protocol import Agreed, BelowClosed, BelowLeft, Ended, Event, Marked, Passed, children, parent
 
@@ -41,7 +41,7 @@ class Rounds:
 
     def __init__(self, comm: MPI.Intracomm, maximum: MPI.Op) -> None:
         self._comm = comm = comm.Dup()
-        calls = comm.size.bit_length()
+        calls = calls_of_collective(comm.size)
         self._markers = [Repeated(comm.Bcast_init, comm.Ibcast, _pair(), calls=calls, root=0) for _ in range(2)]
         self._answers = [
             Repeated(comm.Allreduce_init, comm.Iallreduce, _pair(), _pair(), calls=calls, op=maximum) for _ in range(2)

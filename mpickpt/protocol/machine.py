@@ -170,19 +170,16 @@ class Protocol:
         """A proposal was posted and `Agreed` has not come; no marker may be handed in before it."""
         return self._proposal is not None
 
-    @property
-    def _rests(self) -> bool:
-        """No step has to be agreed on: nothing is late if this rank hears of it a little later.
+    def seconds_to_next_look(self, *, quiet: bool) -> float:
+        """Give how long this rank may go on without a look; `quiet` if the driver has nothing to see to, or to tell.
 
-        So it is also before a cut that was agreed on, and until an epoch is settled: ranks that are some steps behind
-        come to the cut later, and may drain for longer. But a rank that passed on a wish is about to hear of a marker.
+        It rests unless a step has to be agreed on: then nothing is late if it hears of it a little later. So it is also
+        before a cut that was agreed on, and until an epoch is settled: ranks that are some steps behind come to the cut
+        later, and may drain for longer. But a rank that passed on a wish is about to hear of a marker.
         """
         awaits_marker = self._passed_on[0] >= self.rounds
-        return self._proposal is None and not awaits_marker and not self._missed and self._lookahead.is_settled
-
-    def seconds_to_next_look(self, *, quiet: bool) -> float:
-        """Give how long this rank may go on without a look; `quiet` if the driver has nothing to see to, or to tell."""
-        if not quiet or not self._rests:
+        is_needed = self._proposal is not None or awaits_marker or self._missed
+        if not quiet or is_needed or not self._lookahead.is_settled:
             return self._look
         return self._rest if self.epoch is None else min(self._rest, REST_SECONDS)
 
@@ -197,7 +194,7 @@ class Protocol:
         """
         self._before, self._step = self._step, step
         self._lookahead.seen(step, now)
-        return self.pause(quiet=True)
+        return self._lookahead.pause(self.seconds_to_next_look(quiet=True))
 
     @property
     def over(self) -> bool:
