@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from mpickpt.checkpointer import Checkpointer
 from mpickpt.coordinator import Coordinator, abort
@@ -47,6 +49,31 @@ from mpickpt.protocol import (
 from mpickpt.recorder import Recorder
 from mpickpt.stats import Stats
 from mpickpt.triggers import Triggers
+
+
+@dataclass(slots=True)
+class _Lull:
+    """A time in which a rank has nothing to do but look whether that is over; it ends with the next event.
+
+    Attributes
+    ----------
+    end : int
+        It is over at this step,
+    tests : list of callable
+        and when one of these says so,
+    until : float
+        and maybe from this time on, of `time.perf_counter`: then the triggers have to be asked.
+    seconds : float
+        Between two looks.
+    drains : bool
+        The drain has to be seen to.
+    """
+
+    end: int
+    tests: list[Callable[[], bool]]
+    until: float
+    seconds: float
+    drains: bool
 
 
 class Driver:
@@ -111,7 +138,7 @@ class Driver:
         self._step = -1
         self._closing = False
         self._in_hand = False  # events are being handled: nothing else may be
-        self._quiet_until = -1  # the step before which there is nothing to do unless something stirs
+        self._lull: _Lull | None = None
 
     # -- safe points ---------------------------------------------------------------------------------------------
 
@@ -128,7 +155,8 @@ class Driver:
         Stopped
             If the program is to end here.
         """
-        if step < self._quiet_until and self._glance(step):
+        lull = self._lull
+        if lull is not None and step < lull.end and self._glance(lull, step):
             return
         now = time.perf_counter()
         cuts, self._step = self.stats.cuts, step
@@ -139,28 +167,33 @@ class Driver:
             self._wait()
         self._protocol.handle(Left())
         is_quiet = self._line is None and not self._epochs.loads and not self._epochs.awaits_messages
-        end = self._protocol.next_step
-        self._quiet_until = end if is_quiet else -1
-        self._look_again(step, now, end, self._protocol.pause(quiet=is_quiet))
+        end, seconds = self._protocol.next_step, self._protocol.seconds_to_next_look(quiet=is_quiet)
+        self.next_step, self.next_look = end, now + seconds
+        if is_quiet and seconds > 0.0:
+            tests = [*self._epochs.tests(), *self._rounds.tests()]
+            self._lull = _Lull(end, tests, self._triggers.due_at, seconds, self._epochs.drains)
         if self.stopped is not None:
             raise self.stopped
 
-    def _look_again(self, step: int, now: float, end: int, pause: tuple[float, int]) -> None:
-        """Say when there is to be a look again: a pause after that at `step`, and at step `end` in any case."""
-        seconds, steps = pause
-        self.next_step, self.next_look = min(end, step + steps), now + seconds
-
-    def _glance(self, step: int) -> bool:
-        """Look at the safe point of `step` whether anything stirs; if nothing does, say when to look again.
+    def _glance(self, lull: _Lull, step: int) -> bool:
+        """Look at the safe point of `step` whether the lull goes on; if so, say when to look again.
 
         The short way of `safe_point`. It is gone nearly always, and after other work out of cold caches: each call that
         is made on it, and each object that is looked at, costs some microseconds.
         """
         now = time.perf_counter()
-        if self._epochs.stirs() or self._triggers.stirs(now) or self._rounds.stirs():
+        if self._triggers.asked:
             return False
-        self._look_again(step, now, self._quiet_until, self._protocol.glanced(step, now))
-        if self._epochs.drains:
+        if now >= lull.until:
+            if self._triggers.stirs(now):
+                return False
+            lull.until = self._triggers.due_at
+        for test in lull.tests:
+            if test():
+                return False
+        self._protocol.glanced(step, now)
+        self.next_look = now + lull.seconds
+        if lull.drains:
             self._epochs.see_to_drain(now, self._seconds_left(now))
         return True
 
@@ -182,10 +215,10 @@ class Driver:
         """Take in all that has come, and see that the drain ends in time."""
         while (event := self._next_event(now)) is not None:
             self._handle(event)
-        left = self._seconds_left(now)
-        if self._epochs.see_to_loading(now, left):
+        if self._epochs.loads and self._epochs.see_to_loading(now, self._seconds_left(now)):
             self._triggers.request(stop=False)  # all ranks meet at a cut, and are told there
-        self._epochs.see_to_drain(now, left)
+        if self._epochs.drains:
+            self._epochs.see_to_drain(now, self._seconds_left(now))
         if self._line is not None:
             self._tell(self._line, now)
 
@@ -275,7 +308,7 @@ class Driver:
     def _handle(self, event: Event) -> None:
         """Hand an event to the protocol and do as it says."""
         self._todo.extendleft(reversed(self._protocol.handle(event)))
-        self._in_hand, self._quiet_until = True, -1
+        self._in_hand, self._lull = True, None
         try:
             while self._todo:
                 outcome = self._carry_out(self._todo.popleft())
@@ -368,7 +401,7 @@ class Driver:
         self._end_line()
         self._triggers.close()
         self._todo.clear()
-        self._quiet_until = -1
+        self._lull = None
         self._epochs.leave()
         if not self._protocol.over:
             for instruction in self._protocol.leave():

@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mpickpt.checkpointer import Checkpointer
@@ -170,11 +172,10 @@ class Epochs:
         return self._protocol.epoch is not None and not self._protocol.epoch.posted
 
     def see_to_drain(self, now: float, left: float) -> None:
-        """See that the drain ends in the `left` seconds to the next cut."""
-        if self.drains:
-            saved, due = self._checkpointer.snapshotter.saved()
-            if should_hurry(saved / max(1, due), now - self._cut_at, left):
-                self.hurry()
+        """See that the drain under way ends in the `left` seconds to the next cut."""
+        saved, due = self._checkpointer.snapshotter.saved()
+        if should_hurry(saved / max(1, due), now - self._cut_at, left):
+            self.hurry()
 
     def hurry(self) -> None:
         """Let threads of normal priority drain, until the drain has ended."""
@@ -220,28 +221,30 @@ class Epochs:
     @property
     def awaits_messages(self) -> bool:
         """Whether the epoch waits for messages in flight, or for word of them."""
-        return self._channels_due
+        traffic = self._checkpointer.traffic
+        return self._channels_due or (traffic is not None and traffic.exchanging)
 
     # -- how it ended --------------------------------------------------------------------------------------------
 
-    def stirs(self) -> bool:
-        """Whether `next_event` may have something to tell; helps messages in flight along."""
+    def tests(self) -> list[Callable[[], bool]]:
+        """Give what to call to learn whether `next_event` has something to tell, until then the same."""
+        epoch = self._protocol.epoch
+        if epoch is None:
+            return []
+        if epoch.posted:
+            return self._coordinator.tests_of_commit()
+        return [partial(self._checkpointer.snapshotter.wait, 0)]
+
+    def next_event(self) -> Event | None:
+        """Give what became of the epoch under way, if that is known by now; helps messages in flight along."""
         traffic = self._checkpointer.traffic
         if traffic is not None:
             self._move(traffic)
         epoch = self._protocol.epoch
         if epoch is None:
-            return False
-        return self._coordinator.has_commit() if epoch.posted else self._checkpointer.snapshotter.wait(0)
-
-    def next_event(self) -> Event | None:
-        """Give what became of the epoch under way, if that is known by now."""
-        if not self.stirs():
             return None
-        epoch = self._protocol.epoch
-        assert epoch is not None
         if not epoch.posted:
-            return self._drained(epoch)
+            return self._drained(epoch) if self._checkpointer.snapshotter.wait(0) else None
         commit = self._coordinator.next_commit()
         return None if commit is None else self._settled(epoch, commit)
 

@@ -40,9 +40,14 @@ class Clock:
         self._last = now
         return True
 
+    @property
+    def due_at(self) -> float:
+        """When the interval has gone by; infinite before it began."""
+        return math.inf if self._last is None else self._last + self.interval
+
     def seconds_left(self, now: float) -> float:
         """How much of the interval is left."""
-        return math.inf if self._last is None else max(0.0, self.interval - (now - self._last))
+        return max(0.0, self.due_at - now)
 
     def measured(self, drain: float, lost: float, restart: float) -> None:
         """Take in what a checkpoint cost: seconds of the drain, lost to the program, and of a restart."""

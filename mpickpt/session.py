@@ -12,6 +12,7 @@ import builtins
 import math
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from types import TracebackType
@@ -75,8 +76,8 @@ class Session:
     def __init__(self, coordinator: Coordinator, options: Options) -> None:
         self.options = options
         self._coordinator = coordinator
-        self._pid = os.getpid()
         self._closed = False
+        self._inherited = False  # this is a child process of the one that opened it
         self._environment = find(os.environ)
         self._checkpointer = Checkpointer(coordinator, options, self._environment.job)
         began = time.perf_counter()
@@ -101,6 +102,7 @@ class Session:
         self._next_step = -1
         self._next_look = 0.0
         atexit.register(self._leave)
+        _sessions.add(self)
 
     def _drive(self, start: Start) -> Driver:
         """Put together what decides on cuts; collective."""
@@ -350,7 +352,7 @@ class Session:
 
     def _act(self, step: int) -> None:
         """Do what there is to do at the safe point of `step`, and find out when to come here again."""
-        if os.getpid() != self._pid:
+        if self._inherited:
             self._next_step, self._next_look = NEVER, math.inf
             return
         self._check_open()
@@ -423,7 +425,7 @@ class Session:
 
         Collective. Closing twice does no harm.
         """
-        if self._closed or os.getpid() != self._pid:
+        if self._closed or self._inherited:
             return
         try:
             self._driver.close()
@@ -442,7 +444,7 @@ class Session:
 
     def _leave(self) -> None:
         """End the session on this rank alone: save what is being saved, wait for nobody."""
-        if self._closed or os.getpid() != self._pid:
+        if self._closed or self._inherited:
             return
         self._end()
         try:
@@ -505,6 +507,18 @@ class Session:
             )
         self._claimed.add(name)
         return self._source
+
+
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _disown() -> None:
+    """Tell the sessions that a child process made by fork has inherited; they do not ask at each look who they are."""
+    for session in _sessions:
+        session._inherited = True
+
+
+os.register_at_fork(after_in_child=_disown)
 
 
 def _fill(name: str, out: NDArray[Any], fill: Fill) -> None:

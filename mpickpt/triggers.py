@@ -7,6 +7,8 @@ the clock, too, and knows when the batch job ends.
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import sys
 import threading
@@ -45,6 +47,11 @@ class Triggers:
     signals : bool
         Whether to install handlers. Only the main thread can: elsewhere signals are left alone, and so is one whose
         handler is not Python's and could not be put back.
+
+    Attributes
+    ----------
+    asked : bool
+        A signal or the program asked for something that was not taken yet.
     """
 
     def __init__(
@@ -61,7 +68,7 @@ class Triggers:
         self._margin = margin
         self._file = None if directory is None else directory / TRIGGER
         self._look_at = 0.0
-        self._cut = self._stop = self._signalled = False
+        self.asked = self._stop = self._signalled = False
         self._before: dict[int, _Handler] = {}
         if self._file is not None:
             self._file.unlink(missing_ok=True)  # of another run
@@ -71,14 +78,22 @@ class Triggers:
 
     def request(self, *, stop: bool) -> None:
         """Ask for a cut, and perhaps for the end of the program thereafter."""
-        self._cut = True
+        self.asked = True
         self._stop = self._stop or stop
+
+    @property
+    def due_at(self) -> float:
+        """Until when `stirs` is false, unless something is `asked` for."""
+        by_clock = math.inf if self.clock is None else self.clock.due_at
+        return by_clock if self._file is None else min(by_clock, self._look_at)
 
     def stirs(self, now: float) -> bool:
         """Whether `take` may have something to give."""
-        if self._cut or (self._file is not None and now >= self._look_at):
-            return True
-        return self.clock is not None and self.clock.seconds_left(now) == 0.0
+        if self._file is not None and now >= self._look_at and self._environment is None:
+            if os.access(self._file, os.F_OK):
+                return True
+            self._look_at = now + FILE_SECONDS
+        return self.asked or now >= self.due_at
 
     def take(self, now: float) -> bool | None:
         """Give what was asked for since the last call: None for nothing, False for a cut, True to stop as well."""
@@ -88,13 +103,13 @@ class Triggers:
             if self._environment is not None and not self._stop:
                 self._look_at_time_left(self._environment, now)
         if self.clock is not None and self.clock.due(now):
-            self._cut = True
-        if not self._cut:
+            self.asked = True
+        if not self.asked:
             return None
         if self._signalled and self._environment is not None and self._environment.job:
             self._signalled = False
             _tell(f"{self._environment.job} got SIGTERM: a last epoch, and the end")
-        stop, self._cut, self._stop = self._stop, False, False
+        stop, self.asked, self._stop = self._stop, False, False
         return stop
 
     def close(self, *, stopped: bool = False) -> None:

@@ -96,8 +96,8 @@ class Rank:
         What is tested.
     step : int
         The step it is in; beyond all steps when it has ended.
-    next_step, next_look : int, float
-        It looks at the first safe point at or beyond that step, or after that time.
+    next_look : float
+        It looks at the first safe point after that time.
     stopped, stop_whole : int or None, bool or None
         The step at which it was told to stop, and whether the epoch before was whole.
     stood, gave_up : float, int
@@ -111,7 +111,7 @@ class Rank:
     def __init__(self, job: Job, rank: int) -> None:
         self.rank = rank
         self.protocol = p.Protocol(rank, job.size, keep=job.keep, every=job.every, look=job.look, rest=job.rest)
-        self.next_step, self.next_look = 0, 0.0
+        self.next_look = 0.0
         self.protocol.hold = not job.tracked
         self.step = -1
         self.stopped: int | None = None
@@ -283,7 +283,7 @@ class Simulation:
         for step in range(self.job.steps):
             self._enter(rank, step)
             assert machine.next_step >= step, "a step was passed over"
-            if machine.next_step == step or step >= rank.next_step or self.now >= rank.next_look:
+            if machine.next_step == step or self.now >= rank.next_look:
                 yield from self._safe_point(rank, step)
             if rank.stopped is not None:
                 break
@@ -301,17 +301,17 @@ class Simulation:
         machine, now = rank.protocol, self.now
         self._move(rank)
         if 0 < step < machine.next_step and self._next(rank, take=False) is None:
-            self._look_again(rank, step, machine.glanced(step, now))
+            machine.glanced(step, now)
+            self._look_again(rank)
             return
         self._perform(rank, machine.handle(p.Reached(step, now)))
         self._look(rank)
         yield from self._stand(rank)
         machine.handle(p.Left())
-        self._look_again(rank, step, machine.pause(quiet=True))
+        self._look_again(rank)
 
-    def _look_again(self, rank: Rank, step: int, pause: tuple[float, int]) -> None:
-        seconds, steps = pause
-        rank.next_step, rank.next_look = step + steps, self.now + seconds
+    def _look_again(self, rank: Rank) -> None:
+        rank.next_look = self.now + rank.protocol.seconds_to_next_look(quiet=True)
 
     def _enter(self, rank: Rank, step: int) -> None:
         rank.step = step

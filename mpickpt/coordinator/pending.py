@@ -33,12 +33,12 @@ class Pending:
     def test(self) -> bool:
         """Look, without waiting, whether it is complete."""
         if not self.done:
-            test = self.request.Test
-            for _ in range(self.calls):
-                if test():
-                    self.done = True
-                    break
+            self.done = any(test() for test in self.tests())
         return self.done
+
+    def tests(self) -> list[Callable[[], bool]]:
+        """Give what to call, in this order, until one says that it is complete; `test` then says so, too."""
+        return [self.request.Test] * self.calls
 
 
 class Repeated(Pending):

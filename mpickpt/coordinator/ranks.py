@@ -46,7 +46,7 @@ _NOBODY = 2**62  # in a commit: no rank has left
 _SHARE = 11  # numbers that a rank says of an epoch, in `_post`
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Share:
     """What one rank says of an epoch.
 
@@ -71,7 +71,7 @@ class Share:
     lost_seconds: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Commit:
     """What the ranks found out about an epoch.
 
@@ -241,13 +241,13 @@ class Coordinator:
         posted.test()
         return posted
 
-    def has_commit(self) -> bool:
-        """Whether it is known what was found out about the epoch that was posted; helps it along."""
-        return self._commit is not None and self._commit.test()
+    def tests_of_commit(self) -> list[Callable[[], bool]]:
+        """Give what to call to learn whether `next_commit` has something to give, until then the same."""
+        return [] if self._commit is None else self._commit.tests()
 
     def next_commit(self) -> Commit | None:
         """Give what was found out about the epoch that was posted, if it is there."""
-        if self._commit is None or not self.has_commit():
+        if self._commit is None or not self._commit.test():
             return None
         complete, left, not_missed, drain, lost, *cut = self._commit.result.tolist()
         self._commit = None

@@ -109,15 +109,11 @@ class Rounds:
 
     # -- what came -----------------------------------------------------------------------------------------------
 
-    def stirs(self) -> bool:
-        """Whether `next_event` may have something to give; helps along what is on its way through this rank."""
+    def tests(self) -> list[Callable[[], bool]]:
+        """Give what to call to learn whether `next_event` has something to do; the same until it was called again."""
         awaited = self._marker if self._answer is None else self._answer
-        if self._sent or (awaited is not None and awaited.test()):
-            return True
-        for receipt in self._receipts:
-            if receipt.test():
-                return True
-        return False
+        pending = [*self._sent, *self._receipts, *([] if awaited is None else [awaited])]
+        return [test for one in pending for test in one.tests()]
 
     def next_event(self) -> Event | None:
         """Give what came next, without waiting; helps along what is on its way through this rank."""

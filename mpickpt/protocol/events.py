@@ -1,11 +1,14 @@
-"""What can happen to a rank, as far as the protocol is concerned."""
+"""What can happen to a rank, as far as the protocol is concerned.
+
+Events and instructions are used once, at once. They are not frozen: that makes them twice as dear, out of cold caches.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reached:
     """The rank stands at the safe point of `step`, at `now` seconds of any steady clock."""
 
@@ -13,21 +16,21 @@ class Reached:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Left:
     """The rank goes on from the safe point where it stood, or has since passed that of `step` without looking."""
 
     step: int = -1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
     """Somebody on this rank wants a cut: a signal, the program, or on rank 0 the clock or a command."""
 
     stop: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Passed:
     """A rank further down the tree wants a cut; it had seen `rounds` markers when it was asked."""
 
@@ -35,7 +38,7 @@ class Passed:
     stop: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Marked:
     """The marker of a round came, at `now` seconds."""
 
@@ -43,7 +46,7 @@ class Marked:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Agreed:
     """The greatest of all proposals came, at `now` seconds; `left` is a rank that left the session, or None."""
 
@@ -52,12 +55,12 @@ class Agreed:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class GaveUp:
     """What the rank stands still for did not come within the time that it may stand still."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Drained:
     """The drain of this rank has ended, `seconds` after its cut."""
 
@@ -65,12 +68,12 @@ class Drained:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Refused:
     """The storage refuses the slot of the epoch, on all ranks: nothing was cut."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Settled:
     """What all ranks together know of the epoch.
 
@@ -89,24 +92,24 @@ class Settled:
     left: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Closing:
     """The program ends its session on this rank."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BelowClosed:
     """A child in the tree, and all below it, are closing."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ended:
     """Rank 0 says that there will be no more markers; `left` is a rank that left the session, or None."""
 
     left: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BelowLeft:
     """A rank further down the tree has left the session by an exception."""
 

@@ -32,7 +32,7 @@ class Epoch:
     posted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PassOn:
     """Send `Passed` to the parent."""
 
@@ -40,21 +40,21 @@ class PassOn:
     stop: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Announce:
     """Send the marker to all, from rank 0."""
 
     stop: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Propose:
     """Post this rank's share of the maximum, and listen for the next marker."""
 
     step: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cut:
     """Fix the image of this rank now. The answer is `Drained` at some time, or `Refused` at once."""
 
@@ -63,7 +63,7 @@ class Cut:
     slot: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Miss:
     """Take part in what all ranks do together at a cut, without being cut: ``Drained(False)`` or `Refused` follows."""
 
@@ -72,7 +72,7 @@ class Miss:
     slot: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Post:
     """Post this rank's share of the answer about the epoch."""
 
@@ -80,38 +80,38 @@ class Post:
     complete: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Hurry:
     """Drain at normal priority."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Stop:
     """End the program: the epoch that it was to make before is `whole`, or could not be made."""
 
     whole: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Abandon:
     """Rank `left` has left the session by an exception: nothing can become whole any more."""
 
     left: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SayBelowClosed:
     """Send `BelowClosed` to the parent."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PassOnLeft:
     """Send `BelowLeft` to the parent."""
 
     rank: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AnnounceEnd:
     """Send `Ended` to all in the place of a marker, from rank 0."""
 

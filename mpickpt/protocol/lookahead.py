@@ -9,6 +9,7 @@ late counts, within bounds: that of a program whose steps are of unequal length 
 from __future__ import annotations
 
 import math
+from collections import deque
 
 LOOK_SECONDS = 0.004  # between two looks while a step is to be agreed on: often enough to answer in time
 REST_SECONDS = 0.020  # the same until the epoch is settled: with its code out of the caches a look takes 50 to 110 us
@@ -19,6 +20,7 @@ FORGETTING = 0.7  # of a latency that the next round does not reach
 SETTLING_LOOKS = 16  # before the pace counts as known: the first steps of many a program are slow
 SLOWING = 1.2  # the quickest pace becomes slower by so much from one look to the next, if no step is as quick,
 UNEVEN = 32  # and counts for no more than so many times as quick as the last one: else slow steps would put off a cut
+REMEMBERED = 24  # looks; what came before has no weight any more: 1.2 ** 24 > 32
 
 
 def rest_seconds(interval: float) -> float:
@@ -36,18 +38,15 @@ class Lookahead:
     look, rest : float
         At most so many seconds go by between two looks of a rank that takes part in something, and of one at rest.
 
-    Attributes
-    ----------
-    step_seconds : float
-        How long a step took of late; 0 before it is known.
     """
 
     def __init__(self, size: int, look: float, rest: float) -> None:
-        self.step_seconds = 0.0
+        self._looks: deque[tuple[int, float]] = deque(maxlen=REMEMBERED)
         self._quickest = math.inf  # not known
+        self._last = 0.0  # seconds that a step took of late
         self._look = look
         self._seen: tuple[int, float] | None = None
-        self._looks = 0
+        self._to_settle = SETTLING_LOOKS
         self._levels = (size - 1).bit_length()
         # A marker goes down a tree: at each level a rank at rest has to look before it is passed on, and on its way
         # back the answer waits for ranks that take part. It may have come quicker last time, by chance.
@@ -55,27 +54,33 @@ class Lookahead:
         self._latency = self._least
 
     def seen(self, step: int, now: float) -> None:
-        """Take in that the rank is at the safe point of `step`, at `now` seconds."""
-        self._looks += 1
-        if self._seen is not None:
-            steps, seconds = step - self._seen[0], now - self._seen[1]
-            if steps <= 0 or seconds <= self._look:  # too short a time to tell the pace
-                return
-            self.step_seconds = seconds / steps
-            quickest = min(self.step_seconds, SLOWING * self._quickest)
-            self._quickest = max(quickest, self.step_seconds / UNEVEN)
-        self._seen = step, now
+        """Take in that the rank is at the safe point of `step`, at `now` seconds; what follows is worked out later."""
+        self._looks.append((step, now))
+
+    def _work_out(self) -> None:
+        """Find out the pace from the looks since the last time."""
+        while self._looks:
+            step, now = self._looks.popleft()
+            self._to_settle -= 1
+            if self._seen is not None:
+                steps, seconds = step - self._seen[0], now - self._seen[1]
+                if steps <= 0 or seconds <= self._look:  # too short a time to tell the pace
+                    continue
+                self._last = seconds / steps
+                self._quickest = max(min(self._last, SLOWING * self._quickest), self._last / UNEVEN)
+            self._seen = step, now
+
+    @property
+    def step_seconds(self) -> float:
+        """How long a step took of late; 0 before it is known."""
+        self._work_out()
+        return self._last
 
     @property
     def is_settled(self) -> bool:
         """Whether the pace is known; until then all ranks have to look at each safe point."""
-        return self._quickest < math.inf and self._looks > SETTLING_LOOKS
-
-    def pause(self, seconds: float) -> tuple[float, int]:
-        """Give the seconds and the steps that may go by until the next look; the steps, should they become quicker."""
-        if not self.is_settled:
-            return 0.0, 1
-        return seconds, max(1, math.floor(seconds / self._quickest))
+        self._work_out()
+        return self._quickest < math.inf and self._to_settle < 0
 
     def answered(self, seconds: float) -> None:
         """Take in how long an answer took."""
@@ -84,4 +89,5 @@ class Lookahead:
     @property
     def steps(self) -> int:
         """So many whole steps an answer takes, with a margin; one for each level at least, down the tree and up."""
+        self._work_out()
         return max(2 * self._levels, math.floor(MARGIN * self._latency / self._quickest))

@@ -173,28 +173,25 @@ class Protocol:
     def seconds_to_next_look(self, *, quiet: bool) -> float:
         """Give how long this rank may go on without a look; `quiet` if the driver has nothing to see to, or to tell.
 
+        Until its pace is known it looks at each safe point.
         It rests unless a step has to be agreed on: then nothing is late if it hears of it a little later. So it is also
         before a cut that was agreed on, and until an epoch is settled: ranks that are some steps behind come to the cut
         later, and may drain for longer. But a rank that passed on a wish is about to hear of a marker.
         """
         awaits_marker = self._passed_on[0] >= self.rounds
-        is_needed = self._proposal is not None or awaits_marker or self._missed
-        if not quiet or is_needed or not self._lookahead.is_settled:
+        if not self._lookahead.is_settled:
+            return 0.0
+        if not quiet or self._proposal is not None or awaits_marker or self._missed:
             return self._look
         return self._rest if self.epoch is None else min(self._rest, REST_SECONDS)
 
-    def pause(self, *, quiet: bool) -> tuple[float, int]:
-        """Give the seconds and the steps that may go by until the next look; `quiet` as above."""
-        return self._lookahead.pause(self.seconds_to_next_look(quiet=quiet))
-
-    def glanced(self, step: int, now: float) -> tuple[float, int]:
+    def glanced(self, step: int, now: float) -> None:
         """Take in that the rank looked at the safe point of `step`, below `next_step`, found nothing and goes on.
 
-        The same as `Reached`, `Left` and ``pause(quiet=True)`` at a fraction of their price.
+        The same as `Reached` and `Left` at a fraction of their price.
         """
         self._before, self._step = self._step, step
         self._lookahead.seen(step, now)
-        return self._lookahead.pause(self.seconds_to_next_look(quiet=True))
 
     @property
     def over(self) -> bool:

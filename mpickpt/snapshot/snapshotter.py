@@ -22,7 +22,7 @@ class DrainState(IntEnum):
     FAILED = 3
 
 
-@dataclass(frozen=True)
+@dataclass
 class Progress:
     """The drain of the last cut, as it stands.
 

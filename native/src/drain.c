@@ -24,7 +24,7 @@ typedef struct run { /* what a thread saves next: chunk_blocks at most, adjacent
     uint64_t words[MPK__CHUNK_BLOCKS]; /* what each block's word was when it was claimed: FLYING or LANDING */
 } run;
 
-enum { OPENS = 1, HELPS = 2 }; /* kinds of sleepers: one urgent thread, and the others */
+enum { OPENS = 1, CHECKS = 2, HELPS = 4 }; /* kinds of sleepers: one urgent thread, one idle thread, and the others */
 
 /* The threads' queues, from the first session on and for good: to close one takes 32 ms, in which the kernel waits for all
  * processors. There is one session at a time. */
@@ -118,7 +118,8 @@ static void set_checksum(mpk_session *s, uint32_t b, const mpk__place *place, ui
 static void finished(mpk_session *s, uint32_t units) {
     if (atomic_fetch_sub(&s->pending, units) != units) return;
     atomic_store(&s->commit_due, 1);
-    mpk__drain_ring_in_handler(s);
+    atomic_fetch_add(&s->bell, 1);
+    mpk__prim_wake_kinds_in_handler(&s->bell, OPENS | CHECKS); /* one commits, the other compares; to wake all costs more */
 }
 
 /* Makes the commit wait, by a unit of pending. False when it has begun: 0 never becomes more, but by a cut. */
@@ -170,7 +171,7 @@ static void open_epoch(mpk_session *s) {
     if (error) mpk__drain_fail(s, -error);
     atomic_store(&s->begun, 2);
     mpk__prim_wake_in_handler(&s->begun);
-    if (s->n_due) mpk__drain_ring_in_handler(s); /* else the next line rings, or whoever brings the channels */
+    if (s->n_due) mpk__drain_ring_in_handler(s); /* else nobody is needed before the commit */
     finished(s, 1);
 }
 
@@ -287,7 +288,8 @@ static void *run_thread(void *argument) {
         if (self->urgent && atomic_exchange(&s->commit_due, 0)) mpk__writer_commit(s);
         if (!self->urgent) mpk__check_blocks(s, bell);
         int64_t limit = looks_after_idle_threads(self) ? LOOK_NS : -1;
-        if (!atomic_load(&s->stop)) mpk__prim_wait_as_in_handler(&s->bell, bell, limit, self->watches ? OPENS : HELPS);
+        uint32_t kind = self->watches ? OPENS : self == s->drains ? CHECKS : HELPS;
+        if (!atomic_load(&s->stop)) mpk__prim_wait_as_in_handler(&s->bell, bell, limit, kind);
     }
     return NULL;
 }
