@@ -89,9 +89,8 @@ class Triggers:
 
     def stirs(self, now: float) -> bool:
         """Whether `take` may have something to give."""
-        if self._file is not None and now >= self._look_at and self._environment is None:
-            if os.access(self._file, os.F_OK):
-                return True
+        in_job = self._environment is not None and self._environment.job
+        if self._file is not None and now >= self._look_at and not in_job and not os.access(self._file, os.F_OK):
             self._look_at = now + FILE_SECONDS
         return self.asked or now >= self.due_at
 

@@ -22,6 +22,9 @@ class DrainState(IntEnum):
     FAILED = 3
 
 
+_STATES = tuple(DrainState)
+
+
 @dataclass
 class Progress:
     """The drain of the last cut, as it stands.
@@ -279,26 +282,8 @@ class Snapshotter:
     def progress(self) -> Progress:
         """Tell how the last cut fares; may be called at any time."""
         now = self._session.progress()
-        return Progress(
-            epoch=now["epoch"],
-            state=DrainState(now["state"]),
-            errno=now["errno"],
-            blocks=now["blocks"],
-            blocks_due=now["blocks_due"],
-            blocks_saved=now["blocks_saved"],
-            blocks_copied=now["blocks_copied"],
-            bytes_written=now["bytes_written"],
-            bytes_waiting=now["bytes_waiting"],
-            bytes_urgent=now["bytes_urgent"],
-            blocked_seconds=now["blocked_ns"] / 1e9,
-            drain_seconds=now["drain_ns"] / 1e9,
-            stall_seconds=now["stall_ns"] / 1e9,
-            fault_seconds=now["fault_ns"] / 1e9,
-            faults=now["faults"],
-            direct=now["direct"],
-            channels_due=now["channels_due"],
-            unseen=(now["unseen_region"], now["unseen_offset"]) if now["unseen_region"] >= 0 else None,
-        )
+        now["state"] = _STATES[now["state"]]
+        return Progress(**now)
 
     def close(self) -> None:
         """Undo everything, as `unseal`; closing twice is fine."""

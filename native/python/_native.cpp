@@ -158,7 +158,7 @@ class Session {
         mpk_session_progress(session_, &p);
         return {p.blocks_saved, p.blocks_due};
     }
-    nb::dict progress() const {
+    nb::dict progress() const { /* the fields of mpickpt.snapshot.Progress */
         mpk_progress p;
         mpk_session_progress(session_, &p);
         nb::dict d;
@@ -172,15 +172,15 @@ class Session {
         d["bytes_written"] = p.bytes_written;
         d["bytes_waiting"] = p.bytes_waiting;
         d["bytes_urgent"] = p.bytes_urgent;
-        d["blocked_ns"] = p.blocked_ns;
-        d["drain_ns"] = p.drain_ns;
-        d["stall_ns"] = p.stall_ns;
-        d["fault_ns"] = p.fault_ns;
+        d["blocked_seconds"] = p.blocked_ns / 1e9;
+        d["drain_seconds"] = p.drain_ns / 1e9;
+        d["stall_seconds"] = p.stall_ns / 1e9;
+        d["fault_seconds"] = p.fault_ns / 1e9;
         d["faults"] = p.faults;
         d["direct"] = p.direct != 0;
         d["channels_due"] = p.channels_due != 0;
-        d["unseen_region"] = p.unseen_region;
-        d["unseen_offset"] = p.unseen_offset;
+        bool unseen = p.unseen_region >= 0;
+        d["unseen"] = unseen ? nb::object(nb::make_tuple(p.unseen_region, p.unseen_offset)) : nb::object(nb::none());
         return d;
     }
 

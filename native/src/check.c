@@ -4,7 +4,7 @@
 #include "session.h"
 
 #define SHARE 16 /* of all blocks, one in so many in each interval, */
-#define BYTES_PER_SECOND ((uint64_t)4 << 20) /* but no more than so much: to compare 1 GiB takes 80 ms */
+#define BYTES_PER_SECOND ((uint64_t)2 << 20) /* but no more than so much: to compare 1 GiB takes 80 ms */
 
 void mpk__check_begin(mpk_session *s, uint64_t interval_ns) {
     uint64_t share = (s->n_blocks + SHARE - 1) / SHARE;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -145,6 +146,24 @@ def test_what_is_agreed_on_while_a_rank_waits_counts_at_its_next_safe_point(mpi_
                     comm.send(step, other)
             else:
                 assert comm.recv(source=0) == step
+    stats = ckpt.stats()
+    assert (stats.cuts, stats.whole, stats.failed) == (1, 1, 0)
+
+
+def test_a_wish_that_comes_while_rank_0_waits(mpi_tmp_path: Path) -> None:
+    with mpickpt.open(mpi_tmp_path, COMM) as ckpt:
+        u = ckpt.array("u", 1000)
+        comm = ckpt.comm
+        for step in ckpt.range(400):
+            u += 1
+            if COMM.rank == 1:
+                time.sleep(0.003)
+                for other in (other for other in range(COMM.size) if other != 1):
+                    comm.send(step, other)
+                continue
+            if COMM.rank == 0 and step == 60:
+                threading.Timer(0.001, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+            assert comm.recv(source=1) == step
     stats = ckpt.stats()
     assert (stats.cuts, stats.whole, stats.failed) == (1, 1, 0)
 
