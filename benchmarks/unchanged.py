@@ -21,7 +21,7 @@ from mpi4py import MPI
 from rich.table import Table
 
 import mpickpt
-from mpickpt.driver import Driver
+from mpickpt.session import Session
 
 from launch import console
 
@@ -36,20 +36,21 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.counts = False
-        act = Driver.safe_point
+        act = Session._act
 
-        def safe_point(driver: Driver, step: int) -> None:
-            cuts, ended = driver.stats.cuts, driver.stats.drain_seconds + driver.stats.whole
+        def timed(session: Session, step: int) -> None:
+            stats = session._driver.stats
+            cuts, ended = stats.cuts, stats.drain_seconds + stats.whole
             begin = time.thread_time()
-            act(driver, step)
+            act(session, step)
             took = time.thread_time() - begin
-            what = "cut" if driver.stats.cuts != cuts else "look"
-            if driver.stats.drain_seconds + driver.stats.whole != ended:
+            what = "cut" if stats.cuts != cuts else "look"
+            if stats.drain_seconds + stats.whole != ended:
                 what = "end of a drain, word of the others"
             if self.counts:
                 self.seconds[what].append(took)
 
-        Driver.safe_point = safe_point  # type: ignore[assignment,method-assign]
+        Session._act = timed  # type: ignore[assignment,method-assign]
 
 
 def _seconds_of_other_threads() -> float:

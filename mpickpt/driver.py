@@ -101,9 +101,9 @@ class Driver:
     Attributes
     ----------
     next_step : int
-        The next step whose safe point must not be passed without `safe_point`.
+        The next step whose safe point must not be passed without `glance` and `safe_point`.
     next_look : float
-        The next time, of `time.perf_counter`, at which any safe point should call it.
+        The next time, of `time.perf_counter`, at which any safe point should call them.
     stopped : Stopped or None
         What ends the program, once it was asked to stop.
     stats : Stats
@@ -147,17 +147,37 @@ class Driver:
         self._protocol.hold = self._checkpointer.traffic is None
         self._epochs.start(restart_seconds)
 
+    def glance(self, step: int) -> bool:
+        """Look at the safe point of `step` whether there is nothing to do; if so, say when to look again.
+
+        The short way: if it is gone, `safe_point` need not be called. It is gone nearly always, and after other work
+        out of cold caches: each call that is made on it, and each object that is looked at, costs some microseconds.
+        """
+        lull = self._lull
+        if lull is None or step >= lull.end or self._triggers.asked:
+            return False
+        now = time.perf_counter()
+        if now >= lull.until:
+            if self._triggers.stirs(now):
+                return False
+            lull.until = self._triggers.due_at
+        for test in lull.tests:
+            if test():
+                return False
+        self._protocol.glanced(step, now)
+        self.next_look = now + lull.seconds
+        if lull.drains:
+            self._epochs.see_to_drain(now, self._seconds_left(now))
+        return True
+
     def safe_point(self, step: int) -> None:
-        """Do what there is to do at the safe point of `step`.
+        """Do what there is to do at the safe point of `step`, and find out when to come here again.
 
         Raises
         ------
         Stopped
             If the program is to end here.
         """
-        lull = self._lull
-        if lull is not None and step < lull.end and self._glance(lull, step):
-            return
         now = time.perf_counter()
         cuts, self._step = self.stats.cuts, step
         self._handle(Reached(step, now))
@@ -174,28 +194,6 @@ class Driver:
             self._lull = _Lull(end, tests, self._triggers.due_at, seconds, self._epochs.drains)
         if self.stopped is not None:
             raise self.stopped
-
-    def _glance(self, lull: _Lull, step: int) -> bool:
-        """Look at the safe point of `step` whether the lull goes on; if so, say when to look again.
-
-        The short way of `safe_point`. It is gone nearly always, and after other work out of cold caches: each call that
-        is made on it, and each object that is looked at, costs some microseconds.
-        """
-        now = time.perf_counter()
-        if self._triggers.asked:
-            return False
-        if now >= lull.until:
-            if self._triggers.stirs(now):
-                return False
-            lull.until = self._triggers.due_at
-        for test in lull.tests:
-            if test():
-                return False
-        self._protocol.glanced(step, now)
-        self.next_look = now + lull.seconds
-        if lull.drains:
-            self._epochs.see_to_drain(now, self._seconds_left(now))
-        return True
 
     def _seconds_left(self, now: float) -> float:
         """Estimate how long it is to the next cut."""

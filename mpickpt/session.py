@@ -347,21 +347,23 @@ class Session:
             End the program when it is whole: all ranks then get `Stopped`, a SystemExit with code 75, at a safe point.
         """
         self._check_open()
-        self._triggers.request(stop=stop)
-        self._next_look = 0.0
+        if not self._inherited:
+            self._triggers.request(stop=stop)
+            self._next_look = 0.0
 
     def _act(self, step: int) -> None:
         """Do what there is to do at the safe point of `step`, and find out when to come here again."""
-        if self._inherited:
-            self._next_step, self._next_look = NEVER, math.inf
+        driver = self._driver
+        if driver.glance(step):
+            self._next_look = driver.next_look
             return
         self._check_open()
         if not self._started:
             self._start(step)
         try:
-            self._driver.safe_point(step)
+            driver.safe_point(step)
         finally:
-            self._next_step, self._next_look = self._driver.next_step, self._driver.next_look
+            self._next_step, self._next_look = driver.next_step, driver.next_look
 
     def _idle(self) -> None:
         """Take in what has come while a call of ``ckpt.comm`` waits, in the midst of a step."""
@@ -513,9 +515,10 @@ _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 def _disown() -> None:
-    """Tell the sessions that a child process made by fork has inherited; they do not ask at each look who they are."""
+    """Have the sessions that a child process made by fork has inherited do nothing."""
     for session in _sessions:
         session._inherited = True
+        session._next_step, session._next_look = NEVER, math.inf
 
 
 os.register_at_fork(after_in_child=_disown)

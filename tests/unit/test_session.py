@@ -712,6 +712,28 @@ def test_interrupt_while_waiting(tmp_path: Path) -> None:
     assert stats.whole + caught >= 11  # each step but the first was cut or interrupted
 
 
+def test_a_drain_is_seen_to_while_nothing_else_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def watch(saved: float, elapsed: float, left: float) -> bool:
+        seen.append((saved, elapsed, left))
+        return False
+
+    monkeypatch.setattr("mpickpt.epochs.should_hurry", watch)
+    with mpickpt.open(tmp_path, interval=600) as ckpt:
+        ckpt.array("u", 1 << 25, fill=1.0)  # more than a disk takes between two looks
+        for step in ckpt.range(10**6):
+            time.sleep(0.001)
+            if step == 40:
+                ckpt.request()
+            if ckpt.stats().whole:
+                break
+    assert seen
+    assert len(seen) > 1, "at the cut, and at a look thereafter"
+    for saved, elapsed, left in seen:
+        assert 0 <= saved <= 1 and elapsed + left == pytest.approx(600)
+
+
 def test_forked_child_is_inert(tmp_path: Path) -> None:
     with mpickpt.open(tmp_path, every=1) as ckpt:
         u = ckpt.array("u", 8 * BLOCK // 8, fill=1.0)
