@@ -15,6 +15,7 @@ from report import Row
 
 MEMORY_BESIDE_POOL = 0.01  # of the state
 FAULT_LIMIT = 1.3  # of the memcpy alone, medians
+NOTHING_LIMIT = 2.0  # ms per GiB and checkpoint, where nothing is rewritten
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _of_little(found: dict[tuple[str, str], Row]) -> Iterator[Aim]:
             yield _at_most(f"{pattern}: added", row.added_ms, 40.0, _ms)
             yield _at_most(f"{pattern}: written, of the state", row.written or 0.0, 0.15, _percent)
     if row := found.get(("none", WHOLE_POOL)):
-        yield _at_most("none: added", row.added_ms, 2.0, _ms)
+        yield _at_most("none: added", row.added_ms, NOTHING_LIMIT, _ms)
 
 
 def _blocked(found: dict[tuple[str, str], Row], *, huge: bool) -> Iterator[Aim]:
@@ -144,6 +145,11 @@ def _held_up(row: Row) -> float:
 def of_faults(ratio: float, pages: str) -> Aim:
     """Return the aim for a write fault, from the ratio of the medians that `faults.ratio` gives."""
     return _at_most(f"write fault with its copy, of memcpy ({pages} pages)", ratio, FAULT_LIMIT, _ratio)
+
+
+def of_nothing(counted_ms: float) -> Aim:
+    """Return the aim for a program that changes nothing, from what was counted per GiB of a rank and checkpoint."""
+    return _at_most("none: counted, a checkpoint and GiB", counted_ms, NOTHING_LIMIT, _ms)
 
 
 def table(found: Iterable[Aim]) -> Table:

@@ -23,6 +23,7 @@ from rich.table import Table
 import mpickpt
 from mpickpt.session import Session
 
+import aims
 from launch import console
 
 COMM = MPI.COMM_WORLD
@@ -105,7 +106,8 @@ def main() -> None:
     total = (of_threads + of_program) * each
     table.add_row("sum", "", "", f"{total:.3f}", style="bold")
     console().print(table)
-    print(f"{total / interval / 10:.2f} % of the time; for 1 GiB {total * 1024 / options.mib:.2f} ms")
+    print(f"{total / interval / 10:.2f} % of the time")
+    console().print(aims.table([aims.of_nothing(total * 1024 / options.mib)]))
 
 
 main()

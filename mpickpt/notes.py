@@ -229,7 +229,7 @@ def fold(sums: Sums, epochs: Sequence[EpochNote]) -> Sums:
 
 
 def line_of(note: Note) -> str:
-    """Write a note as a line of JSON, with its end; after other work three times as quick as a JSON encoder."""
+    """Write a note as a line of JSON, with its end; out of cold caches twice as quick as a JSON encoder."""
     template, texts = _TEMPLATES[type(note)]
     values = dict(vars(note))
     for name, text in texts:

@@ -173,14 +173,14 @@ class Protocol:
     def seconds_to_next_look(self, *, quiet: bool) -> float:
         """Give how long this rank may go on without a look; `quiet` if the driver has nothing to see to, or to tell.
 
-        Until its pace is known it looks at each safe point.
-        It rests unless a step has to be agreed on: then nothing is late if it hears of it a little later. So it is also
-        before a cut that was agreed on, and until an epoch is settled: ranks that are some steps behind come to the cut
-        later, and may drain for longer. But a rank that passed on a wish is about to hear of a marker.
+        Until its pace is known it looks at each safe point. Then it rests unless a step has to be agreed on: nothing is
+        late if it hears of it a little later. So it is also before a cut that was agreed on, and until an epoch is
+        settled: ranks that are some steps behind come to the cut later, and may drain for longer. But a rank that
+        passed on a wish is about to hear of a marker.
         """
-        awaits_marker = self._passed_on[0] >= self.rounds
         if not self._lookahead.is_settled:
             return 0.0
+        awaits_marker = self._passed_on[0] >= self.rounds
         if not quiet or self._proposal is not None or awaits_marker or self._missed:
             return self._look
         return self._rest if self.epoch is None else min(self._rest, REST_SECONDS)

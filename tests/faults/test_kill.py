@@ -30,16 +30,19 @@ def test_restart_after_sigkill_ends_with_the_twins_bits(
 @JOBS
 def test_slots_open_at_any_instant(job: Job, folder: Path, twin: Twin) -> None:
     """Read both slots over and over, with h5py and h5dump, while the job writes them."""
-    directory, out = folder / "ckpt", folder / "out.npy"
     expected = twin(job, 2)
     looks = in_progress = 0
-    with mpi_job(2, job.checkpointed(directory, out), folder / "log") as run:
-        while run.running():
-            for slot in read_all(directory):
-                looks += 1
-                in_progress += not slot.whole
-                h5dump(slot.path)
-        check_result(run, out, expected)
+    for attempt in range(3):  # on a slow host one run of the job leaves time for few looks
+        directory, out = folder / f"ckpt-{attempt}", folder / f"out-{attempt}.npy"
+        with mpi_job(2, job.checkpointed(directory, out), folder / f"log-{attempt}") as run:
+            while run.running():
+                for slot in read_all(directory):
+                    looks += 1
+                    in_progress += not slot.whole
+                    h5dump(slot.path)
+            check_result(run, out, expected)
+        if looks > 20 and in_progress:
+            break
     assert looks > 20, f"only {looks} looks at a slot\n{run.output()}"
     assert in_progress, "no look met a checkpoint in progress"
     slots = read_all(directory)
