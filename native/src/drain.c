@@ -18,8 +18,12 @@
 
 #define LOOK_NS 5000000 /* between two looks whether the idle threads get on */
 
-typedef struct run { /* what a thread saves next: chunk_blocks at most, adjacent where they can be */
-    uint32_t count;
+/* A quarter of a chunk: what a thread has computed the checksums of is then still in the caches when it is written. That takes
+ * more calls, of time that nobody wants; urgent threads take whole chunks. */
+#define IDLE_SHARE 4
+
+typedef struct run { /* what a thread saves next: so many blocks at most, adjacent where they can be */
+    uint32_t most, count;
     uint32_t blocks[MPK__CHUNK_BLOCKS];
     uint64_t words[MPK__CHUNK_BLOCKS]; /* what each block's word was when it was claimed: FLYING or LANDING */
 } run;
@@ -69,9 +73,9 @@ static bool claim(mpk_session *s, uint32_t b, int wanted, uint64_t *word) {
 
 /* Claims blocks of a chunk until the run is full; tells whether it is. */
 static bool claim_in_chunk(mpk_session *s, const mpk__chunk *chunk, int wanted, run *out) {
-    for (uint32_t b = chunk->first; b < chunk->first + chunk->count && out->count < s->chunk_blocks; b++)
+    for (uint32_t b = chunk->first; b < chunk->first + chunk->count && out->count < out->most; b++)
         if (claim(s, b, wanted, &out->words[out->count])) out->blocks[out->count++] = b;
-    return out->count == s->chunk_blocks;
+    return out->count == out->most;
 }
 
 static uint64_t us_since_cut(const mpk_session *s) { return (mpk__prim_now_ns() - s->epoch.started_ns) / 1000; }
@@ -244,7 +248,7 @@ static void save_run(mpk_session *s, mpk__drain_thread *self, run *r) {
 
 static void drain(mpk__drain_thread *self) {
     mpk_session *s = self->session;
-    run r;
+    run r = {.most = self->urgent || s->chunk_blocks < IDLE_SHARE ? s->chunk_blocks : s->chunk_blocks / IDLE_SHARE};
     while (is_wanted(self)) {
         begin(s, self->urgent); /* which makes the order */
         bool pressed = mpk__pool_is_pressed(&s->pool);

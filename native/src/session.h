@@ -148,7 +148,7 @@ typedef struct mpk__holding {
     uint64_t file[2]; /* which file it was */
 } mpk__holding;
 
-/* Adjacent blocks of a region: the unit of the drain's order, and as many as are written in one call. */
+/* Adjacent blocks of a region: the unit of the drain's order, and as many as are written in one call, if not by an idle thread. */
 #define MPK__CHUNK_BYTES ((size_t)4 << 20) /* at most, unless a block is larger */
 #define MPK__CHUNK_BLOCKS 64
 typedef struct mpk__chunk {
