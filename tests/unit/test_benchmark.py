@@ -87,11 +87,16 @@ def test_quick_prints_all_ratios_beside_their_aims(tmp_path: Path) -> None:
 def test_what_changes_nothing_is_counted(tmp_path: Path) -> None:
     printed = run("unchanged.py", "--mib", 8, "--interval", 0.05, "--epochs", 3, "--dir", tmp_path)
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
+    *rows, (what, measured, limit, verdict) = rows
     costs = {name: (count, float(ms)) for name, count, _, ms in rows}
     assert costs["cut"][0] == "1.00"
     assert all(ms > 0 for _, ms in costs.values())
     (total,) = [ms for name, (_, ms) in costs.items() if name == "sum"]
     assert total == pytest.approx(sum(ms for _, ms in costs.values()) / 2, abs=0.01)
+    assert (what, limit) == ("none: counted, a checkpoint and GiB", "at most 2.0 ms")
+    per_gib = float(measured.removesuffix(" ms"))
+    assert per_gib == pytest.approx(total * 1024 / 8, rel=0.01)
+    assert verdict == ("met" if per_gib <= 2.0 else "missed")
     assert list(tmp_path.iterdir()) == []
 
 
