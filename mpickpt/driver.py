@@ -63,8 +63,8 @@ class _Lull:
         and when one of these says so,
     until : float
         and maybe from this time on, of `time.perf_counter`: then the triggers have to be asked.
-    seconds : float
-        Between two looks.
+    seconds, steps : float, int
+        So many go by between two looks, of what comes first.
     drains : bool
         The drain has to be seen to.
     """
@@ -73,6 +73,7 @@ class _Lull:
     tests: list[Callable[[], bool]]
     until: float
     seconds: float
+    steps: int
     drains: bool
 
 
@@ -157,6 +158,8 @@ class Driver:
         if lull is None or step >= lull.end or self._triggers.asked:
             return False
         now = time.perf_counter()
+        if now < self.next_look - lull.seconds / 2:  # the steps have become twice as quick
+            return False
         if now >= lull.until:
             if self._triggers.stirs(now):
                 return False
@@ -165,7 +168,7 @@ class Driver:
             if test():
                 return False
         self._protocol.glanced(step, now)
-        self.next_look = now + lull.seconds
+        self.next_step, self.next_look = min(lull.end, step + lull.steps), now + lull.seconds
         if lull.drains:
             self._epochs.see_to_drain(now, self._seconds_left(now))
         return True
@@ -188,10 +191,11 @@ class Driver:
         self._protocol.handle(Left())
         is_quiet = self._line is None and not self._epochs.loads and not self._epochs.awaits_messages
         end, seconds = self._protocol.next_step, self._protocol.seconds_to_next_look(quiet=is_quiet)
-        self.next_step, self.next_look = end, now + seconds
+        steps = self._protocol.steps_to_next_look(seconds)
+        self.next_step, self.next_look = min(end, step + steps), now + seconds
         if is_quiet and seconds > 0.0:
             tests = [*self._epochs.tests(), *self._rounds.tests()]
-            self._lull = _Lull(end, tests, self._triggers.due_at, seconds, self._epochs.drains)
+            self._lull = _Lull(end, tests, self._triggers.due_at, seconds, steps, self._epochs.drains)
         if self.stopped is not None:
             raise self.stopped
 

@@ -355,7 +355,7 @@ class Session:
         """Do what there is to do at the safe point of `step`, and find out when to come here again."""
         driver = self._driver
         if driver.glance(step):
-            self._next_look = driver.next_look
+            self._next_step, self._next_look = driver.next_step, driver.next_look
             return
         self._check_open()
         if not self._started:

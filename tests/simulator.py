@@ -96,8 +96,10 @@ class Rank:
         What is tested.
     step : int
         The step it is in; beyond all steps when it has ended.
-    next_look : float
-        It looks at the first safe point after that time.
+    next_step, next_look : int, float
+        It looks at the first safe point at or beyond that step, or after that time.
+    pause : tuple of float and int, or None
+        Seconds and steps between two looks while these find nothing; None after an event.
     stopped, stop_whole : int or None, bool or None
         The step at which it was told to stop, and whether the epoch before was whole.
     stood, gave_up : float, int
@@ -111,7 +113,8 @@ class Rank:
     def __init__(self, job: Job, rank: int) -> None:
         self.rank = rank
         self.protocol = p.Protocol(rank, job.size, keep=job.keep, every=job.every, look=job.look, rest=job.rest)
-        self.next_look = 0.0
+        self.next_step, self.next_look = 0, 0.0
+        self.pause: tuple[float, int] | None = None
         self.protocol.hold = not job.tracked
         self.step = -1
         self.stopped: int | None = None
@@ -283,7 +286,7 @@ class Simulation:
         for step in range(self.job.steps):
             self._enter(rank, step)
             assert machine.next_step >= step, "a step was passed over"
-            if machine.next_step == step or self.now >= rank.next_look:
+            if machine.next_step == step or step >= rank.next_step or self.now >= rank.next_look:
                 yield from self._safe_point(rank, step)
             if rank.stopped is not None:
                 break
@@ -298,20 +301,24 @@ class Simulation:
 
     def _safe_point(self, rank: Rank, step: int) -> Program:
         """Look, as the driver does."""
-        machine, now = rank.protocol, self.now
+        machine, pause, now = rank.protocol, rank.pause, self.now
         self._move(rank)
-        if 0 < step < machine.next_step and self._next(rank, take=False) is None:
+        in_lull = step < machine.next_step and self._next(rank, take=False) is None
+        if in_lull and pause is not None and now >= rank.next_look - pause[0] / 2:
             machine.glanced(step, now)
-            self._look_again(rank)
+            self._look_again(rank, step, *pause)
             return
         self._perform(rank, machine.handle(p.Reached(step, now)))
         self._look(rank)
         yield from self._stand(rank)
         machine.handle(p.Left())
-        self._look_again(rank)
+        seconds = machine.seconds_to_next_look(quiet=True)
+        steps = machine.steps_to_next_look(seconds)
+        rank.pause = (seconds, steps) if seconds > 0.0 else None
+        self._look_again(rank, step, seconds, steps)
 
-    def _look_again(self, rank: Rank) -> None:
-        rank.next_look = self.now + rank.protocol.seconds_to_next_look(quiet=True)
+    def _look_again(self, rank: Rank, step: int, seconds: float, steps: int) -> None:
+        rank.next_step, rank.next_look = step + steps, self.now + seconds
 
     def _enter(self, rank: Rank, step: int) -> None:
         rank.step = step
@@ -379,7 +386,7 @@ class Simulation:
 
     def _perform(self, rank: Rank, instructions: list[p.Instruction]) -> None:
         """Do as the protocol says."""
-        machine = rank.protocol
+        machine, rank.pause = rank.protocol, None
         todo = deque(instructions)
         while todo:
             happened: p.Event | None = None

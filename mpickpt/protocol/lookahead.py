@@ -41,7 +41,7 @@ class Lookahead:
     """
 
     def __init__(self, size: int, look: float, rest: float) -> None:
-        self._looks: deque[tuple[int, float]] = deque(maxlen=REMEMBERED)
+        self._looks: deque[tuple[int, float, float]] = deque(maxlen=REMEMBERED)
         self._quickest = math.inf  # not known
         self._last = 0.0  # seconds that a step took of late
         self._look = look
@@ -55,19 +55,23 @@ class Lookahead:
 
     def seen(self, step: int, now: float) -> None:
         """Take in that the rank is at the safe point of `step`, at `now` seconds; what follows is worked out later."""
-        self._looks.append((step, now))
+        self._looks.append((step, now, SLOWING))
+
+    def glanced(self, step: int, now: float) -> None:
+        """Take in the same of a look that found nothing; the quickest pace is not forgotten by many of these."""
+        self._looks.append((step, now, 1.0))
 
     def _work_out(self) -> None:
         """Find out the pace from the looks since the last time."""
         while self._looks:
-            step, now = self._looks.popleft()
+            step, now, slowing = self._looks.popleft()
             self._to_settle -= 1
             if self._seen is not None:
                 steps, seconds = step - self._seen[0], now - self._seen[1]
                 if steps <= 0 or seconds <= self._look:  # too short a time to tell the pace
                     continue
                 self._last = seconds / steps
-                self._quickest = max(min(self._last, SLOWING * self._quickest), self._last / UNEVEN)
+                self._quickest = max(min(self._last, slowing * self._quickest), self._last / UNEVEN)
             self._seen = step, now
 
     @property
@@ -81,6 +85,11 @@ class Lookahead:
         """Whether the pace is known; until then all ranks have to look at each safe point."""
         self._work_out()
         return self._quickest < math.inf and self._to_settle < 0
+
+    def steps_in(self, seconds: float) -> int:
+        """Give how many steps `seconds` have at the quickest pace of late, 1 at the least."""
+        self._work_out()
+        return max(1, math.floor(seconds / self._quickest))
 
     def answered(self, seconds: float) -> None:
         """Take in how long an answer took."""

@@ -185,13 +185,17 @@ class Protocol:
             return self._look
         return self._rest if self.epoch is None else min(self._rest, REST_SECONDS)
 
+    def steps_to_next_look(self, seconds: float) -> int:
+        """Give how many steps may go by in those `seconds` until the next look, so that a run of quick ones shows."""
+        return self._lookahead.steps_in(seconds)
+
     def glanced(self, step: int, now: float) -> None:
         """Take in that the rank looked at the safe point of `step`, below `next_step`, found nothing and goes on.
 
         The same as `Reached` and `Left` at a fraction of their price.
         """
         self._before, self._step = self._step, step
-        self._lookahead.seen(step, now)
+        self._lookahead.glanced(step, now)
 
     @property
     def over(self) -> bool:

@@ -150,6 +150,7 @@ def test_what_is_agreed_on_while_a_rank_waits_counts_at_its_next_safe_point(mpi_
     assert (stats.cuts, stats.whole, stats.failed) == (1, 1, 0)
 
 
+@pytest.mark.mpi(min_size=2)
 def test_a_wish_that_comes_while_rank_0_waits(mpi_tmp_path: Path) -> None:
     with mpickpt.open(mpi_tmp_path, COMM) as ckpt:
         u = ckpt.array("u", 1000)
