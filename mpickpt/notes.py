@@ -262,7 +262,7 @@ def note_of(line: str) -> Note | None:
 
 
 def _text_of_waits(waits: Sequence[tuple[float, float]]) -> str:
-    return f"[{','.join([f'[{start:.6f},{seconds:.6f}]' for start, seconds in waits])}]" if waits else "[]"
+    return f"[{','.join([f'[{start:.6f},{seconds:.6f}]' for start, seconds in waits])}]"
 
 
 def _template(kind: type[Note]) -> tuple[str, list[tuple[str, Callable[[Any], str]]]]:

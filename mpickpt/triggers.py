@@ -88,7 +88,7 @@ class Triggers:
         return by_clock if self._file is None else min(by_clock, self._look_at)
 
     def stirs(self, now: float) -> bool:
-        """Whether `take` may have something to give."""
+        """Whether `take` may have something to give; looks for the file, if it is time to."""
         in_job = self._environment is not None and self._environment.job
         if self._file is not None and now >= self._look_at and not in_job and not os.access(self._file, os.F_OK):
             self._look_at = now + FILE_SECONDS

@@ -12,15 +12,15 @@ import math
 from collections import deque
 
 LOOK_SECONDS = 0.004  # between two looks while a step is to be agreed on: often enough to answer in time
-REST_SECONDS = 0.020  # the same until the epoch is settled: with its code out of the caches a look takes 50 to 110 us
+REST_SECONDS = 0.020  # the same until the epoch is settled: with its code out of the caches a look takes 20 to 50 us
 LONGEST_REST_SECONDS = 0.100  # the same thereafter, at the most: at each level of the tree a marker may lie for so long
 RESTS_IN_INTERVAL = 200  # a cut may come later by some rests, which must be short beside the interval
 MARGIN = 2.0  # lookahead, in latencies
 FORGETTING = 0.7  # of a latency that the next round does not reach
 SETTLING_LOOKS = 16  # before the pace counts as known: the first steps of many a program are slow
-SLOWING = 1.2  # the quickest pace becomes slower by so much from one look to the next, if no step is as quick,
+SLOWING = 1.2  # the quickest pace becomes slower by so much at a look that finds something, if no step is as quick,
 UNEVEN = 32  # and counts for no more than so many times as quick as the last one: else slow steps would put off a cut
-REMEMBERED = 24  # looks; what came before has no weight any more: 1.2 ** 24 > 32
+REMEMBERED = 24  # looks of those that find nothing: what was quick before them counts no more
 
 
 def rest_seconds(interval: float) -> float:
@@ -37,7 +37,6 @@ class Lookahead:
         Number of ranks.
     look, rest : float
         At most so many seconds go by between two looks of a rank that takes part in something, and of one at rest.
-
     """
 
     def __init__(self, size: int, look: float, rest: float) -> None:
@@ -58,7 +57,7 @@ class Lookahead:
         self._looks.append((step, now, SLOWING))
 
     def glanced(self, step: int, now: float) -> None:
-        """Take in the same of a look that found nothing; the quickest pace is not forgotten by many of these."""
+        """Take in the same of a look that found nothing: such looks are many, and make the quickest pace no slower."""
         self._looks.append((step, now, 1.0))
 
     def _work_out(self) -> None:

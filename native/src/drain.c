@@ -28,21 +28,20 @@ typedef struct run { /* what a thread saves next: so many blocks at most, adjace
     uint64_t words[MPK__CHUNK_BLOCKS]; /* what each block's word was when it was claimed: FLYING or LANDING */
 } run;
 
-enum { OPENS = 1, CHECKS = 2, HELPS = 4 }; /* kinds of sleepers: one urgent thread, one idle thread, and the others */
+enum { OPENS = 1, CHECKS = 2, HELPS = 4 }; /* kinds of threads: one urgent, one idle, and the others */
 
 /* The threads' queues, from the first session on and for good: to close one takes 32 ms, in which the kernel waits for all
  * processors. There is one session at a time. */
 static unsigned long queues[MPK__DRAIN_THREADS];
 
-void mpk__drain_ring_in_handler(mpk_session *s) {
+static void ring(mpk_session *s, uint32_t kinds) {
     atomic_fetch_add(&s->bell, 1);
-    mpk__prim_wake_in_handler(&s->bell);
+    mpk__prim_wake_kinds_in_handler(&s->bell, kinds);
 }
 
-void mpk__drain_ring_for_cut(mpk_session *s) {
-    atomic_fetch_add(&s->bell, 1);
-    mpk__prim_wake_kinds_in_handler(&s->bell, OPENS);
-}
+void mpk__drain_ring_in_handler(mpk_session *s) { ring(s, OPENS | CHECKS | HELPS); }
+
+void mpk__drain_ring_for_cut(mpk_session *s) { ring(s, OPENS); }
 
 static bool is_wanted(const mpk__drain_thread *self) {
     const mpk_session *s = self->session;
@@ -122,8 +121,7 @@ static void set_checksum(mpk_session *s, uint32_t b, const mpk__place *place, ui
 static void finished(mpk_session *s, uint32_t units) {
     if (atomic_fetch_sub(&s->pending, units) != units) return;
     atomic_store(&s->commit_due, 1);
-    atomic_fetch_add(&s->bell, 1);
-    mpk__prim_wake_kinds_in_handler(&s->bell, OPENS | CHECKS); /* one commits, the other compares; to wake all costs more */
+    ring(s, OPENS | CHECKS); /* one commits, the other compares; to wake all costs more */
 }
 
 /* Makes the commit wait, by a unit of pending. False when it has begun: 0 never becomes more, but by a cut. */
@@ -276,7 +274,7 @@ static void look_after_idle_threads(mpk_session *s, mpk__drain_thread *self) {
 
 static bool looks_after_idle_threads(const mpk__drain_thread *self) {
     const mpk_session *s = self->session;
-    return self->watches && atomic_load(&s->drain_state) == MPK_DRAIN_ACTIVE && !atomic_load(&s->starved);
+    return self->kind == OPENS && atomic_load(&s->drain_state) == MPK_DRAIN_ACTIVE && !atomic_load(&s->starved);
 }
 
 static void *run_thread(void *argument) {
@@ -292,8 +290,7 @@ static void *run_thread(void *argument) {
         if (self->urgent && atomic_exchange(&s->commit_due, 0)) mpk__writer_commit(s);
         if (!self->urgent) mpk__check_blocks(s, bell);
         int64_t limit = looks_after_idle_threads(self) ? LOOK_NS : -1;
-        uint32_t kind = self->watches ? OPENS : self == s->drains ? CHECKS : HELPS;
-        if (!atomic_load(&s->stop)) mpk__prim_wait_as_in_handler(&s->bell, bell, limit, kind);
+        if (!atomic_load(&s->stop)) mpk__prim_wait_as_in_handler(&s->bell, bell, limit, self->kind);
     }
     return NULL;
 }
@@ -306,7 +303,8 @@ int mpk__drain_start_threads(mpk_session *s) {
     atomic_store(&s->stop, 0);
     for (int i = 0; i < MPK__DRAIN_THREADS && !error; i++) {
         mpk__drain_thread *t = &s->drains[i];
-        *t = (mpk__drain_thread){.session = s, .urgent = i >= MPK__IDLE_THREADS, .watches = i == MPK__IDLE_THREADS};
+        *t = (mpk__drain_thread){.session = s, .urgent = i >= MPK__IDLE_THREADS};
+        t->kind = i == 0 ? CHECKS : i == MPK__IDLE_THREADS ? OPENS : HELPS;
         t->bounce = mpk__prim_map(MPK__BOUNCE_BYTES, false, false);
         if (!queues[i]) queues[i] = mpk__prim_open_queue(MPK__CHUNK_BLOCKS);
         t->queue = queues[i];

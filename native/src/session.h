@@ -85,8 +85,8 @@ typedef struct mpk__drain_thread {
     pthread_t thread;
     uint8_t *bounce; /* MPK__BOUNCE_BYTES, for file offsets that are not aligned */
     unsigned long queue; /* for several writes at once; 0: one by one */
-    bool watches;    /* the one urgent thread that is woken at a cut, and looks whether the idle ones get on, */
-    uint32_t seen;   /* what it knows of mpk_session.idle_runs, */
+    uint32_t kind;    /* what it is woken for; the one urgent thread that opens slots also looks whether the idle ones get on: */
+    uint32_t seen;    /* what it knows of mpk_session.idle_runs, */
     uint64_t seen_ns; /* since when */
 } mpk__drain_thread;
 
@@ -148,7 +148,7 @@ typedef struct mpk__holding {
     uint64_t file[2]; /* which file it was */
 } mpk__holding;
 
-/* Adjacent blocks of a region: the unit of the drain's order, and as many as are written in one call, if not by an idle thread. */
+/* Adjacent blocks of a region: the unit of the drain's order, and the most that is written in one call. */
 #define MPK__CHUNK_BYTES ((size_t)4 << 20) /* at most, unless a block is larger */
 #define MPK__CHUNK_BLOCKS 64
 typedef struct mpk__chunk {

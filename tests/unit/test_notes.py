@@ -114,8 +114,8 @@ def test_sums_keep_what_they_are_the_sum_of(epochs: list[EpochNote], first: int)
     [
         *("", "nonsense", "3", "{}", '{"note": 3}', '{"note": "epoch"}'),
         line_of(EpochNote()).replace('"epoch":0', '"epoch":"0"'),
-        line_of(EpochNote()).replace('"blocked":0.0', '"blocked":null'),
-        line_of(EpochNote()).replace('"blocked":0.0', '"blocked":NaN'),
+        line_of(EpochNote()).replace('"blocked":0.000000', '"blocked":null'),
+        line_of(EpochNote()).replace('"blocked":0.000000', '"blocked":NaN'),
         line_of(EpochNote()).replace('"waits":[]', '"waits":[[1]]'),
         line_of(EndNote()).replace('"by_itself":false', '"by_itself":0'),
         line_of(EndNote()).replace('"whole":0', '"whole":true'),

@@ -191,8 +191,8 @@ def test_the_lookahead_adapts_to_a_slow_rank() -> None:
 @settings(max_examples=60, deadline=None)
 @given(SIZES, st.sampled_from([1e-3, 5e-3, 0.02]), st.sampled_from([0.0, 0.01, 0.1]), st.integers(0, 2**32))
 @example(6, 0.02, 0.1, 1911)  # needs steps for each level of the tree
-@example(2, 1e-3, 0.1, 521)  # needs looks by steps as well as by time
-@example(2, 1e-3, 0.1, 443)  # the same
+@example(2, 1e-3, 0.1, 521)  # needs looks by steps as well as by time, or a pace that is not forgotten
+@example(2, 1e-3, 0.1, 443)  # needs a pace that is not forgotten in a lull
 def test_ranks_that_rest_hold_up_nobody(size: int, unit: float, uneven: float, seed: int) -> None:
     """Ranks that wait for each other in each step never stand until their patience ends, however seldom they look.
 

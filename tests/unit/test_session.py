@@ -22,6 +22,7 @@ import pytest
 from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
 
 import mpickpt
+from mpickpt.driver import Driver
 from mpickpt.inflight import InFlight, Late
 from mpickpt.layout import RECORD
 from mpickpt.snapshot import crc32c
@@ -732,6 +733,34 @@ def test_a_drain_is_seen_to_while_nothing_else_happens(tmp_path: Path, monkeypat
     assert len(seen) > 1, "at the cut, and at a look thereafter"
     for saved, elapsed, left in seen:
         assert 0 <= saved <= 1 and elapsed + left == pytest.approx(600)
+
+
+def test_looks_keep_up_with_steps_that_become_quicker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first comes after as many steps as fitted between two; soon after, they are as rare as before."""
+    looks: list[float] = []
+    glance = Driver.glance
+
+    def look(driver: Driver, step: int) -> bool:
+        looks.append(time.perf_counter())
+        return glance(driver, step)
+
+    monkeypatch.setattr(Driver, "glance", look)
+    with mpickpt.open(tmp_path, interval=600) as ckpt:
+        steps = iter(ckpt.range(10**6))
+        for _ in range(60):
+            next(steps)
+            time.sleep(0.02)
+        count = len(looks)
+        while len(looks) == count:  # the quick ones begin right after a look
+            next(steps)
+            time.sleep(0.02)
+        begin = time.perf_counter()
+        looks.clear()
+        while time.perf_counter() < begin + 2:
+            next(steps)
+            time.sleep(0.0005)
+    assert looks[0] - begin < 0.05, "half of what goes by between two looks in slow steps"
+    assert len(looks) < 60, "three times as many as in slow steps; if the pace were not found out anew, hundreds"
 
 
 def test_forked_child_is_inert(tmp_path: Path) -> None:
