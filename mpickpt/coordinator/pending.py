@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -116,9 +117,9 @@ def next_of(both: list[Repeated]) -> Repeated:
     return both[0]
 
 
-_abandoned: list[Pending] = []
-
-
 def abandon(pending: Pending) -> None:
-    """Keep the buffers of a request that nobody will wait for: MPI may still write to them."""
-    _abandoned.append(pending)
+    """Keep the buffers of a request that nobody will wait for as long as the process lives.
+
+    MPI may still write to them, even in MPI_Finalize, which mpi4py calls when the interpreter has freed all else.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(pending))

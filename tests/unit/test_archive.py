@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import xarray
 from make_epoch import rows, write_epoch
-from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
+from mpi4py import MPI
 
 import mpickpt
 from mpickpt import archive as archive_module
@@ -27,8 +27,6 @@ from mpickpt.reader import Checkpoint
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store, open_packed, slot_path, spill_path, spill_paths, write_skeleton
 from mpickpt.store.structure import _chunk
-
-MPI.COMM_WORLD.Dup().Free()
 
 
 @pytest.fixture

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
 
 import mpickpt
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store, slot_path
 
-MPI.COMM_WORLD.Dup().Free()
 BLOCK = 256 * 1024
 BLOCKS = 16
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_epoch import write_epoch
-from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
 
 import mpickpt
 from mpickpt.cli import ls
@@ -24,8 +23,6 @@ from mpickpt.layout import RECORD, Layout, RankLayout
 from mpickpt.quantities import human_bytes, human_seconds
 from mpickpt.snapshot import crc32c
 from mpickpt.store import SlotInfo, Store
-
-MPI.COMM_WORLD.Dup().Free()
 
 REPORT = """
 import json, sys

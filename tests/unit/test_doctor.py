@@ -11,14 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
+from mpi4py import MPI
 from mpijob import SURROUNDINGS, mpiexec
 
 from mpickpt.cli import doctor, probes
 from mpickpt.cli.main import main
 from mpickpt.cli.probes import Finding
-
-MPI.COMM_WORLD.Dup().Free()
 
 
 def findings(text: str) -> dict[str, dict[str, object]]:

@@ -9,14 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
 
 import mpickpt
 from mpickpt.cli.main import main
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store
-
-MPI.COMM_WORLD.Dup().Free()
 
 UNITS = {"ms": 1e-3, "s": 1.0, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 

@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
 
 import mpickpt
 from mpickpt.lazy import Loading
 from mpickpt.snapshot import Loader, crc32c
 from mpickpt.store import Store
 
-MPI.COMM_WORLD.Dup().Free()
 BLOCK = 256 * 1024
 ROWS, COLS = 64, BLOCK // 8  # a row is a block
 NEVER = 1_000_000

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
 
 import mpickpt
 from mpickpt.errors import StoreError
@@ -36,7 +35,6 @@ from mpickpt.stats import Stats
 from mpickpt.store import forget_old_runs, notes_path, read_run, run_name, runs
 from mpickpt.store.runs import KEPT_RUNS
 
-MPI.COMM_WORLD.Dup().Free()
 STARTED = 1_700_000_000_123_456_789
 
 SECONDS = st.integers(0, 10**9).map(lambda microseconds: microseconds / 1e6)

@@ -18,13 +18,10 @@ from pathlib import Path
 
 import pyte
 import pytest
-from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
 
 import mpickpt
 from mpickpt import progress, sources
 from mpickpt.progress import Bar, RunLine, RunState
-
-MPI.COMM_WORLD.Dup().Free()
 
 COLUMNS, LINES = 80, 40
 LINE = re.compile(r"(?:mpickpt: )?step (\d+)(?: \([\d,.e+-]+/s\))?; ")

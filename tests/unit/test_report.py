@@ -14,7 +14,6 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
 
 import mpickpt
 from mpickpt.cli.main import main
@@ -24,7 +23,6 @@ from mpickpt.figures import figures_of
 from mpickpt.notes import FORMAT, EndNote, EpochNote, Header, RankNotes, RunNotes, fold
 from mpickpt.store import runs
 
-MPI.COMM_WORLD.Dup().Free()
 draw_svg("", lambda figure: figure.suptitle("x"))  # opens the fonts, for the same reason
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

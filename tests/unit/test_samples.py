@@ -11,14 +11,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
-
 import mpickpt
 from mpickpt.cli.main import VERBS
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store
-
-MPI.COMM_WORLD.Dup().Free()
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 BLOCK = re.compile(r"^(?:<!-- here ([^>]*) -->\n)?```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -13,15 +13,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from mpi4py import MPI  # starts MPI before the first test, so that its descriptors are no test's leak
 
 import mpickpt
 from mpickpt.cli import main as main_module
 from mpickpt.cli.main import VERBS, main
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store
-
-MPI.COMM_WORLD.Dup().Free()
 
 UNPRIVILEGED = Path(__file__).parents[1] / "faults" / "unprivileged.py"
 APP = """

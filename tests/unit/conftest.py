@@ -1,0 +1,5 @@
+"""Start MPI before the first test, so that its threads and descriptors are no test's leak."""
+
+from mpi4py import MPI
+
+MPI.COMM_WORLD.Dup().Free()  # the first duplicate opens some more
