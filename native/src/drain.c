@@ -251,20 +251,21 @@ static void drain(mpk__drain_thread *self) {
         begin(s, self->urgent); /* which makes the order */
         bool pressed = mpk__pool_is_pressed(&s->pool);
         if (!(pressed && claim_run(s, COPIED, &r)) && !claim_run(s, ARMED | COPIED, &r)) return;
-        if (!self->urgent) atomic_fetch_add(&s->idle_runs, 1);
+        if (!self->urgent) atomic_fetch_add(&s->idle_blocks, r.count);
         save_run(s, self, &r);
     }
     mpk__drain_ring_in_handler(s); /* the other class is wanted now, perhaps for what was put back, and may be asleep */
 }
 
 /* An idle thread that has no time to itself would be far behind the program, which then copies what might have been saved:
- * a block that is copied costs the program more than one that is drained. A run may well take long on slow storage: so
- * long as two runs take, of late, counts as getting on. */
+ * a block that is copied costs the program more than one that is drained. A run may well take long on slow storage: who
+ * takes up a chunk in the time that two runs take, of late, gets on. Not who takes up any run, for those that starve do so now and
+ * then. */
 static void look_after_idle_threads(mpk_session *s, mpk__drain_thread *self) {
-    uint32_t runs = atomic_load(&s->idle_runs);
+    uint32_t taken = atomic_load(&s->idle_blocks);
     uint64_t now = mpk__prim_now_ns();
-    if (runs != self->seen) {
-        self->seen = runs;
+    if (taken - self->seen >= s->chunk_blocks) {
+        self->seen = taken;
         self->seen_ns = now;
     } else if (now - self->seen_ns >= LOOK_NS + 2000 * (uint64_t)atomic_load(&s->run_us)) {
         atomic_store(&s->starved, 1);

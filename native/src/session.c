@@ -350,7 +350,7 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     atomic_store(&s->cursor, 0);
     atomic_store(&s->late_cursor, 0);
     atomic_store(&s->starved, 0);
-    atomic_fetch_add(&s->idle_runs, 1);
+    atomic_fetch_add(&s->idle_blocks, s->chunk_blocks);
     bool follow = plan->channels_follow;
     atomic_store(&s->channels, follow ? MPK__CHANNELS_DUE : MPK__CHANNELS_NONE);
     atomic_store(&s->pending, s->n_due + (follow ? 2 : 1));

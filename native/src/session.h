@@ -86,7 +86,7 @@ typedef struct mpk__drain_thread {
     uint8_t *bounce; /* MPK__BOUNCE_BYTES, for file offsets that are not aligned */
     unsigned long queue; /* for several writes at once; 0: one by one */
     uint32_t kind;    /* what it is woken for; the one urgent thread that opens slots also looks whether the idle ones get on: */
-    uint32_t seen;    /* what it knows of mpk_session.idle_runs, */
+    uint32_t seen;    /* what it knows of mpk_session.idle_blocks, */
     uint64_t seen_ns; /* since when */
 } mpk__drain_thread;
 
@@ -188,7 +188,7 @@ struct mpk_session {
     _Atomic uint32_t drain_state; /* enum mpk_drain_state; waited on */
     _Atomic uint32_t bell;        /* changed whenever a drain thread may have something to do; waited on */
     _Atomic uint32_t stop, hurry;
-    _Atomic uint32_t idle_runs; /* changes with every run that an idle thread takes up, and with every cut */
+    _Atomic uint32_t idle_blocks; /* rises with every block that an idle thread takes up, and by a chunk at every cut */
     _Atomic uint32_t starved;   /* in this epoch the idle threads do not get the processor */
     _Atomic uint32_t begun;       /* 0, 1 one thread is opening the slot, 2 open; waited on */
     _Atomic uint32_t commit_due;  /* all is saved, and an urgent thread is to commit */
