@@ -50,7 +50,7 @@ help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
 	@echo 'make test    every test: C, units, MPI with 1, 2 and 4 ranks, crashes'
 	@echo 'make test-slurm   jobs of a real Slurm on this machine (needs slurm-wlm, munge and root)'
-	@echo 'make bench   the figures of docs/performance.md (an hour and a half, 30 GiB of disk, 8 GiB of memory)'
+	@echo 'make bench   the figures of docs/performance.md (over an hour, 30 GiB of disk, 8 GiB of memory)'
 	@echo 'make bench-quick   the main ratios beside their aims, in a minute'
 	@echo 'make bench-curves  cost against size and ranks, drawn into docs/ (a quarter of an hour)'
 	@echo 'make bench-throttled   the cost on slow storage, as root (under ten minutes)'
