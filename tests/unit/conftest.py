@@ -2,4 +2,4 @@
 
 from mpi4py import MPI
 
-MPI.COMM_WORLD.Dup().Free()  # the first duplicate opens some more
+MPI.COMM_WORLD.Dup().Free()  # as a session makes some
