@@ -23,7 +23,8 @@ from mpickpt.figures import figures_of
 from mpickpt.notes import FORMAT, EndNote, EpochNote, Header, RankNotes, RunNotes, fold
 from mpickpt.store import runs
 
-draw_svg("", lambda figure: figure.suptitle("x"))  # opens the fonts before the first test, so that they are no test's leak
+# Opens the fonts before the first test, so that they are no test's leak.
+draw_svg("", lambda figure: figure.suptitle("x"))
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "br", "use", "path", "rect", "image", "line"}
