@@ -28,6 +28,7 @@ from mpickpt.store import Store, slot_path, spill_path
 if TYPE_CHECKING:
     from mpickpt.coordinator import Traffic
 
+LOCK_PATIENCE = 180.0  # seconds: NFS servers keep a dead machine's locks for 90 s, mostly, and Lustre for 100 or more
 CHANNELS_ROOM = 64 * 1024  # bytes for messages in flight; more of them spill
 
 
@@ -77,7 +78,8 @@ class Checkpointer:
         self.traffic: Traffic | None = None  # messages that may be in flight at a cut, where they are tracked
         self.run = self.started_ns = 0
         self.directory = options.directory
-        coordinator.on_root(lambda: self.store.lock(owner), "rank 0 to lock the checkpoint directory")
+        what = "rank 0 to lock the checkpoint directory"
+        coordinator.on_root(lambda: self.store.lock(owner, patience=LOCK_PATIENCE), what)
 
     def begin(self) -> None:
         """Give the run its number and its beginning by rank 0's clock; collective."""

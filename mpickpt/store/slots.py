@@ -1,4 +1,4 @@
-"""The slots of a checkpoint directory: their creation, their lock, and what their records say.
+"""The slots of a checkpoint directory: their creation, and what their records say.
 
 A slot is created once by one process and then closed; ranks write raw bytes at the datasets' offsets, so that no
 crash can damage the HDF5 structure. A slot appears under its name by a rename, complete and with its space reserved,
@@ -9,11 +9,8 @@ h5py is imported where it is needed, as most ranks of a program never open a slo
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
-import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from mpickpt.errors import InUseError, MpickptError, StoreError, warn
+from mpickpt.errors import MpickptError, StoreError
 from mpickpt.layout import PAGE_BYTES, RECORD, RECORD_MAGIC, Layout, RecordState, SlotOffsets, blocks_in, round_up
+from mpickpt.store.lock import LOCK, lock_holder, take_lock
 
 if TYPE_CHECKING:
     from mpickpt.store.structure import Head
@@ -33,7 +31,6 @@ Checksum = Callable[[Any], int]
 PayloadKind = Literal["objects", "channels"]
 _SLOT_NAME = re.compile(r"slot-(\d+)\.h5")
 _ARCHIVE_NAME = re.compile(r"epoch-(\d+)\.h5")
-_NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @dataclass(frozen=True)
@@ -130,8 +127,15 @@ class Store:
         self._crc32c = crc32c
         self._lock: int | None = None
 
-    def lock(self, owner: str = "") -> None:
-        """Take the directory for this process, until `unlock` or its end; `owner` is told beside its number.
+    def lock(self, owner: str = "", *, patience: float = 0.0) -> None:
+        """Take the directory for this process, until `unlock` or its end.
+
+        Parameters
+        ----------
+        owner : str
+            Told beside the number of the process.
+        patience : float
+            Seconds to wait if a process on another machine has it, which may have died.
 
         Raises
         ------
@@ -140,54 +144,14 @@ class Store:
         StoreError
             If the directory cannot be created or written.
         """
-        if self._lock is not None:
-            return
-        path = self.directory / "lock"
-        with os_errors(f"The checkpoint directory {self.directory} cannot be used", path):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                _lock_patiently(fd)
-            except BlockingIOError as error:
-                holder = os.pread(fd, 1000, 0).decode(errors="replace").strip() or "a process that gives no name"
-                os.close(fd)
-                raise InUseError(
-                    f"The checkpoint directory {self.directory} is in use by {holder}. "
-                    "Wait for it to end, or choose another directory.",
-                    errno=error.errno,
-                    path=path,
-                ) from None
-            except OSError as error:
-                if error.errno not in _NO_FLOCK:
-                    os.close(fd)
-                    raise
-                warn(
-                    f"The file system of {self.directory} has no file locks ({error.strerror}): "
-                    "take care that no two runs use this directory at once."
-                )
-            self._lock = fd
-            os.ftruncate(fd, 0)
-            named = f"{owner} (process {os.getpid()}" if owner else f"process {os.getpid()}"
-            os.pwrite(fd, f"{named} on {socket.gethostname()}{')' if owner else ''}\n".encode(), 0)
+        if self._lock is None:
+            with os_errors(f"The checkpoint directory {self.directory} cannot be used", self.directory / LOCK):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                self._lock = take_lock(self.directory, owner, patience)
 
     def holder(self) -> str | None:
         """Tell which process has the directory, as far as that can be seen from here; None if none has."""
-        path = self.directory / "lock"
-        try:
-            fd = os.open(path, os.O_RDONLY)
-        except OSError:
-            return None
-        try:
-            named = os.pread(fd, 1000, 0).decode(errors="replace").strip()
-            try:
-                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return named or "a process that gives no name"
-            except OSError as error:  # no locks here: what the file says is all there is
-                return named if named and error.errno in _NO_FLOCK else None
-            return None
-        finally:
-            os.close(fd)
+        return lock_holder(self.directory)
 
     def unlock(self) -> None:
         """Give the directory back."""
@@ -270,18 +234,6 @@ class Store:
         from mpickpt.store.structure import read_structure
 
         return read_structure(slot_path(self.directory, index))[0]
-
-
-def _lock_patiently(fd: int) -> None:
-    """Take a lock; somebody who only looks whether there is one (`Store.holder`) has it for a moment."""
-    end = time.monotonic() + 0.2
-    while True:
-        try:
-            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.01)
 
 
 def read_slot(path: Path, crc32c: Checksum) -> SlotInfo:

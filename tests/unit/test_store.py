@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -226,6 +229,53 @@ def test_a_directory_serves_one_process_at_a_time(tmp_path: Path) -> None:
     assert other() == ""
     store.lock()
     store.unlock()
+    store.unlock()
+
+
+def in_use_by(store: Store, holder: str) -> int:
+    """Lock the directory as another process would; closing the file that it gives lets go."""
+    fd = os.open(store.directory / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    os.pwrite(fd, f"{holder}\n".encode(), 0)
+    return fd
+
+
+@pytest.mark.parametrize("holder", ["process 7 on node-7", "job 17_3 (process 7 on node-7)"])
+def test_the_lock_of_a_machine_that_may_have_died_is_waited_for(
+    store: Store, holder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fd = in_use_by(store, holder)
+    timer = threading.Timer(1.0, os.close, [fd])
+    timer.start()
+    store.lock(patience=60.0)
+    timer.join()
+    told = capsys.readouterr().err
+    assert f"the checkpoint directory {store.directory} is in use by {holder}. If that machine died" in told
+    assert "waiting for up to 60 s" in told
+    with pytest.raises(InUseError, match=f"is in use by process {os.getpid()} on"):
+        Store(store.directory, crc32c).lock()
+    store.unlock()
+
+
+@pytest.mark.parametrize(
+    ("holder", "patience", "waits"),
+    [
+        ("process 7 on node-7", 0.5, True),
+        ("process 7 on node-7", 0.0, False),
+        (f"process 7 on {socket.gethostname()}", 60.0, False),
+        (f"job 17_3 (process 7 on {socket.gethostname()})", 60.0, False),
+        ("", 60.0, False),
+    ],
+)
+def test_a_lock_that_stays_is_an_error(
+    store: Store, holder: str, patience: float, waits: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fd = in_use_by(store, holder)
+    with pytest.raises(InUseError, match=re.escape(holder or "a process that gives no name")):
+        store.lock(patience=patience)
+    assert ("waiting" in capsys.readouterr().err) == waits
+    os.close(fd)
+    store.lock()
     store.unlock()
 
 
