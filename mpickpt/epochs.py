@@ -346,6 +346,7 @@ def _explain(number: int) -> str:
     if number == errno.ESTALE:
         return (
             "the slot is not as this rank left it, so something else has written to it or put another file in its "
-            "place; nothing was written to it, and the next epoch there saves everything"
+            "place, or this machine does not know yet that it was made anew; nothing was written to it, and the next "
+            "epoch there saves everything"
         )
     return os.strerror(number)

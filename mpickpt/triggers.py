@@ -90,7 +90,7 @@ class Triggers:
     def stirs(self, now: float) -> bool:
         """Whether `take` may have something to give; looks for the file, if it is time to."""
         in_job = self._environment is not None and self._environment.job
-        if self._file is not None and now >= self._look_at and not in_job and not os.access(self._file, os.F_OK):
+        if self._file is not None and now >= self._look_at and not in_job and not _is_there(self._file):
             self._look_at = now + FILE_SECONDS
         return self.asked or now >= self.due_at
 
@@ -140,11 +140,13 @@ class Triggers:
             self._environment = None
 
     def _take_file(self, file: Path) -> None:
+        if not _is_there(file):
+            return
         try:
             text = file.read_text()
             file.unlink(missing_ok=True)
         except OSError:
-            return  # mostly: there is none
+            return
         self.request(stop=text.strip() == STOP)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -153,6 +155,17 @@ class Triggers:
         before = self._before.get(number)
         if callable(before):
             before(number, frame)
+
+
+def _is_there(file: Path) -> bool:
+    """Look for a file that may come from another machine.
+
+    NFS remembers for up to a minute that there is none, unless the directory was opened: then the server is asked
+    whether it has changed.
+    """
+    with suppress(OSError):
+        os.close(os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY))
+    return os.access(file, os.F_OK)
 
 
 def _tell(text: str) -> None:

@@ -40,13 +40,19 @@ bool mpk__record_is_complete(const mpk_record *record, uint64_t epoch) {
            record->epoch == epoch;
 }
 
-/* Blocks are left out of an epoch because the slot has them: it must still hold what this rank left there. */
-static int check_holding(const mpk__epoch *e, const mpk__holding *h, const uint64_t file[2]) {
+/* The slot must be the one that rank 0 has made for this layout: a machine's cache may lead to a file that was replaced by
+ * another machine and is kept alive by somebody who reads it. And where blocks are left out of an epoch because the slot has
+ * them, it must still hold what this rank left there. */
+static int check_slot(const mpk__epoch *e, const mpk__holding *held, const uint64_t file[2]) {
     mpk_record record;
     int64_t have = mpk__prim_read(e->buffered_fd, &record, sizeof record, e->record_offset);
     if (have < 0) return (int)have;
-    bool same = have == sizeof record && mpk__record_is_complete(&record, h->epoch) && record.run == h->run &&
-                memcmp(file, h->file, sizeof h->file) == 0;
+    bool same = have == sizeof record;
+    if (held->cut)
+        same = same && mpk__record_is_complete(&record, held->epoch) && record.run == held->run &&
+               memcmp(file, held->file, sizeof held->file) == 0;
+    else if (record.crc == mpk_crc32c(0, &record, offsetof(mpk_record, crc)))
+        same = same && memcmp(record.digest, e->record.digest, sizeof record.digest) == 0;
     return same ? 0 : -ESTALE;
 }
 
@@ -56,7 +62,7 @@ int mpk__writer_open(mpk_session *s) {
     e->holding->cut = 0; /* until the epoch is complete: after a failure all is written again */
     int error = mpk__prim_open_slot(e->path, s->want_direct, true, &e->direct_fd, &e->buffered_fd);
     if (!error) error = mpk__prim_file_id(e->buffered_fd, e->holding->file);
-    if (!error && held.cut) error = check_holding(e, &held, e->holding->file);
+    if (!error) error = check_slot(e, &held, e->holding->file);
     if (error) {
         close_slot(e); /* nothing is written to it, not even that it failed: what is in it may be somebody else's */
         return error;

@@ -93,6 +93,13 @@ static void test_turns(const char *a, const char *b) {
     mpk_session_destroy(s);
 }
 
+static void put_first_record(const char *path, mpk_record record, bool sound) {
+    record.crc = mpk_crc32c(0, &record, offsetof(mpk_record, crc)) ^ !sound;
+    int fd = open(path, O_WRONLY);
+    CHECK(pwrite(fd, &record, sizeof record, 0) == sizeof record);
+    close(fd);
+}
+
 /* Whatever goes wrong, the slot gets all of it the next time. */
 static void test_failures(const char *a, const char *b) {
     mpk_session *s = open_session();
@@ -110,10 +117,7 @@ static void test_failures(const char *a, const char *b) {
 
     mpk_record record = read_record(a, 0); /* another rank set was here meanwhile */
     record.run = 8;
-    record.crc = mpk_crc32c(0, &record, offsetof(mpk_record, crc));
-    int fd = open(a, O_WRONLY);
-    CHECK(pwrite(fd, &record, sizeof record, 0) == sizeof record);
-    close(fd);
+    put_first_record(a, record, true);
     mpk_progress p = cut(s, a, 6);
     CHECK(p.state == MPK_DRAIN_FAILED && p.error == ESTALE);
     CHECK(read_record(a, 0).run == 8 && read_record(a, 0).state == MPK_COMPLETE); /* its epoch is unharmed */
@@ -122,7 +126,7 @@ static void test_failures(const char *a, const char *b) {
     char *copy = make_slot(8192 + 2 * BYTES + 4096); /* the same bytes in another file: perhaps not the same bytes */
     uint8_t *all = malloc(8192 + 2 * BYTES);
     read_slot(a, all, 8192 + 2 * BYTES, 0);
-    fd = open(copy, O_WRONLY);
+    int fd = open(copy, O_WRONLY);
     CHECK(pwrite(fd, all, 8192 + 2 * BYTES, 0) == 8192 + 2 * BYTES);
     close(fd);
     free(all);
@@ -142,6 +146,26 @@ static void test_failures(const char *a, const char *b) {
     cut_and_check(s, b, 12, BLOCKS + 1);
     cut_and_check(s, a, 13, 0);
     mpk_session_destroy(s);
+}
+
+/* A slot of another layout is not the one that was made for this rank, although nothing is left out yet. */
+static void test_replaced_slot(void) {
+    char *path = make_slot(8192 + 2 * BYTES + 4096);
+    mpk_session *s = open_session();
+    cut_and_check(s, path, 1, BLOCKS + 1);
+    mpk_record record = read_record(path, 0);
+    mpk_session_destroy(s);
+    s = open_session();
+    record.digest[31] ^= 1;
+    put_first_record(path, record, true);
+    mpk_progress p = cut(s, path, 2);
+    CHECK(p.state == MPK_DRAIN_FAILED && p.error == ESTALE);
+    CHECK(read_record(path, 0).epoch == 1 && read_record(path, 0).state == MPK_COMPLETE); /* unharmed */
+    put_first_record(path, record, false); /* damage tells nothing, and is mended */
+    cut_and_check(s, path, 3, BLOCKS + 1);
+    mpk_session_destroy(s);
+    unlink(path);
+    free(path);
 }
 
 /* After a restart the slot that was restored gets what has changed since, the other one all. */
@@ -221,6 +245,7 @@ int main(void) {
     char *a = make_slot(12288 + 2 * BYTES), *b = make_slot(12288 + 2 * BYTES);
     test_turns(a, b);
     test_failures(a, b);
+    test_replaced_slot();
     test_restart(a, b);
     test_unseen_write(a, b);
     unlink(a), unlink(b);
