@@ -43,13 +43,14 @@ PAIRED := -n 2 --dist worksteal
 # --kill-after: a pytest that does not end on SIGTERM has ranks of its own to take down first.
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
-.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults test-slurm lint docs bench bench-quick bench-curves \
+.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults test-slurm test-nfs lint docs bench bench-quick bench-curves \
         bench-throttled bench-faults bench-guard bench-rounds bench-unchanged bench-restart bench-verify clean
 
 help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
 	@echo 'make test    every test: C, units, MPI with 1, 2 and 4 ranks, crashes'
 	@echo 'make test-slurm   jobs of a real Slurm on this machine (needs slurm-wlm, munge and root)'
+	@echo 'make test-nfs     ranks on two nodes with NFS between them, in a virtual machine (Debian; needs QEMU)'
 	@echo 'make bench   the figures of docs/performance.md (over an hour, 30 GiB of disk, 8 GiB of memory)'
 	@echo 'make bench-quick   the main ratios beside their aims, in a minute'
 	@echo 'make bench-curves  cost against size and ranks, drawn into docs/ (a quarter of an hour)'
@@ -119,6 +120,19 @@ test-faults: install
 # Skipped as a whole, with the reason, where there is no Slurm.
 test-slurm: install
 	cd tests && $(LIMIT) $(PYTEST) $(if $(CASES),-k '$(CASES)') slurm
+
+# A Debian kernel, for a virtual machine: the one of this machine may know no NFS.
+$(BUILD)/kernel:
+	mkdir -p $@.new
+	cd $@.new && apt-get download $$(apt-cache depends linux-image-amd64 | sed -n 's/.*Depends: //p')
+	dpkg-deb -x $@.new/*.deb $@.new
+	rm $@.new/*.deb
+	/sbin/depmod -b $@.new $$(ls $@.new/lib/modules)
+	mv $@.new $@
+
+# Skipped as a whole, with the reason, where a tool is missing.
+test-nfs: install $(BUILD)/kernel
+	cd tests && timeout --kill-after=20 1300 $(BIN)/pytest nfs
 
 lint: $(VENV)/stamp-dev
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ from mpickpt.layout import ArraySpec, Layout, RankLayout, SlotOffsets, objects_r
 from mpickpt.options import Options
 from mpickpt.policy import choose_slot
 from mpickpt.snapshot import Progress, Snapshotter, crc32c
-from mpickpt.store import Store, slot_path, spill_path
+from mpickpt.store import Store, look_anew, slot_path, spill_path
 
 if TYPE_CHECKING:
     from mpickpt.coordinator import Traffic
@@ -80,6 +80,8 @@ class Checkpointer:
         self.directory = options.directory
         what = "rank 0 to lock the checkpoint directory"
         coordinator.on_root(lambda: self.store.lock(owner, patience=LOCK_PATIENCE), what)
+        # Rank 0 may have made the directory, and there may have been another of its name.
+        look_anew(*reversed(self.directory.absolute().parents), self.directory)
 
     def begin(self) -> None:
         """Give the run its number and its beginning by rank 0's clock; collective."""
@@ -202,6 +204,7 @@ class Checkpointer:
         if index not in self._targets:
             what = f"rank 0 to create slot {index} for the cut at step {step}"
             offsets = self._coordinator.scatter_from_root(lambda: self._provide(index), what)
+            look_anew(self.directory)
             self._targets[index] = self._target(index, offsets)
 
     def provide_all(self, step: int, epochs: Mapping[int, int | None], protected: int | None) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from mpickpt.errors import StoreError
 from mpickpt.policy import Clock
 from mpickpt.slurm import Environment
+from mpickpt.store import look_anew
 
 TRIGGER = "trigger"  # the file in the checkpoint directory
 STOP = "stop"  # its content, if the program is to stop
@@ -158,13 +159,8 @@ class Triggers:
 
 
 def _is_there(file: Path) -> bool:
-    """Look for a file that may come from another machine.
-
-    NFS remembers for up to a minute that there is none, unless the directory was opened: then the server is asked
-    whether it has changed.
-    """
-    with suppress(OSError):
-        os.close(os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY))
+    """Look for a file that may come from another machine."""
+    look_anew(file.parent)
     return os.access(file, os.F_OK)
 
 

@@ -12,7 +12,7 @@ import errno
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -338,6 +338,16 @@ def fsync_directory(directory: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def look_anew(*directories: Path) -> None:
+    """Forget what this machine remembers of directories: NFS asks its server only when one is opened.
+
+    Else what another machine made or replaced in them can stay unseen for a minute.
+    """
+    for directory in directories:
+        with suppress(OSError):
+            os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
 
 
 def _bytes_needed(layout: Layout) -> int:
