@@ -123,6 +123,7 @@ test-slurm: install
 
 # A Debian kernel, for a virtual machine: the one of this machine may know no NFS.
 $(BUILD)/kernel:
+	rm -rf $@.new
 	mkdir -p $@.new
 	cd $@.new && apt-get download $$(apt-cache depends linux-image-amd64 | sed -n 's/.*Depends: //p')
 	dpkg-deb -x $@.new/*.deb $@.new
@@ -130,7 +131,6 @@ $(BUILD)/kernel:
 	/sbin/depmod -b $@.new $$(ls $@.new/lib/modules)
 	mv $@.new $@
 
-# Skipped as a whole, with the reason, where a tool is missing.
 test-nfs: install $(BUILD)/kernel
 	cd tests && timeout --kill-after=20 1300 $(BIN)/pytest nfs
 
