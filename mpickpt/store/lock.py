@@ -25,21 +25,12 @@ _NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def take_lock(directory: Path, owner: str, patience: float) -> int:
-    """Take the lock of a directory; closing the file that is returned gives it back.
-
-    Parameters
-    ----------
-    directory : pathlib.Path
-        It exists.
-    owner : str
-        Told beside the number of the process.
-    patience : float
-        Seconds to wait if a process on another machine has it, which may have died.
+    """Take the lock of a directory that exists, as `Store.lock` does; closing the file that is returned gives it back.
 
     Raises
     ------
     InUseError
-        If another process has it; says which.
+        If another process has it, also after `patience` seconds.
     OSError
         If the file cannot be written.
     """
