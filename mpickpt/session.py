@@ -40,6 +40,7 @@ from mpickpt.slurm import find
 from mpickpt.snapshot import crc32c
 from mpickpt.sources import Remap, Source
 from mpickpt.stats import Restored, Stats
+from mpickpt.subclasses import check_plain, check_values
 from mpickpt.triggers import Triggers
 
 if TYPE_CHECKING:
@@ -202,6 +203,7 @@ class Session:
         array : ndarray
             Writable and contiguous, in C or in Fortran order; its address may be anything. It must not be moved or
             resized while the session is open. Neighbouring data on its first and last page may be written at any time.
+            Of a subclass only the buffer is saved: one with more to it, such as a masked array, is refused.
 
         Returns
         -------
@@ -215,6 +217,7 @@ class Session:
         """
         if not isinstance(array, np.ndarray):
             raise LayoutError(f"Array {name!r}: protect() needs a numpy array, not {type(array).__name__}.")
+        check_plain(name, array)
         order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
         if not array.flags.forc or not array.flags.writeable:
             flaw = "contiguous" if array.flags.writeable else "writable"
@@ -530,4 +533,5 @@ def _fill(name: str, out: NDArray[Any], fill: Fill) -> None:
         if result is not None and result is not out:
             raise UsageError(f"Array {name!r}: the fill function must fill the array that it gets, not return another.")
     elif fill is not None:
+        check_values(name, fill)
         out[...] = fill

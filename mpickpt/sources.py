@@ -18,6 +18,7 @@ from mpickpt.errors import LayoutError
 from mpickpt.image import RankImage, gather
 from mpickpt.layout import ArraySpec, Layout, blocks_in
 from mpickpt.snapshot import Snapshotter
+from mpickpt.subclasses import check_values
 
 PIECE_BYTES = 32 << 20  # checked in one go on another number of ranks: the memory that it needs
 OWN_PIECE_BYTES = 128 << 20  # read in one go on as many ranks, to tell how far it is
@@ -154,7 +155,9 @@ class OtherRanks:
         if remap is None:
             raise self._needs_remap("Array", spec.name, "a part on both sides")
         per_rank = PerRank(len(self.images), lambda rank: self._old_array(rank, spec.name))
-        value = np.asarray(remap(per_rank, self.rank, self.size))
+        given = remap(per_rank, self.rank, self.size)
+        check_values(spec.name, given)
+        value = np.asarray(given)
         if value.shape != spec.shape:
             raise LayoutError(f"Array {spec.name!r}: its remap function gave shape {value.shape}, not {spec.shape}.")
         out[...] = value

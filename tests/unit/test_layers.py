@@ -21,7 +21,8 @@ ROWS = (
     ("snapshot", "guard", "store", "coordinator", "slurm", "progress"),
     (
         *("protocol", "channels", "replay", "inflight"),
-        *("policy", "options", "layout", "parts", "slicing", "stats", "notes", "figures", "quantities", "errors"),
+        *("policy", "options", "layout", "parts", "slicing", "subclasses", "stats", "notes", "figures", "quantities"),
+        "errors",
     ),
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
