@@ -1,4 +1,4 @@
-"""What holds for all tests: no leaks, no run without a test, a share of the cases on demand.
+"""What holds for all tests: no leaks, no run without a test, of what is drawn at random a share on demand.
 
 A test must leave behind no file descriptor, no thread, no page that is still write-protected, and the
 SIGSEGV handler that it found. The check runs after every test, in every process that runs tests.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np  # noqa: F401  (its BLAS starts threads when imported: before the first test, not in it)
 import pytest
+from sampling import examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,33 +96,19 @@ def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail("the test leaks:\n  " + "\n  ".join(leaks), pytrace=False)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --share."""
-    parser.addoption(
-        "--share",
-        type=float,
-        default=100.0,
-        metavar="PERCENT",
-        help="run this share of the cases of each parametrized test, evenly spread, at least one of each",
-    )
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the share of each test's cases that --share asks for."""
-    share = config.getoption("--share") / 100.0
-    if not 0.0 < share <= 1.0:
-        raise pytest.UsageError("--share is a percentage above 0 and up to 100")
+    """Keep a share of the cases of each test that is marked `sampled`, evenly spread, and at least one of each."""
     cases: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        cases[item.nodeid.partition("[")[0]].append(item)
-    kept = set()
+        if item.get_closest_marker("sampled"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    dropped = set()
     for group in cases.values():
-        count = max(1, round(len(group) * share))
-        kept.update(group[index * len(group) // count] for index in range(count))
-    dropped = [item for item in items if item not in kept]
+        count = examples(len(group))
+        dropped |= set(group) - {group[index * len(group) // count] for index in range(count)}
     if dropped:
-        config.hook.pytest_deselected(items=dropped)
-        items[:] = [item for item in items if item in kept]
+        config.hook.pytest_deselected(items=list(dropped))
+        items[:] = [item for item in items if item not in dropped]
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

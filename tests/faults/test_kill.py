@@ -16,6 +16,7 @@ CHAINS = range(5)
 JOBS = pytest.mark.parametrize("job", [HEAT, CG, NBODY], ids=lambda job: job.name)
 
 
+@pytest.mark.sampled
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("chain", CHAINS)
 @pytest.mark.parametrize("ranks", [2, 4])

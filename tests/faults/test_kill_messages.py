@@ -37,6 +37,7 @@ def test_checkpoints_do_not_change_the_result(
 
 # 5 kills in each of 4 chains on each of 3 numbers of ranks: 60 instants for each job. In the chains with an interval
 # the ranks agree on each cut by messages.
+@pytest.mark.sampled
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("chain", range(4))
 @pytest.mark.parametrize("ranks", [2, 3, 4])

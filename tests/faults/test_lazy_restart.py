@@ -45,6 +45,7 @@ def epochs(directory: Path) -> list[int]:
     return sorted(int(records["epoch"][0]) for records in read_records(directory) if is_whole(records))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("chain", range(3))
 def test_sigkill_while_loading(chain: int, folder: Path) -> None:
     """Kill lazy starts soon after they are restored; the epoch that they mapped is never lost."""

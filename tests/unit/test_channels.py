@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from sampling import examples
 
 from mpickpt.channels import REMEMBERED, Calls, Channel, Ledger
 from mpickpt.errors import EpochError
@@ -190,7 +191,7 @@ class World:
         return f"late {any(late.values())}, early {any(own.early for own in found)}, to swallow {swallow}"
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(program=programs(), generations=st.lists(schedules, min_size=1, max_size=3), pick=st.integers(0, 5))
 def test_every_epoch_holds_what_was_in_flight_and_can_be_replayed(
     program: list[list[Op]], generations: list[list[tuple[int, str]]], pick: int

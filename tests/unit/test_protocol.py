@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sampling import examples
 from simulator import Job, Simulation
 
 from mpickpt import protocol as p
@@ -83,7 +84,7 @@ def _jobs(draw: st.DrawFn) -> Job:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(_jobs())
 def test_nothing_breaks(job: Job) -> None:
     """The simulation itself asserts equal cuts, a whole epoch on disk at all times, and an end of all waits."""
@@ -103,7 +104,7 @@ def test_nothing_breaks(job: Job) -> None:
         assert len({rank.stopped for rank in simulation.ranks}) == 1, "ranks stopped at different steps"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(st.sampled_from([2, 5, 13]), st.integers(0, 2**32), st.sampled_from([1.0, 50.0]), st.booleans())
 def test_every_wish_is_fulfilled(size: int, seed: int, skew: float, tracked: bool) -> None:
     """Long before the end, each rank that was asked is cut thereafter, and one signal to all makes one epoch."""
@@ -188,7 +189,7 @@ def test_the_lookahead_adapts_to_a_slow_rank() -> None:
     assert sum(rank.protocol.waits for rank in simulation.ranks) <= 4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(SIZES, st.sampled_from([1e-3, 5e-3, 0.02]), st.sampled_from([0.0, 0.01, 0.1]), st.integers(0, 2**32))
 @example(6, 0.02, 0.1, 1911)  # needs steps for each level of the tree
 @example(2, 1e-3, 0.1, 521)  # needs looks by steps as well as by time, or a pace that is not forgotten

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_epoch import record, write_epoch
+from sampling import examples
 
 from mpickpt import image as image_module
 from mpickpt.errors import DamageError, EpochError, LayoutError, StoreError, UsageError
@@ -409,7 +410,7 @@ def indices(draw: st.DrawFn, shape: tuple[int, ...]) -> Any:  # noqa: ANN401
     return tuple(items)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), case=worlds())
 def test_indexing_is_that_of_numpy(
     tmp_path_factory: pytest.TempPathFactory,
