@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mpickpt.coordinator import Coordinator
 from mpickpt.errors import LayoutError, MpickptError, StoreError, UsageError
+from mpickpt.forks import disinherit_descriptor, inherit_descriptor
 from mpickpt.layout import ArraySpec, Layout, RankLayout, SlotOffsets, objects_room_for
 from mpickpt.options import Options
 from mpickpt.policy import choose_slot
@@ -79,9 +80,12 @@ class Checkpointer:
         self.run = self.started_ns = 0
         self.directory = options.directory
         what = "rank 0 to lock the checkpoint directory"
-        coordinator.on_root(lambda: self.store.lock(owner, patience=LOCK_PATIENCE), what)
+        coordinator.on_root(lambda: self._lock(owner), what)
         # Rank 0 may have made the directory, and there may have been another of its name.
         look_anew(*reversed(self.directory.absolute().parents), self.directory)
+
+    def _lock(self, owner: str) -> None:
+        disinherit_descriptor(self.store.lock(owner, patience=LOCK_PATIENCE))
 
     def begin(self) -> None:
         """Give the run its number and its beginning by rank 0's clock; collective."""
@@ -296,4 +300,6 @@ class Checkpointer:
         self.snapshotter.close()
         self._sealed = None
         self._regions.clear()
+        if self.store.lock_descriptor is not None:
+            inherit_descriptor(self.store.lock_descriptor)
         self.store.unlock()

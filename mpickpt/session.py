@@ -522,6 +522,7 @@ def _disown() -> None:
     for session in _sessions:
         session._inherited = True
         session._next_step, session._next_look = NEVER, math.inf
+        session._triggers.disown()
 
 
 os.register_at_fork(after_in_child=_disown)

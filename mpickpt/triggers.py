@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mpickpt import forks
 from mpickpt.errors import StoreError
 from mpickpt.policy import Clock
 from mpickpt.slurm import Environment
@@ -71,11 +72,14 @@ class Triggers:
         self._look_at = 0.0
         self.asked = self._stop = self._signalled = False
         self._before: dict[int, _Handler] = {}
+        self._ignored: dict[int, _Handler] = {}  # since the program was stopped
+        self._process = os.getpid()
         if self._file is not None:
             self._file.unlink(missing_ok=True)  # of another run
         if signals and threading.current_thread() is threading.main_thread():
             for number in (n for n in (CUT_SIGNAL, STOP_SIGNAL) if signal.getsignal(n) is not None):
-                self._before[number] = signal.signal(number, self._on_signal)
+                before = self._before[number] = signal.signal(number, self._on_signal)
+                forks.disinherit_signal(number, before)
 
     def request(self, *, stop: bool) -> None:
         """Ask for a cut, and perhaps for the end of the program thereafter."""
@@ -119,9 +123,13 @@ class Triggers:
         all ranks may reach this one late.
         """
         for number, before in self._before.items():
+            forks.inherit_signal(number)
             if signal.getsignal(number) == self._on_signal:
+                ignored = stopped and number == STOP_SIGNAL
                 with suppress(ValueError):  # not the main thread
-                    signal.signal(number, signal.SIG_IGN if stopped and number == STOP_SIGNAL else before)
+                    signal.signal(number, signal.SIG_IGN if ignored else before)
+                if ignored:
+                    self._ignored[number] = before
         self._before.clear()
         if self._environment is not None:
             self._environment.close()
@@ -129,6 +137,17 @@ class Triggers:
         if self._file is not None:
             with suppress(OSError):
                 self._file.unlink(missing_ok=True)
+
+    def disown(self) -> None:
+        """In a child process made by fork: have signals do what they did before, or what somebody else has them do."""
+        for number, before in self._before.items():
+            now = signal.getsignal(number)  # set anew in any case: the default may stand in C since the fork
+            signal.signal(number, before if now == self._on_signal else now)
+        for number, before in self._ignored.items():
+            if signal.getsignal(number) == signal.SIG_IGN:
+                signal.signal(number, before)
+        self._before.clear()
+        self._ignored.clear()
 
     def _look_at_time_left(self, environment: Environment, now: float) -> None:
         """Ask for the end, once, when there is just time enough for it."""
@@ -151,6 +170,10 @@ class Triggers:
         self.request(stop=text.strip() == STOP)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a child of which Python does not know
+            self.disown()
+            os.kill(os.getpid(), number)
+            return
         self._signalled = self._signalled or number == STOP_SIGNAL
         self.request(stop=number == STOP_SIGNAL)
         before = self._before.get(number)

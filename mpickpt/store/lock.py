@@ -14,6 +14,7 @@ import re
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from mpickpt.errors import InUseError, warn
@@ -25,7 +26,7 @@ _NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def take_lock(directory: Path, owner: str, patience: float) -> int:
-    """Take the lock of a directory that exists, as `Store.lock` does; closing the file that is returned gives it back.
+    """Take the lock of a directory that exists, as `Store.lock` does; gives the descriptor for `give_lock_back`.
 
     Raises
     ------
@@ -61,6 +62,13 @@ def take_lock(directory: Path, owner: str, patience: float) -> int:
     return fd
 
 
+def give_lock_back(fd: int) -> None:
+    """Let go of the lock, also where a child process still has the descriptor."""
+    os.ftruncate(fd, 0)
+    _unlock(fd)
+    os.close(fd)
+
+
 def lock_holder(directory: Path) -> str | None:
     """Tell which process has the lock, as far as that can be seen from here; None if none has."""
     try:
@@ -75,9 +83,15 @@ def lock_holder(directory: Path) -> str | None:
             return named
         except OSError as error:  # no locks here: what the file says is all there is
             return named if named != _NAMELESS and error.errno in _NO_FLOCK else None
+        _unlock(fd)  # which a child that was made meanwhile would keep
         return None
     finally:
         os.close(fd)
+
+
+def _unlock(fd: int) -> None:
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def _outlasts(directory: Path, patience: float, fd: int) -> bool:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from mpickpt.errors import MpickptError, StoreError
 from mpickpt.layout import PAGE_BYTES, RECORD, RECORD_MAGIC, Layout, RecordState, SlotOffsets, blocks_in, round_up
-from mpickpt.store.lock import LOCK, lock_holder, take_lock
+from mpickpt.store.lock import LOCK, give_lock_back, lock_holder, take_lock
 
 if TYPE_CHECKING:
     from mpickpt.store.structure import Head
@@ -125,9 +125,9 @@ class Store:
     def __init__(self, directory: Path, crc32c: Checksum) -> None:
         self.directory = Path(directory)
         self._crc32c = crc32c
-        self._lock: int | None = None
+        self.lock_descriptor: int | None = None
 
-    def lock(self, owner: str = "", *, patience: float = 0.0) -> None:
+    def lock(self, owner: str = "", *, patience: float = 0.0) -> int:
         """Take the directory for this process, until `unlock` or its end.
 
         Parameters
@@ -137,6 +137,12 @@ class Store:
         patience : float
             Seconds to wait if a process on another machine has it, which may have died.
 
+        Returns
+        -------
+        int
+            The descriptor that stands for the lock, also in `lock_descriptor`. A child process made by fork has it too,
+            and the lock lasts as long as either: have it closed there.
+
         Raises
         ------
         InUseError
@@ -144,10 +150,11 @@ class Store:
         StoreError
             If the directory cannot be created or written.
         """
-        if self._lock is None:
+        if self.lock_descriptor is None:
             with os_errors(f"The checkpoint directory {self.directory} cannot be used", self.directory / LOCK):
                 self.directory.mkdir(parents=True, exist_ok=True)
-                self._lock = take_lock(self.directory, owner, patience)
+                self.lock_descriptor = take_lock(self.directory, owner, patience)
+        return self.lock_descriptor
 
     def holder(self) -> str | None:
         """Tell which process has the directory, as far as that can be seen from here; None if none has."""
@@ -155,10 +162,9 @@ class Store:
 
     def unlock(self) -> None:
         """Give the directory back."""
-        if self._lock is not None:
-            fd, self._lock = self._lock, None
-            os.ftruncate(fd, 0)
-            os.close(fd)
+        if self.lock_descriptor is not None:
+            fd, self.lock_descriptor = self.lock_descriptor, None
+            give_lock_back(fd)
 
     def slots(self) -> list[SlotInfo]:
         """List all slot files by index, unreadable ones too; `SlotInfo.why_not` tells what is wrong with them."""

@@ -168,6 +168,15 @@ MPK_API void mpk_guard_close(void);
 MPK_API int mpk_hold(const void *memory, size_t bytes);
 MPK_API void mpk_unhold(const void *memory, size_t bytes);
 
+/* Child processes made by fork(). In a child all memory is writable and the session does nothing. Descriptors and signals
+ * that belong to the session's owner are named here: the child closes the descriptor, and of a signal that the owner has
+ * taken it gets the action from before, which was to ignore it or the default; unless somebody else has taken it since.
+ * Any thread. -ENOSPC when there are too many. */
+MPK_API int mpk_disinherit_descriptor(int fd);
+MPK_API void mpk_inherit_descriptor(int fd); /* before it is closed here, too: its number may be another file's then */
+MPK_API int mpk_disinherit_signal(int number, int was_ignored); /* after the owner has taken it */
+MPK_API void mpk_inherit_signal(int number);
+
 /* CRC-32C (Castagnoli) of data, going on from `crc`, which is 0 at the start. */
 MPK_API uint32_t mpk_crc32c(uint32_t crc, const void *data, size_t bytes);
 

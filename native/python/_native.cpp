@@ -81,6 +81,9 @@ static void guard_refresh() { check(mpk_guard_refresh()); }
 static void hold(const_bytes_array data) { check(mpk_hold(data.data(), data.size())); }
 static void unhold(const_bytes_array data) { mpk_unhold(data.data(), data.size()); }
 
+static void disinherit_descriptor(int fd) { check(mpk_disinherit_descriptor(fd)); }
+static void disinherit_signal(int number, bool was_ignored) { check(mpk_disinherit_signal(number, was_ignored)); }
+
 class Session {
   public:
     Session(bool direct, bool predict) {
@@ -258,6 +261,10 @@ NB_MODULE(_native, m) {
     m.def("guard_close", &mpk_guard_close);
     m.def("hold", &hold, "data"_a.noconvert());
     m.def("unhold", &unhold, "data"_a.noconvert());
+    m.def("disinherit_descriptor", &disinherit_descriptor, "fd"_a);
+    m.def("inherit_descriptor", &mpk_inherit_descriptor, "fd"_a);
+    m.def("disinherit_signal", &disinherit_signal, "number"_a, "was_ignored"_a);
+    m.def("inherit_signal", &mpk_inherit_signal, "number"_a);
     m.attr("RECORD_BYTES") = sizeof(mpk_record);
     nb::dict offsets;
 #define FIELD(name) offsets[#name] = offsetof(mpk_record, name)

@@ -14,7 +14,6 @@
 _Atomic(mpk_session *) mpk__watched;
 static struct sigaction previous;
 static bool installed;
-static _Atomic bool forked; /* in a child of fork(), which has no drain threads */
 
 /* Set while this thread is in the handler that was there before. Initial-exec: a handler must not allocate it. */
 static _Thread_local volatile sig_atomic_t chaining __attribute__((tls_model("initial-exec")));
@@ -110,7 +109,7 @@ static void release_ahead_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns
 }
 
 void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b) {
-    if (atomic_load(&forked)) { /* no drain threads here: the image is the parent's affair, in the parent's memory */
+    if (mpk__is_forked_in_handler()) { /* no drain threads: the image is the parent's affair, in the parent's memory */
         open_pages_in_handler(s, b, 1);
         return;
     }
@@ -169,16 +168,10 @@ static void on_fault(int signal, siginfo_t *info, void *context) {
     errno = saved_errno;
 }
 
-static void after_fork_in_child(void) { atomic_store(&forked, true); }
-static void register_fork(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
-
-bool mpk__is_forked_child(void) { return atomic_load(&forked); }
-
 int mpk__fault_watch(mpk_session *s) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
     mpk_session *none = NULL;
     if (!atomic_compare_exchange_strong(&mpk__watched, &none, s)) return -EBUSY;
-    pthread_once(&once, register_fork);
+    mpk__fork_watch();
     return 0;
 }
 
@@ -192,6 +185,22 @@ int mpk__fault_install(void) {
     if (sigaction(SIGSEGV, &ours, NULL) != 0) return -errno;
     installed = true;
     return 0;
+}
+
+/* What was not inherited (MADV_DONTFORK, which libraries of RDMA ask for) is left out: page by page where there is some. */
+static void open_inherited(const mpk_session *s) {
+    size_t page = mpk__prim_page_size();
+    for (uint32_t i = 0; i < s->n_regions; i++) {
+        const mpk__region *r = &s->regions[i];
+        if (!r->span || mpk__prim_protect_in_handler(r->pages, r->span, true) == 0) continue;
+        for (size_t at = 0; at < r->span; at += page) mpk__prim_protect_in_handler(r->pages + at, page, true);
+    }
+}
+
+void mpk__fault_disown(void) {
+    mpk_session *s = atomic_load(&mpk__watched);
+    if (s && atomic_load(&s->n_closed) != 0) open_inherited(s);
+    mpk__fault_unwatch();
 }
 
 void mpk__fault_unwatch(void) {

@@ -133,6 +133,9 @@ void mpk__guard_mark_held(mpk_session *s) {
     pthread_mutex_unlock(&lock);
 }
 
+void mpk__guard_before_fork(void) { pthread_mutex_lock(&lock); }
+void mpk__guard_after_fork(void) { pthread_mutex_unlock(&lock); }
+
 /* -- waiting ---------------------------------------------------------------------------------------------------------- */
 
 bool mpk__waiting_begin(void) {

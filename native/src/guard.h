@@ -26,6 +26,10 @@ void mpk__release_and_hold(const void *memory, size_t bytes);
 bool mpk__waiting_begin(void);
 void mpk__waiting_end(void);
 
+/* Held over a fork(), so that the child finds the list of held ranges as a whole. */
+void mpk__guard_before_fork(void);
+void mpk__guard_after_fork(void);
+
 size_t mpk__mpi_hooks(mpk__hook **out);
 void mpk__mpi_resolve(void); /* after each patching: what is asked of the MPI library */
 size_t mpk__libc_hooks(mpk__hook **out);

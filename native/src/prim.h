@@ -36,6 +36,10 @@ void mpk__prim_read_ahead(int fd, uint64_t offset, size_t bytes);
 void mpk__prim_forget_range(int fd, uint64_t offset, size_t bytes);
 int64_t mpk__prim_file_bytes(int fd); /* or -errno */
 
+/* A word that is 1 here, and 0 in every child process that has memory of its own (fork(), or a bare clone()). NULL where the
+ * kernel cannot do that (before Linux 4.14). */
+void *mpk__prim_map_fork_marker(void);
+
 int mpk__prim_protect_in_handler(void *pages, size_t bytes, bool writable);
 
 /* Sleeps while *word == expected, at most timeout_ns (negative: no limit). May return early for no reason. */

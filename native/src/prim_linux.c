@@ -24,6 +24,9 @@
 #ifndef MADV_POPULATE_WRITE /* Linux 5.14 */
 #define MADV_POPULATE_WRITE 23
 #endif
+#ifndef MADV_WIPEONFORK /* Linux 4.14 */
+#define MADV_WIPEONFORK 18
+#endif
 
 size_t mpk__prim_page_size(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 
@@ -65,6 +68,17 @@ void *mpk__prim_map(size_t bytes, bool huge, bool populate) {
 
 void mpk__prim_unmap(void *memory, size_t bytes) {
     if (memory) munmap(memory, round_up(bytes ? bytes : 1, mpk__prim_page_size()));
+}
+
+void *mpk__prim_map_fork_marker(void) {
+    uint32_t *page = mpk__prim_map(sizeof *page, false, false);
+    if (!page) return NULL;
+    if (madvise(page, mpk__prim_page_size(), MADV_WIPEONFORK) != 0) {
+        mpk__prim_unmap(page, sizeof *page);
+        return NULL;
+    }
+    *page = 1;
+    return page;
 }
 
 void *mpk__prim_map_file(int fd, uint64_t offset, size_t bytes) {

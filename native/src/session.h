@@ -263,7 +263,13 @@ static inline mpk_session *mpk__watched_session(void) {
 void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b);
 /* Copies a block that is not protected into the pool: for blocks that are held, at the cut. Waits for room. */
 void mpk__copy_held_block(mpk_session *s, uint32_t b);
-bool mpk__is_forked_child(void);      /* no drain threads here; nothing is waited for, joined or written */
+/* In a child made by fork(): opens all pages, puts the signal handler back, and watches nothing any more. */
+void mpk__fault_disown(void);
+
+/* fork.c */
+void mpk__fork_watch(void); /* from the first call on, children are disinherited */
+bool mpk__is_forked_in_handler(void); /* no drain threads here; nothing is waited for, joined or written */
+static inline bool mpk__is_forked_child(void) { return mpk__is_forked_in_handler(); }
 
 /* drain.c */
 int mpk__drain_start_threads(mpk_session *s);

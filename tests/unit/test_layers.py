@@ -18,7 +18,7 @@ ROWS = (
         *("api", "session", "driver", "epochs", "checkpointer", "recorder", "triggers", "restore", "sources", "lazy"),
         *("archive", "compare", "reader", "stored", "image"),
     ),
-    ("snapshot", "guard", "store", "coordinator", "slurm", "progress"),
+    ("snapshot", "guard", "forks", "store", "coordinator", "slurm", "progress"),
     (
         *("protocol", "channels", "replay", "inflight"),
         *("policy", "options", "layout", "parts", "slicing", "subclasses", "stats", "notes", "figures", "quantities"),
@@ -32,6 +32,7 @@ SIBLINGS = {0, 1, 3}  # not the middle row: what owns a foreign dependency knows
 FOREIGN = {
     "snapshot": {"mpickpt._native"},
     "guard": {"mpickpt._native"},
+    "forks": {"mpickpt._native"},
     "store": {"h5py", "h5netcdf"},
     "coordinator": {"mpi4py"},
     "progress": {"rich"},
