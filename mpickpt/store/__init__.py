@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from mpickpt.store.archive import appearing, clones, copy_slot
+from mpickpt.store.files import create_file, reserve
 from mpickpt.store.runs import forget_old_runs, notes_path, read_run, run_name, runs
 from mpickpt.store.slots import (
     PayloadKind,
@@ -34,6 +35,7 @@ __all__ = [
     "archive_path",
     "clones",
     "copy_slot",
+    "create_file",
     "forget_old_runs",
     "look_anew",
     "notes_path",
@@ -42,6 +44,7 @@ __all__ = [
     "read_slot",
     "read_structure",
     "record_is_valid",
+    "reserve",
     "run_name",
     "runs",
     "slot_path",

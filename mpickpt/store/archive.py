@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mpickpt.store.slots import fsync_directory, os_errors, spill_paths
+from mpickpt.store.files import create_file, sync_folder
+from mpickpt.store.slots import os_errors, spill_paths
 
 FICLONE = 0x40049409  # _IOW(0x94, 9, int) of linux/fs.h
 PIECE_BYTES = 16 << 20
@@ -26,7 +27,7 @@ def appearing(path: Path) -> Iterator[Path]:
     """
     new = path.with_name(path.name + ".new")
     with os_errors(f"{path} cannot be written", path):
-        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+        os.close(create_file(new))
         try:
             yield new
             fd = os.open(new, os.O_RDONLY)
@@ -38,7 +39,7 @@ def appearing(path: Path) -> Iterator[Path]:
         except BaseException:
             new.unlink(missing_ok=True)
             raise
-        fsync_directory(path.parent)
+        sync_folder(path.parent)
 
 
 def copy_slot(source: Path, target: Path, unchanged: Callable[[], None], progress: Callable[[int], object]) -> bool:

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from mpickpt.errors import MpickptError, StoreError
+from mpickpt.errors import MpickptError, StoreError, warn
 from mpickpt.layout import PAGE_BYTES, RECORD, RECORD_MAGIC, Layout, RecordState, SlotOffsets, blocks_in, round_up
+from mpickpt.store.files import create_file, make_folder, reserve, sync_folder, sync_folder_above
 from mpickpt.store.lock import LOCK, give_lock_back, lock_holder, take_lock
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ class Store:
         self.directory = Path(directory)
         self._crc32c = crc32c
         self.lock_descriptor: int | None = None
+        self._reserves = True  # as far as is known, the file system can reserve room for files
 
     def lock(self, owner: str = "", *, patience: float = 0.0) -> int:
         """Take the directory for this process, until `unlock` or its end.
@@ -152,7 +154,7 @@ class Store:
         """
         if self.lock_descriptor is None:
             with os_errors(f"The checkpoint directory {self.directory} cannot be used", self.directory / LOCK):
-                self.directory.mkdir(parents=True, exist_ok=True)
+                make_folder(self.directory)
                 self.lock_descriptor = take_lock(self.directory, owner, patience)
         return self.lock_descriptor
 
@@ -192,9 +194,7 @@ class Store:
         """
         with os_errors(f"{path} cannot be deleted", path):
             path.unlink(missing_ok=True)
-            for spill in spill_paths(path):
-                spill.unlink(missing_ok=True)
-            fsync_directory(self.directory)
+            self._remove_spills(path)
 
     def create(self, index: int, layout: Layout) -> None:
         """Replace slot `index` by an empty one for `layout`: all of it, or in case of an error nothing.
@@ -210,14 +210,13 @@ class Store:
         new = path.with_name(path.name + ".new")
         need = _bytes_needed(layout)
         with os_errors(f"Slot file {path} of {need} bytes cannot be created", path, need):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            new.unlink(missing_ok=True)
-            fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            make_folder(self.directory)
+            fd = create_file(new)
             try:
                 if need > (free := _free_bytes(fd)):
                     raise OSError(errno.ENOSPC, f"{free} bytes are free")
                 write_skeleton(new, layout)
-                os.posix_fallocate(fd, 0, round_up(os.fstat(fd).st_size))
+                reserved = reserve(fd, round_up(os.fstat(fd).st_size))
                 os.fsync(fd)
                 new.rename(path)
             except BaseException:
@@ -225,9 +224,23 @@ class Store:
                 raise
             finally:
                 os.close(fd)
-            for spill in spill_paths(path):
-                spill.unlink()
-            fsync_directory(self.directory)
+            self._remove_spills(path)
+            sync_folder_above(self.directory)
+        if self._reserves and not reserved:
+            self._reserves = False
+            warn(
+                f"The file system of {self.directory} cannot reserve room for a slot: a full disk shows when an epoch "
+                f"is written, which then fails, and not when its slot is created. A slot takes {need} bytes."
+            )
+
+    def _remove_spills(self, path: Path) -> None:
+        """Delete the spill files of a slot that was replaced or deleted, once that is on the disk."""
+        sync_folder(self.directory)
+        spills = spill_paths(path)
+        for spill in spills:
+            spill.unlink(missing_ok=True)
+        if spills:
+            sync_folder(self.directory)
 
     def offsets(self, index: int) -> list[SlotOffsets]:
         """Return the byte offsets in slot `index` by rank."""
@@ -335,15 +348,6 @@ def os_errors(what: str, path: Path, need: int | None = None) -> Iterator[None]:
 def _free_bytes(where: int | Path) -> int:
     found = os.statvfs(where)
     return found.f_frsize * (found.f_bfree if os.geteuid() == 0 else found.f_bavail)
-
-
-def fsync_directory(directory: Path) -> None:
-    """Make sure that the names in a directory are on the disk."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def look_anew(*directories: Path) -> None:

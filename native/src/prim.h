@@ -59,7 +59,8 @@ void mpk__prim_name_thread(const char *name);
 /* Opening: -1 in *direct_fd when the file system has no O_DIRECT. */
 int mpk__prim_open_slot(const char *path, bool want_direct, bool writing, int *direct_fd, int *buffered_fd);
 int mpk__prim_file_id(int fd, uint64_t id[2]); /* the same for no other file that exists: 0 or -errno */
-int mpk__prim_create_file(const char *path); /* 0600, emptied; a descriptor or -errno */
+/* A new file of mode 0600 in place of what had its name, so that no link leads elsewhere: a descriptor or -errno. */
+int mpk__prim_create_file(const char *path);
 void mpk__prim_close(int fd);
 
 /* All of it, or -errno. iov is changed. */
@@ -81,5 +82,7 @@ int64_t mpk__prim_read(int fd, void *memory, size_t bytes, uint64_t offset);
 /* Starts writing buffered data out, so that it neither piles up nor waits for the sync. */
 void mpk__prim_flush_range(int fd, uint64_t offset, size_t bytes);
 int mpk__prim_sync(int fd); /* data is on stable storage: 0 or -errno */
+/* The names in the folder that holds `path` are on stable storage, which syncing a file does not promise. */
+int mpk__prim_sync_folder_of(const char *path);
 
 #endif

@@ -161,7 +161,8 @@ int mpk__prim_file_id(int fd, uint64_t id[2]) {
 }
 
 int mpk__prim_create_file(const char *path) {
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, S_IRUSR | S_IWUSR);
+    if (unlink(path) != 0 && errno != ENOENT) return -errno;
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, S_IRUSR | S_IWUSR);
     return fd < 0 ? -errno : fd;
 }
 
@@ -263,3 +264,17 @@ void mpk__prim_flush_range(int fd, uint64_t offset, size_t bytes) {
 }
 
 int mpk__prim_sync(int fd) { return fdatasync(fd) == 0 ? 0 : -errno; }
+
+int mpk__prim_sync_folder_of(const char *path) {
+    char folder[PATH_MAX];
+    const char *slash = strrchr(path, '/');
+    size_t length = slash ? (size_t)(slash - path) + 1 : 0; /* with the slash: "/" is the folder of "/file" */
+    if (length >= sizeof folder) return -ENAMETOOLONG;
+    memcpy(folder, path, length);
+    folder[length] = 0;
+    int fd = open(length ? folder : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return -errno;
+    int error = fsync(fd) == 0 || errno == EINVAL ? 0 : -errno; /* EINVAL: this file system cannot sync a folder */
+    close(fd);
+    return error;
+}

@@ -12,7 +12,7 @@
 /* The order of a commit, which holds whatever fails when:
  *   1. record WRITING, sync      (writer_open: from here on the slot's old epoch does not count)
  *   2. blocks                    (writer_put)
- *   3. objects, channels, edges, checksums, sync
+ *   3. objects, channels, edges, checksums, sync; the folder's names too, where a payload has a file of its own
  *   4. record COMPLETE, sync     (writer_commit: from here on the rank's part of the epoch counts) */
 
 
@@ -231,7 +231,7 @@ static int put_payload(mpk_session *s, const mpk__payload *p, bool spilled, uint
     int error = put_bytes(fd, p->data, p->bytes, 0);
     if (!error) error = mpk__prim_sync(fd);
     mpk__prim_close(fd);
-    return error;
+    return error ? error : mpk__prim_sync_folder_of(p->spill_path);
 }
 
 static int put_the_rest(mpk_session *s) {

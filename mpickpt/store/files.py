@@ -1,0 +1,93 @@
+"""Files and folders of a checkpoint directory, where the disk and other people are concerned.
+
+A name is on the disk only when its folder was synced: fsync of a file does not promise it. Whoever relies on a name
+syncs the folder first. And others may write to the folder: what is opened for writing is a new file, or one that is no
+link, so that nothing is written elsewhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+
+FOLDER_MODE = 0o755  # of folders that are made here; the umask takes more away
+FILE_MODE = 0o600
+
+
+def make_folder(directory: Path) -> None:
+    """Make a folder, and those above it that are missing; the names of all that were made are on the disk then.
+
+    Raises
+    ------
+    OSError
+        If one of them cannot be made.
+    """
+    above = (directory, *directory.parents)
+    missing = above[: next((n for n, folder in enumerate(above) if folder.exists()), len(above))]
+    for folder in reversed(missing):
+        folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+        sync_folder_above(folder)
+    directory.mkdir(mode=FOLDER_MODE, exist_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make sure that the names in a folder are on the disk.
+
+    A file system that cannot sync a folder says so by EINVAL: nothing more can be done there.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(fd)
+
+
+def sync_folder_above(folder: Path) -> None:
+    """Make sure that the name of a folder is on the disk, unless this user may not read the folder above it."""
+    with suppress(PermissionError):
+        sync_folder(folder.resolve().parent)
+
+
+def create_file(path: Path) -> int:
+    """Open a new, empty file of mode 0600 for writing, in place of what had its name; gives the descriptor.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made.
+    """
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+
+
+def reserve(fd: int, nbytes: int) -> bool:
+    """Make a file `nbytes` long and reserve room for all of it.
+
+    Where the file system cannot reserve room the file gets its length alone, so that a full disk shows later:
+    posix_fallocate() would write to each block of it.
+
+    Returns
+    -------
+    bool
+        Whether the room is reserved.
+
+    Raises
+    ------
+    OSError
+        If there is not so much room.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    while libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(nbytes)) != 0:
+        number = ctypes.get_errno()
+        if number in (errno.EOPNOTSUPP, errno.ENOSYS):
+            os.ftruncate(fd, nbytes)
+            return False
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
+    return True
