@@ -6,6 +6,8 @@ region release that memory first. How, is told in ``native/src/guard.h``; what i
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpickpt import _native
-from mpickpt.errors import UsageError
+from mpickpt.errors import UsageError, warn
+
+_MOST_SHOWN = 3
+_told: set[str] = set()
 
 
 def open_guard(*, lend_cores: bool = True) -> None:
@@ -38,12 +43,29 @@ def open_guard(*, lend_cores: bool = True) -> None:
         ) from error
 
 
-#: Guard libraries that were loaded since, too. Called at each safe point, and therefore not even wrapped.
+#: Guard libraries that were loaded since, too; whether there were any. Called at each safe point, and so not even
+#: wrapped.
 refresh_guard = _native.guard_refresh
+
+
+def tell_unguarded() -> None:
+    """Warn of libraries whose calls cannot be guarded, of each once while the guard is open."""
+    found = [(path or sys.executable, error) for path, error in _native.guard_unguarded() if path not in _told]
+    if found:
+        _told.update(path for path, _ in _native.guard_unguarded())
+        shown = ", ".join(path for path, _ in found[:_MOST_SHOWN])
+        more = f" and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else ""
+        warn(
+            f"The memory guard leaves {shown}{more} alone: what it calls cannot be rewritten "
+            f"({os.strerror(found[0][1])}), as after a seal on its relocations. What it reads or receives "
+            f"straight into a saved array fails with 'Bad address', or is missing in epochs. Put "
+            f"'with ckpt.writable(array):' around its calls that do so."
+        )
 
 
 def close_guard() -> None:
     """Put every call back as it was."""
+    _told.clear()
     _native.guard_close()
 
 

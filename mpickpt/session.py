@@ -26,7 +26,7 @@ from mpickpt.checkpointer import Checkpointer
 from mpickpt.coordinator import Coordinator
 from mpickpt.driver import Driver
 from mpickpt.errors import LayoutError, MpickptError, Stopped, UsageError, warn
-from mpickpt.guard import close_guard, held, open_guard, refresh_guard
+from mpickpt.guard import close_guard, held, open_guard, refresh_guard, tell_unguarded
 from mpickpt.layout import ArraySpec
 from mpickpt.lazy import Loading
 from mpickpt.options import Options
@@ -86,6 +86,7 @@ class Session:
             undo.callback(self._checkpointer.close)
             open_guard()
             undo.callback(close_guard)
+            tell_unguarded()
             start = restore.begin(coordinator, self._checkpointer.store, self._checkpointer.snapshotter, options)
             self._checkpointer.begin()
             undo.pop_all()
@@ -328,7 +329,8 @@ class Session:
         clock = time.perf_counter
         for step in steps:
             self._step = step
-            refresh_guard()
+            if refresh_guard():
+                tell_unguarded()
             if step >= self._next_step or clock() >= self._next_look:
                 self._act(step)
             yield step
@@ -336,7 +338,8 @@ class Session:
     def step(self) -> int:
         """Make a safe point here, for programs without a ``for`` loop; gives the number of the step that begins."""
         step = self._step = self._step + 1
-        refresh_guard()
+        if refresh_guard():
+            tell_unguarded()
         if step >= self._next_step or time.perf_counter() >= self._next_look:
             self._act(step)
         return step

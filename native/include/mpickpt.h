@@ -159,8 +159,11 @@ MPK_API void mpk_session_progress(const mpk_session *session, mpk_progress *out)
  * program (see docs/limits.md) first release the memory that they write to. One guard a process, opened and closed by the
  * thread that owns the session; -EBUSY when it is open. */
 MPK_API int mpk_guard_open(unsigned flags);
-/* Objects that were loaded since are guarded too. Cheap when there are none. */
+/* Objects that were loaded since are guarded too. Cheap when there are none; 1 when there were some. */
 MPK_API int mpk_guard_refresh(void);
+/* Objects whose calls are not guarded, as what they call cannot be rewritten (their relocations are sealed): the path of the
+ * n-th, empty for the main program, and why, as a negative errno; NULL: there are no more. Until the guard is refreshed. */
+MPK_API const char *mpk_guard_unguarded(size_t n, int *error);
 MPK_API void mpk_guard_close(void);
 
 /* Until mpk_unhold of the same range its memory is never protected, only copied at each cut: for writers that the guard

@@ -77,7 +77,17 @@ static std::vector<size_t> read_blocks(const std::string &path, uint64_t offset,
 }
 
 static void guard_open(bool lend_cores) { check(mpk_guard_open(lend_cores ? 0 : MPK_GUARD_KEEPS_CORES)); }
-static void guard_refresh() { check(mpk_guard_refresh()); }
+static bool guard_refresh() {
+    int result = mpk_guard_refresh();
+    check(result);
+    return result != 0;
+}
+static std::vector<std::pair<std::string, int>> guard_unguarded() {
+    std::vector<std::pair<std::string, int>> found;
+    int error;
+    while (const char *path = mpk_guard_unguarded(found.size(), &error)) found.emplace_back(path, -error);
+    return found;
+}
 static void hold(const_bytes_array data) { check(mpk_hold(data.data(), data.size())); }
 static void unhold(const_bytes_array data) { mpk_unhold(data.data(), data.size()); }
 
@@ -258,6 +268,7 @@ NB_MODULE(_native, m) {
           "checksums"_a.noconvert(), "direct"_a);
     m.def("guard_open", &guard_open, "lend_cores"_a);
     m.def("guard_refresh", &guard_refresh);
+    m.def("guard_unguarded", &guard_unguarded);
     m.def("guard_close", &mpk_guard_close);
     m.def("hold", &hold, "data"_a.noconvert());
     m.def("unhold", &unhold, "data"_a.noconvert());

@@ -185,7 +185,13 @@ int mpk_guard_open(unsigned flags) {
     return error;
 }
 
-int mpk_guard_refresh(void) { return is_open && mpk__interpose_is_stale() ? apply() : 0; }
+int mpk_guard_refresh(void) {
+    if (!is_open || !mpk__interpose_is_stale()) return 0;
+    int error = apply();
+    return error ? error : 1;
+}
+
+const char *mpk_guard_unguarded(size_t n, int *error) { return mpk__interpose_refused(n, error); }
 
 void mpk_guard_close(void) {
     if (!is_open) return;

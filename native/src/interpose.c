@@ -37,6 +37,8 @@ typedef struct object {
     int n_headers;
     void *pin; /* a handle of dlopen */
     bool patched;
+    bool is_open; /* its read-only pages are writable for the moment; or for good, where they cannot be closed again */
+    int refused;  /* -errno: entries that cannot be written to were left as they are */
 } object;
 
 typedef struct entry {
@@ -92,7 +94,8 @@ static int note_object(struct dl_phdr_info *info, size_t size, void *out) {
         *(int *)out = -ENOMEM;
         return 1;
     }
-    objects[n_objects++] = (object){copy, info->dlpi_addr, info->dlpi_phdr, info->dlpi_phnum, NULL, false};
+    objects[n_objects++] = (object){.path = copy, .base = info->dlpi_addr, .headers = info->dlpi_phdr,
+                                    .n_headers = info->dlpi_phnum};
     return 0;
 }
 
@@ -129,16 +132,48 @@ static dynamic read_dynamic(const object *o) {
     return d;
 }
 
-/* The pages that the loader made read-only when it was done with them. */
-static void open_read_only(const object *o, bool open) {
+/* The pages of a segment that the loader made read-only when it was done with them; none of another segment. */
+static size_t read_only_pages(const object *o, const ElfW(Phdr) *p, uintptr_t *from) {
     size_t page = mpk__prim_page_size();
+    *from = (o->base + p->p_vaddr) / page * page;
+    uintptr_t to = (o->base + p->p_vaddr + p->p_memsz) / page * page; /* as the loader rounds */
+    return p->p_type == PT_GNU_RELRO && to > *from ? to - *from : 0;
+}
+
+static int protect_read_only(const object *o, bool open) {
+    int error = 0;
+    for (int i = 0; i < o->n_headers; i++) {
+        uintptr_t from;
+        size_t bytes = read_only_pages(o, &o->headers[i], &from);
+        int failed = bytes ? mpk__prim_protect_in_handler((void *)from, bytes, open) : 0;
+        if (failed && !error) error = failed;
+    }
+    return error;
+}
+
+/* Closed again; where that fails (there may be no room for another mapping) they are tried again later. */
+static void close_read_only(object *o) {
+    if (o->is_open && protect_read_only(o, false) == 0) o->is_open = false;
+}
+
+/* 0 when the page of an entry may be written to. Otherwise it is as it was: the pages are sealed (mseal), say. */
+static int make_writable(object *o, const void *slot) {
+    bool is_read_only = false;
     for (int i = 0; i < o->n_headers; i++) {
         const ElfW(Phdr) *p = &o->headers[i];
-        if (p->p_type != PT_GNU_RELRO) continue;
-        uintptr_t from = (o->base + p->p_vaddr) / page * page;
-        uintptr_t to = (o->base + p->p_vaddr + p->p_memsz) / page * page; /* as the loader rounds */
-        if (to > from) mpk__prim_protect_in_handler((void *)from, to - from, open);
+        uintptr_t from, at = (uintptr_t)slot, start = o->base + p->p_vaddr;
+        if (p->p_type == PT_LOAD && !(p->p_flags & PF_W) && at >= start && at < start + p->p_memsz) return -EACCES;
+        size_t bytes = read_only_pages(o, p, &from);
+        is_read_only = is_read_only || (at >= from && at < from + bytes);
     }
+    if (!is_read_only || o->is_open) return 0;
+    if (o->refused) return o->refused;
+    int error = protect_read_only(o, true);
+    if (error)
+        protect_read_only(o, false); /* of several mappings those before the first that was refused are open */
+    else
+        o->is_open = true;
+    return error;
 }
 
 static int remember(void **slot, void *before, void *after, size_t object_index) {
@@ -183,10 +218,14 @@ static int patch(const dynamic *d, const ElfW(Rela) *relocs, size_t n, size_t in
         void *real = dlsym(o->pin, hook->name); /* a slot may still lead to the loader, which would look it up */
         if (!real || (hook->real && hook->real != real)) continue; /* another library's function of that name */
         if (type == RELOC_POINTER && now != real) continue; /* data that the program has changed */
+        int refused = make_writable(o, slot);
+        if (refused) {
+            o->refused = refused;
+            continue;
+        }
         int error = remember(slot, now, hook->replacement, index);
         if (error) return error;
         hook->real = real;
-        if (!o->patched) open_read_only(o, true);
         o->patched = true;
         __atomic_store_n(slot, hook->replacement, __ATOMIC_RELEASE);
     }
@@ -202,19 +241,33 @@ int mpk__interpose_apply(mpk__hook **hooks, size_t n) {
         dynamic d = read_dynamic(&objects[i]);
         error = patch(&d, d.calls, d.n_calls, i, hooks, n);
         if (!error) error = patch(&d, d.others, d.n_others, i, hooks, n);
-        if (objects[i].patched) open_read_only(&objects[i], false);
     }
+    for (size_t i = 0; i < n_objects; i++) close_read_only(&objects[i]);
     return error;
 }
 
-void mpk__interpose_undo(void) {
+const char *mpk__interpose_refused(size_t n, int *error) {
     for (size_t i = 0; i < n_objects; i++)
-        if (objects[i].patched) open_read_only(&objects[i], true);
-    for (size_t i = 0; i < n_entries; i++)
-        if (__atomic_load_n(entries[i].slot, __ATOMIC_ACQUIRE) == entries[i].after)
+        if (objects[i].refused && n-- == 0) {
+            *error = objects[i].refused;
+            return objects[i].path;
+        }
+    return NULL;
+}
+
+void mpk__interpose_undo(void) {
+    for (size_t i = 0; i < n_objects; i++) objects[i].refused = 0; /* from here on: what was sealed after it was rewritten */
+    for (size_t i = 0; i < n_entries; i++) {
+        object *o = &objects[entries[i].object];
+        if (__atomic_load_n(entries[i].slot, __ATOMIC_ACQUIRE) != entries[i].after) continue;
+        int refused = make_writable(o, entries[i].slot);
+        if (refused) /* it stays: the replacement hands on what it gets, and a next session finds it in place */
+            o->refused = refused;
+        else
             __atomic_store_n(entries[i].slot, entries[i].before, __ATOMIC_RELEASE);
+    }
     for (size_t i = 0; i < n_objects; i++) {
-        if (objects[i].patched) open_read_only(&objects[i], false);
+        close_read_only(&objects[i]);
         if (objects[i].pin) dlclose(objects[i].pin);
         free(objects[i].path);
     }

@@ -16,8 +16,11 @@ typedef struct mpk__hook {
 int mpk__interpose_apply(mpk__hook **hooks, size_t n);
 /* Whether objects were loaded since mpk__interpose_apply. Cheap: asked at each safe point. */
 bool mpk__interpose_is_stale(void);
-/* Puts back every entry that still holds the replacement. */
+/* Puts back every entry that still holds the replacement and can be written to. */
 void mpk__interpose_undo(void);
+/* The path of the n-th object with entries that could not be rewritten, empty for the main program, and why (-errno). NULL:
+ * there are no more. */
+const char *mpk__interpose_refused(size_t n, int *error);
 /* `name` as an object that calls one of the hooks sees it; NULL if none does. */
 void *mpk__interpose_find(const char *name);
 
