@@ -18,7 +18,7 @@ from mpickpt.image import Damage, RankImage, page_aligned
 from mpickpt.layout import PAGE_BYTES, RECORD, Layout, blocks_in, round_up
 from mpickpt.reader import Checkpoint
 from mpickpt.snapshot import crc32c
-from mpickpt.store import appearing, copy_slot, open_packed, read_structure, write_at, write_skeleton
+from mpickpt.store import appearing, copy_slot, finish_packed, open_packed, write_at, write_packed_skeleton
 
 PIECE_BYTES = 16 << 20
 
@@ -68,8 +68,7 @@ def _pack(checkpoint: Checkpoint, path: Path, progress: Progress) -> None:
         channels = max(PAGE_BYTES, round_up(image.channels_bytes)) if own.channels_room else 0
         ranks.append(replace(own, objects_room=round_up(max(1, image.objects_bytes)), channels_room=channels))
     layout = Layout(tuple(ranks), checkpoint.layout.block_bytes)
-    write_skeleton(path, layout, packed=True)
-    _, offsets = read_structure(path)
+    offsets = write_packed_skeleton(path, layout)
     for image, place in zip(checkpoint.images, offsets, strict=True):
         objects, channels_payload = (_sound(read) for read in (image.read_objects(), image.read_channels()))
         write_at(path, place.objects, objects)
@@ -80,6 +79,7 @@ def _pack(checkpoint: Checkpoint, path: Path, progress: Progress) -> None:
                 sums = _pack_array(image, index, path, progress)
                 write_at(path, place.checksums[index], sums)
         write_at(path, place.record, _record(checkpoint, image.rank))
+    finish_packed(path, crc32c)
 
 
 def _pack_array(image: RankImage, index: int, path: Path, progress: Progress) -> bytes:
@@ -89,7 +89,7 @@ def _pack_array(image: RankImage, index: int, path: Path, progress: Progress) ->
     sums: list[int] = []
     rest = memory[:0]  # the head of a cell that the next piece ends
     written = 0
-    with open_packed(path, image.rank, spec.name, writing=True) as write:
+    with open_packed(path, image.rank, spec.name, None) as write:
         for start in range(0, spec.nbytes, step):
             piece = memory[: min(step, spec.nbytes - start)]
             damage = image.read_array(index, piece, start // image.block_bytes)

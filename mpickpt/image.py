@@ -24,7 +24,7 @@ from mpickpt.errors import DamageError, LayoutError, StoreError
 from mpickpt.layout import ArraySpec, Layout, SlotOffsets, blocks_in
 from mpickpt.parts import Box
 from mpickpt.snapshot import crc32c, read_blocks
-from mpickpt.store import PayloadKind, spill_path
+from mpickpt.store import PayloadKind, plain, spill_path
 
 PIECE_BYTES = 32 << 20  # read at once when only some cells are wanted; the memory needed beside the array itself
 
@@ -129,7 +129,7 @@ class RankImage:
         from mpickpt.store import open_packed
 
         damaged = []
-        with open_packed(self.path, self.rank, self.arrays[index].name) as read:
+        with open_packed(self.path, self.rank, self.arrays[index].name, crc32c) as read:
             for block, expected in enumerate(table):
                 piece = out[block * self.block_bytes : (block + 1) * self.block_bytes]
                 if not read((first + block) * self.block_bytes, piece) or crc32c(piece) != expected:
@@ -321,9 +321,9 @@ def _raise_first(damage: Sequence[Damage]) -> None:
 
 def _read(path: Path, offset: int, nbytes: int) -> tuple[bytes, int]:
     """Read up to `nbytes` at `offset`, fewer only where the file ends; also who owns the file."""
-    with path.open("rb") as file:
+    with plain(path) as fd, open(fd, "rb", closefd=False) as file:
         file.seek(offset)
-        return file.read(nbytes), os.fstat(file.fileno()).st_uid
+        return file.read(nbytes), os.fstat(fd).st_uid
 
 
 def page_aligned(nbytes: int) -> NDArray[np.uint8]:

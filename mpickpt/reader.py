@@ -21,7 +21,7 @@ from mpickpt.errors import DamageError, EpochError, StoreError, UsageError
 from mpickpt.image import Damage, RankImage, images_of
 from mpickpt.layout import blocks_in
 from mpickpt.snapshot import Snapshotter, crc32c
-from mpickpt.store import SlotInfo, Store, read_slot, read_structure
+from mpickpt.store import SlotInfo, Store, is_unchanged, read_slot, read_structure
 from mpickpt.stored import StoredArray, global_array, html_table, rank_array
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Checkpoint:
         self.epoch: int = self.slot.epoch or 0
         self.step: int = self.slot.step or 0
         self.world_size: int = self.slot.world_size
-        self.layout, offsets = read_structure(self.path)
+        self.layout, offsets = read_structure(self.path, crc32c)
         self.images = images_of(self.path, self.layout, offsets, self.slot.records, self.slot.packed)
         self.check_unchanged()
 
@@ -271,8 +271,7 @@ class Checkpoint:
 
     def check_unchanged(self) -> None:
         """Raise EpochError if the slot was written to since the checkpoint was opened."""
-        now = read_slot(self.path, crc32c)
-        if now.digest != self.slot.digest or now.records.tobytes() != self.slot.records.tobytes():
+        if not is_unchanged(self.slot, crc32c):
             raise EpochError(
                 f"Epoch {self.epoch} in {self.path} was overwritten while it was read; a program is saving there. "
                 "Open the checkpoint again."

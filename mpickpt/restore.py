@@ -224,9 +224,7 @@ def _read(
 def _plan(store: Store, restored: Restored) -> tuple[tuple[Layout, list[RankImage]] | None, str | None]:
     """Say where all ranks' shares lie in a slot or archived epoch, or why that cannot be said."""
     try:
-        from mpickpt.store import read_structure  # h5py, on rank 0 alone
-
-        layout, offsets = read_structure(restored.path)
+        layout, offsets = store.structure(restored.path)  # imports h5py, on rank 0 alone
         slot = store.look(restored.path)
         return (layout, images_of(restored.path, layout, offsets, slot.records, slot.packed)), None
     except MpickptError as error:

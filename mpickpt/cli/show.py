@@ -21,6 +21,7 @@ from mpickpt.cli.places import PLACE, add_json, open_checkpoint, open_slot, spli
 from mpickpt.image import RankImage, images_of
 from mpickpt.layout import RECORD, ArraySpec, Layout, RecordState
 from mpickpt.quantities import human_bytes, human_seconds
+from mpickpt.snapshot import crc32c
 from mpickpt.store import SlotInfo, read_structure
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def execute(args: argparse.Namespace) -> int:
     """Print the tree and the table of records; 1 if the file is damaged or a rank could not write."""
     path, _ = split_place(args.place)
     slot = open_slot(path) if path.is_file() else open_checkpoint(args.place).slot
-    layout, offsets = read_structure(slot.path)
+    layout, offsets = read_structure(slot.path, crc32c)
     images = images_of(slot.path, layout, offsets, slot.records, slot.packed) if slot.whole else []
     state = state_of(slot)
     if args.json:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from mpickpt.store.archive import appearing, clones, copy_slot
 from mpickpt.store.files import create_file, reserve
+from mpickpt.store.preface import plain
 from mpickpt.store.runs import forget_old_runs, notes_path, read_run, run_name, runs
 from mpickpt.store.slots import (
     PayloadKind,
     SlotInfo,
     Store,
     archive_path,
+    is_unchanged,
     look_anew,
     read_slot,
     record_is_valid,
@@ -23,8 +25,8 @@ from mpickpt.store.slots import (
 
 if TYPE_CHECKING:
     from mpickpt.store.export import Exported, write_hdf5, write_netcdf
-    from mpickpt.store.packed import open_packed, write_at
-    from mpickpt.store.structure import read_structure, write_skeleton
+    from mpickpt.store.packed import finish_packed, open_packed, write_at
+    from mpickpt.store.structure import read_structure, write_packed_skeleton, write_skeleton
 
 __all__ = [
     "Exported",
@@ -36,10 +38,13 @@ __all__ = [
     "clones",
     "copy_slot",
     "create_file",
+    "finish_packed",
     "forget_old_runs",
+    "is_unchanged",
     "look_anew",
     "notes_path",
     "open_packed",
+    "plain",
     "read_run",
     "read_slot",
     "read_structure",
@@ -53,13 +58,14 @@ __all__ = [
     "write_at",
     "write_hdf5",
     "write_netcdf",
+    "write_packed_skeleton",
     "write_skeleton",
 ]
 
 # These need h5py, and their modules are imported when they are asked for.
 _HOME_OF = {name: "export" for name in ("Exported", "write_hdf5", "write_netcdf")}
-_HOME_OF |= {name: "packed" for name in ("open_packed", "write_at")}
-_HOME_OF |= {name: "structure" for name in ("read_structure", "write_skeleton")}
+_HOME_OF |= {name: "packed" for name in ("finish_packed", "open_packed", "write_at")}
+_HOME_OF |= {name: "structure" for name in ("read_structure", "write_packed_skeleton", "write_skeleton")}
 
 
 def __getattr__(name: str) -> object:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mpickpt.store.files import create_file, sync_folder
+from mpickpt.store.preface import plain
 from mpickpt.store.slots import os_errors, spill_paths
 
 FICLONE = 0x40049409  # _IOW(0x94, 9, int) of linux/fs.h
@@ -78,13 +79,13 @@ def copy_slot(source: Path, target: Path, unchanged: Callable[[], None], progres
 
 
 def _clone_or_copy(source: Path, target: Path, progress: Callable[[int], object]) -> bool:
-    with source.open("rb", buffering=0) as old, target.open("r+b", buffering=0) as new:
+    with plain(source) as old, target.open("r+b", buffering=0) as new:
         try:
-            fcntl.ioctl(new.fileno(), FICLONE, old.fileno())
+            fcntl.ioctl(new.fileno(), FICLONE, old)
             return True
         except OSError:  # not on this file system, or not between these two
             pass
-        while count := _copy_piece(new.fileno(), old.fileno()):
+        while count := _copy_piece(new.fileno(), old):
             progress(count)
     return False
 

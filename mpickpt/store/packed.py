@@ -9,27 +9,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from h5py import h5d, h5f, h5s
+from h5py import h5d, h5f, h5g, h5s
 from numpy.typing import NDArray
 
 from mpickpt.parts import boxes_of_run
-from mpickpt.store.structure import opened
+from mpickpt.store.preface import Checksum, Range, write_preface
+from mpickpt.store.structure import offset_of, opened, opened_unchecked
 
 Transfer = Callable[[int, NDArray[np.uint8]], bool]
 
 
 @contextmanager
-def open_packed(path: Path, rank: int, name: str, *, writing: bool = False) -> Iterator[Transfer]:
-    """Open an array of a compressed archive.
+def open_packed(path: Path, rank: int, name: str, checksum: Checksum | None) -> Iterator[Transfer]:
+    """Open an array of a compressed archive to read it; without a `checksum`, of one in the making to write it.
 
     Gives a function of a position among the array's bytes and of memory, which is filled from there on, or written
     there. It returns False where the file's data cannot be decompressed; what is written are whole cells.
     """
-    with opened(path, h5f.ACC_RDWR if writing else h5f.ACC_RDONLY) as file:
+    writing = checksum is None
+    with ExitStack() as stack:
+        if checksum is None:
+            file = stack.enter_context(opened_unchecked(path, h5f.ACC_RDWR))
+        else:
+            file, _ = stack.enter_context(opened(path, checksum))
         dataset = h5d.open(file, f"ranks/{rank:05d}/{name}".encode())
         kind, itemsize, shape = dataset.get_type(), dataset.get_type().get_size(), dataset.shape
 
@@ -58,6 +65,40 @@ def open_packed(path: Path, rank: int, name: str, *, writing: bool = False) -> I
             return True
 
         yield transfer
+
+
+def finish_packed(path: Path, checksum: Checksum) -> None:
+    """Write the preface of a compressed archive, all arrays of which were written."""
+    with opened_unchecked(path) as file:
+        room = file.get_create_plist().get_userblock()
+        datasets = [h5d.open(file, b"records")]
+        for top in (b"ranks", b"checksums"):
+            for rank in (group := h5g.open(file, top)):
+                within = h5g.open(group, rank)
+                datasets += [h5d.open(within, name) for name in within]
+        ranges = [one for dataset in datasets for one in _raw_ranges(path, dataset, room)]
+    write_preface(path, room, ranges, checksum)
+
+
+def _raw_ranges(path: Path, dataset: h5d.DatasetID, room: int) -> list[Range]:
+    """Find the byte ranges of a dataset's raw data."""
+    if dataset.get_create_plist().get_layout() != h5d.CHUNKED:
+        start = offset_of(dataset)
+        return [(start, start + dataset.get_storage_size())]
+    infos: list[Any] = []
+    if hasattr(dataset, "chunk_iter"):
+        dataset.chunk_iter(infos.append)
+    else:
+        infos += [dataset.get_chunk_info(k) for k in range(dataset.get_num_chunks())]
+    if not infos:
+        return []
+    # Some versions of HDF5 count from the end of the preface. A chunk shows which this one is.
+    first = infos[0]
+    _, raw = dataset.read_direct_chunk(first.chunk_offset)
+    with path.open("rb") as file:
+        content = {extra: os.pread(file.fileno(), first.size, first.byte_offset + extra) for extra in (0, room)}
+    extra = next(extra for extra, there in content.items() if there == raw)
+    return [(info.byte_offset + extra, info.byte_offset + extra + info.size) for info in infos]
 
 
 def write_at(path: Path, offset: int, data: bytes) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mpickpt.errors import StoreError
 from mpickpt.notes import FORMAT, EndNote, EpochNote, Header, RankNotes, RunNotes, Sums, note_of
+from mpickpt.store.preface import plain
 from mpickpt.store.slots import os_errors
 
 KEPT_RUNS = 16  # the notes of older ones are deleted when a new one begins
@@ -73,7 +74,8 @@ def read_run(directory: Path, name: str) -> RunNotes:
 def _read_rank(path: Path) -> RankNotes | None:
     """Read one file; None if its first line is not there yet."""
     with os_errors(f"{path} cannot be read", path):
-        text = path.read_bytes().decode(errors="replace")
+        with plain(path) as fd, open(fd, "rb", closefd=False) as file:
+            text = file.read().decode(errors="replace")
     *lines, _ = text.split("\n")  # what has no end was cut off by a crash, or is being written
     if not lines:
         return None

@@ -11,11 +11,11 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,8 @@ from mpickpt.errors import MpickptError, StoreError, warn
 from mpickpt.layout import PAGE_BYTES, RECORD, RECORD_MAGIC, Layout, RecordState, SlotOffsets, blocks_in, round_up
 from mpickpt.store.files import create_file, make_folder, reserve, sync_folder, sync_folder_above
 from mpickpt.store.lock import LOCK, give_lock_back, lock_holder, take_lock
+from mpickpt.store.preface import Checksum, plain, read_preface
 
-if TYPE_CHECKING:
-    from mpickpt.store.structure import Head
-
-Checksum = Callable[[Any], int]
 PayloadKind = Literal["objects", "channels"]
 _SLOT_NAME = re.compile(r"slot-(\d+)\.h5")
 _ARCHIVE_NAME = re.compile(r"epoch-(\d+)\.h5")
@@ -60,6 +57,10 @@ class SlotInfo:
         A record is neither as a rank wrote it nor untouched.
     packed : bool
         The file is a compressed archive.
+    preface : bytes
+        What tells this file from any other of its name; empty for a slot of an older version.
+    records_at : int
+        Byte offset of the first record.
     """
 
     path: Path
@@ -74,6 +75,8 @@ class SlotInfo:
     why_not: str = ""
     damaged: bool = False
     packed: bool = False
+    preface: bytes = field(default=b"", compare=False, repr=False)
+    records_at: int = 0
 
     @property
     def readable(self) -> bool:
@@ -120,7 +123,7 @@ class Store:
     directory : pathlib.Path
         The directory; `lock` and `create` make it if need be.
     crc32c : callable
-        CRC-32C of a bytes-like object.
+        CRC-32C of a bytes-like object, going on from a second argument.
     """
 
     def __init__(self, directory: Path, crc32c: Checksum) -> None:
@@ -215,7 +218,7 @@ class Store:
             try:
                 if need > (free := _free_bytes(fd)):
                     raise OSError(errno.ENOSPC, f"{free} bytes are free")
-                write_skeleton(new, layout)
+                write_skeleton(new, layout, self._crc32c)
                 reserved = reserve(fd, round_up(os.fstat(fd).st_size))
                 os.fsync(fd)
                 new.rename(path)
@@ -244,15 +247,17 @@ class Store:
 
     def offsets(self, index: int) -> list[SlotOffsets]:
         """Return the byte offsets in slot `index` by rank."""
-        from mpickpt.store.structure import read_structure
-
-        return read_structure(slot_path(self.directory, index))[1]
+        return self.structure(slot_path(self.directory, index))[1]
 
     def layout(self, index: int) -> Layout:
         """Return the layout that slot `index` was created for."""
+        return self.structure(slot_path(self.directory, index))[0]
+
+    def structure(self, path: Path) -> tuple[Layout, list[SlotOffsets]]:
+        """Return the layout of a slot or an archived epoch, and the byte offsets in it by rank."""
         from mpickpt.store.structure import read_structure
 
-        return read_structure(slot_path(self.directory, index))[0]
+        return read_structure(path, self._crc32c)
 
 
 def read_slot(path: Path, crc32c: Checksum) -> SlotInfo:
@@ -262,8 +267,8 @@ def read_slot(path: Path, crc32c: Checksum) -> SlotInfo:
     match = _SLOT_NAME.fullmatch(path.name)
     index = int(match[1]) if match else -1
     try:
-        head = read_head(path)
-        records = _read_records(path, head)
+        head = read_head(path, crc32c)
+        records = _read_records(path, head.records, head.world_size)
     except MpickptError as error:
         return SlotInfo(path, index, why_not=str(error))
     damage = _clear_damaged(records, crc32c)
@@ -281,13 +286,31 @@ def read_slot(path: Path, crc32c: Checksum) -> SlotInfo:
         why_not=why_not,
         damaged=bool(damage),
         packed=head.packed,
+        preface=head.preface,
+        records_at=head.records,
     )
 
 
-def _read_records(path: Path, head: Head) -> NDArray[np.void]:
-    nbytes = head.world_size * PAGE_BYTES
-    with os_errors(f"The records of {path} cannot be read", path), path.open("rb") as file:
-        raw = os.pread(file.fileno(), nbytes, head.records)
+def is_unchanged(slot: SlotInfo, crc32c: Checksum) -> bool:
+    """Tell whether `slot` is what it was when it was read: the same file, and nothing written to it."""
+    if not slot.preface:
+        now = read_slot(slot.path, crc32c)
+        return now.digest == slot.digest and now.records.tobytes() == slot.records.tobytes()
+    try:
+        with plain(slot.path) as fd:
+            if read_preface(fd, crc32c) != slot.preface:
+                return False
+        records = _read_records(slot.path, slot.records_at, slot.world_size)
+    except (OSError, ValueError, StoreError):
+        return False
+    _clear_damaged(records, crc32c)
+    return records.tobytes() == slot.records.tobytes()
+
+
+def _read_records(path: Path, offset: int, world_size: int) -> NDArray[np.void]:
+    nbytes = world_size * PAGE_BYTES
+    with os_errors(f"The records of {path} cannot be read", path), plain(path) as fd:
+        raw = os.pread(fd, nbytes, offset)
     if len(raw) != nbytes:
         raise StoreError(f"{path} is truncated: it ends before its records do.", path=path)
     records: NDArray[np.void] = np.frombuffer(bytearray(raw), RECORD)

@@ -2,6 +2,9 @@
 
 Raw data never pass through HDF5: datasets are created with their space and without being filled, and what is read
 here is where they lie. Files that are no slots end in a `StoreError` with a sentence, whatever h5py says about them.
+
+`opened` is the one door through which mpickpt has HDF5 open a file that it did not just make: the file is a regular
+one, and its structure agrees with its preface, or it is an older version's and has none.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +33,15 @@ from mpickpt.layout import (
     blocks_in,
     dtype_from_text,
     dtype_to_text,
+    round_up,
 )
 from mpickpt.parts import Box, Part
+from mpickpt.store import preface
+from mpickpt.store.preface import Checksum, plain
 
 FORMAT = "mpickpt"
 ARCHIVE_FORMAT = "mpickpt archive"  # the same, but the arrays are chunked and compressed: mpickpt.store.packed
-FORMAT_VERSION = 1
+FORMAT_VERSION = preface.FORMAT_VERSION
 CHUNK_BYTES = 256 * 1024
 GZIP_LEVEL = 4
 OBJECTS, CHANNELS = ".objects", ".channels"  # not possible names of arrays
@@ -43,62 +50,91 @@ _PART_FIELDS = (b"global_shape", b"global_start", b"local_start", b"local_stop")
 
 
 class Head(NamedTuple):
-    """What the root of a slot says: `records` is the byte offset of the first record."""
+    """What the root of a slot says, with the byte offset of the first record, and the preface (empty without one)."""
 
     digest: bytes
     block_bytes: int
     world_size: int
     records: int
     packed: bool = False
+    preface: bytes = b""
 
 
-def read_head(path: Path) -> Head:
-    """Read the root of a slot; StoreError if the file is not a slot."""
-    with _reading(path) as file:
-        return _head(file)
+def read_head(path: Path, checksum: Checksum) -> Head:
+    """Read the root of a slot; StoreError if the file is not a slot, or its structure is damaged."""
+    with _reading(path, checksum) as (file, own):
+        return _head(file)._replace(preface=own)
 
 
-def read_structure(path: Path) -> tuple[Layout, list[SlotOffsets]]:
+def read_structure(path: Path, checksum: Checksum) -> tuple[Layout, list[SlotOffsets]]:
     """Read a slot's layout and the byte offsets by rank.
 
     Raises
     ------
     StoreError
-        If the file is not a readable slot, or its structure does not have the digest that it was created with.
+        If the file is not a readable slot, or its structure is not the one that it was created with.
     """
-    ranks, offsets = [], []
-    with _reading(path) as file:
-        digest, block_bytes, world_size, records_at, _ = _head(file)
-        for rank in range(world_size):
-            group = h5g.open(file, f"ranks/{rank:05d}".encode())
-            sums = h5g.open(file, f"checksums/{rank:05d}".encode())
-            names: list[bytes] = []
-            group.links.iterate(names.append, idx_type=h5.INDEX_CRT_ORDER)
-            objects, objects_room = _take_payload(group, names, OBJECTS)
-            channels, channels_room = _take_payload(group, names, CHANNELS) if CHANNELS.encode() in names else (0, 0)
-            datasets = [h5d.open(group, name) for name in names]
-            specs = tuple(_read_spec(name.decode(), dataset) for name, dataset in zip(names, datasets, strict=True))
-            ranks.append(RankLayout(specs, objects_room, channels_room))
-            offsets.append(
-                SlotOffsets(
-                    record=records_at + rank * PAGE_BYTES,
-                    arrays=tuple(dataset.get_offset() or 0 for dataset in datasets),
-                    checksums=tuple(h5d.open(sums, name).get_offset() or 0 for name in names),
-                    objects=objects,
-                    objects_room=objects_room,
-                    channels=channels,
-                    channels_room=channels_room,
-                )
-            )
-        layout = Layout(tuple(ranks), block_bytes)
-    if layout.digest != digest:
+    with _reading(path, checksum) as (file, _):
+        head = _head(file)
+        layout, offsets = _structure(file, head)
+    if layout.digest != head.digest:
         raise StoreError(f"The structure of {path} is not the one that it was created with: it is damaged.", path=path)
     return layout, offsets
 
 
+def offset_of(dataset: h5d.DatasetID) -> int:
+    """Return the byte offset of a dataset's raw data in the file; 0 if it has none, whatever HDF5 says then."""
+    return dataset.get_offset() if dataset.get_storage_size() else 0
+
+
+def _structure(file: h5f.FileID, head: Head) -> tuple[Layout, list[SlotOffsets]]:
+    ranks, offsets = [], []
+    for rank in range(head.world_size):
+        group = h5g.open(file, f"ranks/{rank:05d}".encode())
+        sums = h5g.open(file, f"checksums/{rank:05d}".encode())
+        names: list[bytes] = []
+        group.links.iterate(names.append, idx_type=h5.INDEX_CRT_ORDER)
+        objects, objects_room = _take_payload(group, names, OBJECTS)
+        channels, channels_room = _take_payload(group, names, CHANNELS) if CHANNELS.encode() in names else (0, 0)
+        datasets = [h5d.open(group, name) for name in names]
+        specs = tuple(_read_spec(name.decode(), dataset) for name, dataset in zip(names, datasets, strict=True))
+        ranks.append(RankLayout(specs, objects_room, channels_room))
+        offsets.append(
+            SlotOffsets(
+                record=head.records + rank * PAGE_BYTES,
+                arrays=tuple(offset_of(dataset) for dataset in datasets),
+                checksums=tuple(offset_of(h5d.open(sums, name)) for name in names),
+                objects=objects,
+                objects_room=objects_room,
+                channels=channels,
+                channels_room=channels_room,
+            )
+        )
+    return Layout(tuple(ranks), head.block_bytes), offsets
+
+
 @contextmanager
-def opened(path: Path, flags: int = h5f.ACC_RDONLY) -> Iterator[h5f.FileID]:
-    """Open a slot or an archive through HDF5, without HDF5's own locks."""
+def opened(path: Path, checksum: Checksum) -> Iterator[tuple[h5f.FileID, bytes]]:
+    """Open a slot or an archive through HDF5 to read it, when its structure was found undamaged; also its preface.
+
+    What is opened is what was checked, whatever gets its name meanwhile.
+
+    Raises
+    ------
+    StoreError
+        If the structure is damaged.
+    ValueError, OSError
+        If the file is no slot, or cannot be read.
+    """
+    with plain(path) as fd:
+        own = preface.check(fd, path, checksum)
+        with opened_unchecked(Path(f"/proc/self/fd/{fd}")) as file:
+            yield file, own
+
+
+@contextmanager
+def opened_unchecked(path: Path, flags: int = h5f.ACC_RDONLY) -> Iterator[h5f.FileID]:
+    """Open a file that this process has just made through HDF5, without HDF5's own locks."""
     access = h5p.create(h5p.FILE_ACCESS)
     access.set_fclose_degree(h5f.CLOSE_STRONG)
     access.set_file_locking(False, True)
@@ -110,11 +146,11 @@ def opened(path: Path, flags: int = h5f.ACC_RDONLY) -> Iterator[h5f.FileID]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[h5f.FileID]:
+def _reading(path: Path, checksum: Checksum) -> Iterator[tuple[h5f.FileID, bytes]]:
     """Open a slot for reading its structure; what h5py says about files that are none becomes a `StoreError`."""
     try:
-        with path.open("rb"), opened(path) as file:  # the first says plainly if the file may not be read
-            yield file
+        with opened(path, checksum) as (file, own):
+            yield file, own
     except (KeyError, ValueError, TypeError, RuntimeError, OSError, LayoutError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip("'\"")
         message = f"{path} cannot be read as a slot: {reason.rstrip('.')}. It is foreign, truncated or damaged."
@@ -143,7 +179,7 @@ def _take_payload(group: h5g.GroupID, names: list[bytes], name: str) -> tuple[in
     """Take a dataset that is no array out of `names`, and give its offset and room."""
     names.remove(name.encode())
     dataset = h5d.open(group, name.encode())
-    return dataset.get_offset() or 0, dataset.get_storage_size()
+    return offset_of(dataset), dataset.get_storage_size()
 
 
 def _read_spec(name: str, dataset: h5d.DatasetID) -> ArraySpec:
@@ -194,8 +230,9 @@ class _Skeleton:
     The arrays of a packed one are chunked and compressed, and nothing is aligned.
     """
 
-    def __init__(self, path: Path, packed: bool = False) -> None:
+    def __init__(self, path: Path, room: int, packed: bool = False) -> None:
         self.packed = packed
+        self.raw_ranges: list[preface.Range] = []
         access = h5p.create(h5p.FILE_ACCESS)
         access.set_libver_bounds(h5f.LIBVER_V18, h5f.LIBVER_V110)  # what HDF5 1.10 reads
         access.set_fclose_degree(h5f.CLOSE_STRONG)
@@ -208,6 +245,7 @@ class _Skeleton:
         # 3 s for 1,000 ranks with 3 arrays).
         creation = h5p.create(h5p.FILE_CREATE)
         creation.set_file_space_strategy(h5f.FSPACE_STRATEGY_AGGR, False, 1)
+        creation.set_userblock(room)
         self.file = h5f.create(os.fsencode(path), h5f.ACC_TRUNC, fcpl=creation, fapl=access)
         self.raw = h5p.create(h5p.DATASET_CREATE)
         self.raw.set_layout(h5d.CONTIGUOUS)
@@ -221,7 +259,10 @@ class _Skeleton:
         return h5g.create(self.file, name.encode(), gcpl=self.ordered)
 
     def dataset(self, group: h5g.GroupID, name: str, kind: h5t.TypeID, shape: tuple[int, ...]) -> h5d.DatasetID:
-        return h5d.create(group, name.encode(), kind, _space(shape), dcpl=self.raw)
+        made = h5d.create(group, name.encode(), kind, _space(shape), dcpl=self.raw)
+        start, nbytes = offset_of(made), made.get_storage_size()
+        self.raw_ranges.append((start, start + (nbytes if self.packed else round_up(nbytes))))
+        return made
 
     def array(self, group: h5g.GroupID, spec: ArraySpec) -> h5d.DatasetID:
         shape, kind = spec.stored_shape, _hdf5_type(spec.dtype)
@@ -263,9 +304,37 @@ def _hdf5_type(dtype: np.dtype[Any]) -> h5t.TypeID:
     return kind
 
 
-def write_skeleton(path: Path, layout: Layout, packed: bool = False) -> None:
-    """Write the structure of a slot, or of a compressed archive, for `layout` into the file `path`, and close it."""
-    skeleton = _Skeleton(path, packed)
+def write_skeleton(path: Path, layout: Layout, checksum: Checksum) -> None:
+    """Write the structure of a slot for `layout` into the file `path`, and its preface."""
+    room = preface.preface_bytes(1 + sum(2 + 2 * len(rank.arrays) for rank in layout.ranks))
+    preface.write_preface(path, room, _write_skeleton(path, layout, room), checksum)
+
+
+def write_packed_skeleton(path: Path, layout: Layout) -> list[SlotOffsets]:
+    """Write the structure of a compressed archive into the file `path`; its arrays, then its preface are still to come.
+
+    Returns
+    -------
+    list of SlotOffsets
+        Where all lies but the arrays, by rank.
+    """
+    chunks = sum(_chunk_count(spec) for rank in layout.ranks for spec in rank.arrays)
+    room = preface.preface_bytes(chunks + 1 + sum(2 + 2 * len(rank.arrays) for rank in layout.ranks))
+    _write_skeleton(path, layout, room, packed=True)
+    with opened_unchecked(path) as file:
+        return _structure(file, _head(file))[1]
+
+
+def _chunk_count(spec: ArraySpec) -> int:
+    if not spec.nbytes or not spec.shape:
+        return 0
+    chunk = _chunk(spec.stored_shape, spec.dtype.itemsize)
+    return prod(-(-extent // step) for extent, step in zip(spec.stored_shape, chunk, strict=True))
+
+
+def _write_skeleton(path: Path, layout: Layout, room: int, packed: bool = False) -> list[preface.Range]:
+    """Write the structure behind `room` bytes of preface, close the file, and tell where raw data lie so far."""
+    skeleton = _Skeleton(path, room, packed)
     try:
         h5py.File(skeleton.file).attrs.update(
             {
@@ -288,6 +357,7 @@ def write_skeleton(path: Path, layout: Layout, packed: bool = False) -> None:
             _write_global(skeleton.file, name, layout)
     finally:
         skeleton.file.close()
+    return skeleton.raw_ranges
 
 
 def _write_rank(skeleton: _Skeleton, number: str, rank: RankLayout, block_bytes: int) -> None:

@@ -145,9 +145,14 @@ void mpk__prim_name_thread(const char *name) { pthread_setname_np(pthread_self()
 
 int mpk__prim_open_slot(const char *path, bool want_direct, bool writing, int *direct_fd, int *buffered_fd) {
     int mode = (writing ? O_RDWR : O_RDONLY) | O_CLOEXEC;
+    struct stat found;
     *direct_fd = -1;
-    *buffered_fd = open(path, mode);
+    *buffered_fd = open(path, mode | O_NONBLOCK); /* a FIFO in its place is not waited for */
     if (*buffered_fd < 0) return -errno;
+    if (fstat(*buffered_fd, &found) != 0 || !S_ISREG(found.st_mode)) {
+        close(*buffered_fd);
+        return -EINVAL;
+    }
     if (want_direct) *direct_fd = open(path, mode | O_DIRECT); /* EINVAL: this file system has none */
     return 0;
 }

@@ -124,6 +124,13 @@ def flip(path: Path, at: int) -> None:
         file.write(bytes([byte ^ 0x04]))
 
 
+def year_of_creation(path: Path) -> int:
+    """Find a byte of the structure that does no harm: one of the time at which the slot was created."""
+    found = re.search(rb"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", path.read_bytes())
+    assert found
+    return found.start() + 2
+
+
 def cut_off(path: Path, nbytes: int) -> None:
     """Leave the first bytes of a file only."""
     os.truncate(path, nbytes)
@@ -151,6 +158,10 @@ DAMAGE: dict[str, tuple[Callable[[Path, int, int], None], str]] = {
     "record": (
         lambda d, i, r: flip(slot_path(d, i), offsets(d, i, r).record + 3000),
         "slot-{index}.h5: The record of rank {rank} is damaged.",
+    ),
+    "structure": (
+        lambda d, i, r: flip(slot_path(d, i), year_of_creation(slot_path(d, i))),
+        "slot-{index}.h5 is not the one that it was created with: it is damaged",
     ),
     "half the file": (
         lambda d, i, r: cut_off(slot_path(d, i), slot_path(d, i).stat().st_size // 2),

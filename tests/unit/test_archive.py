@@ -25,7 +25,7 @@ from mpickpt.layout import ArraySpec, Layout, Order, RankLayout
 from mpickpt.parts import Box, Part, boxes_of_run
 from mpickpt.reader import Checkpoint
 from mpickpt.snapshot import crc32c
-from mpickpt.store import Store, open_packed, slot_path, spill_path, spill_paths, write_skeleton
+from mpickpt.store import Store, finish_packed, open_packed, slot_path, spill_path, spill_paths, write_packed_skeleton
 from mpickpt.store.structure import _chunk
 
 
@@ -409,11 +409,12 @@ def test_a_chunk_is_one_stretch(shape: tuple[int, ...]) -> None:
 def test_packed_arrays_read_any_bytes(tmp_path: Path) -> None:
     layout = rows(3, cols=40_000, halo=1)
     path = tmp_path / "epoch-1.h5"
-    write_skeleton(path, layout, packed=True)
+    write_packed_skeleton(path, layout)
     data = np.random.default_rng(0).integers(0, 256, layout.ranks[2].arrays[0].nbytes, np.uint8)
-    with open_packed(path, 2, "u", writing=True) as write:
+    with open_packed(path, 2, "u", None) as write:
         assert write(0, data)
-    with open_packed(path, 2, "u") as read:
+    finish_packed(path, crc32c)
+    with open_packed(path, 2, "u", crc32c) as read:
         for start, count in ((0, data.size), (1, 7), (320_000 - 3, 6), (262_144, 262_144), (data.size - 1, 1)):
             out = np.zeros(count, np.uint8)
             assert read(start, out)

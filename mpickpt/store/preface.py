@@ -1,0 +1,183 @@
+"""The preface of a slot: what stands before its HDF5 file, so that damage is found before HDF5 reads a byte.
+
+HDF5 itself keeps no checksums of most of its structure, and damage there can make it loop for ever. So the first bytes
+of a slot, in front of what HDF5 takes for the file (its "user block"), say which byte ranges are raw data, and hold
+one CRC-32C of everything else. The structure is written once, when the slot is created, so the preface is too. It is
+read plainly. A file that begins with HDF5's own signature is a slot of an older version, without a preface.
+
+h5py is not imported here: `mpickpt.store.structure` opens a file only after `check` found nothing wrong.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mpickpt.errors import StoreError
+from mpickpt.layout import PAGE_BYTES
+
+MAGIC = b"MPKPREF1"
+FORMAT_VERSION = 1
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+PIECE_BYTES = 1 << 20
+REMEMBERED = 64  # files: an archive is opened again for each piece of an array
+QUIET_SECONDS = 2.0  # a file that did not change for so long shows by its times if it changes from now on
+
+# magic, format version, bytes of the preface, where the structure ends, number of ranges of raw data, CRC-32C of the
+# structure, of the ranges, of these fields. The ranges follow, each as its first byte and the byte after its last one.
+_HEAD = struct.Struct("<8sIIQQII20xI")
+_RANGE = struct.Struct("<QQ")
+
+Checksum = Callable[..., int]
+Range = tuple[int, int]
+_checked: dict[str, tuple[int, ...]] = {}  # files whose structure was right when they had these properties
+
+
+@contextmanager
+def plain(path: Path) -> Iterator[int]:
+    """Open a regular file for reading; anything else is refused at once, and nobody is waited for.
+
+    Raises
+    ------
+    OSError
+        EISDIR or EINVAL if it is no regular file; else whatever opening it meets.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # nobody could be at its other end
+            raise OSError(errno.EINVAL, "it is a socket or a device", str(path)) from None
+        raise
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is a FIFO" if stat.S_ISFIFO(mode) else "it is a device", str(path))
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def preface_bytes(ranges: int) -> int:
+    """Return the size of a preface with room for so many ranges: a power of two, as HDF5 wants it, of whole pages."""
+    needed = _HEAD.size + ranges * _RANGE.size
+    return max(PAGE_BYTES, 1 << (needed - 1).bit_length())
+
+
+def write_preface(path: Path, room: int, raw: Iterable[Range], checksum: Checksum) -> None:
+    """Write the preface of a file whose structure is complete and does not change any more.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file, in which `room` bytes are left free before HDF5's own.
+    room : int
+        What `preface_bytes` said.
+    raw : iterable of (int, int)
+        The byte ranges that are not structure, in any order.
+    checksum : callable
+        CRC-32C of a bytes-like object, going on from a second argument.
+    """
+    ranges = _merged(raw)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        end = os.fstat(fd).st_size
+        table = b"".join(_RANGE.pack(*one) for one in ranges)
+        structure = _sum_of(fd, room, end, ranges, checksum)
+        fields = (MAGIC, FORMAT_VERSION, room, end, len(ranges), structure, checksum(table))
+        preface = _HEAD.pack(*fields, checksum(_HEAD.pack(*fields, 0)[:-4])) + table
+        assert len(preface) <= room
+        os.pwrite(fd, preface.ljust(room, b"\0"), 0)
+    finally:
+        os.close(fd)
+
+
+def check(fd: int, path: Path, checksum: Checksum) -> bytes:
+    """Compare the structure of an open file with its preface.
+
+    Returns
+    -------
+    bytes
+        The preface; empty if the file has none, as it is an older version's.
+
+    Raises
+    ------
+    ValueError
+        If the file is no slot, or its preface is damaged; says so in words that go on from "cannot be read".
+    StoreError
+        If the structure is damaged.
+    """
+    preface = read_preface(fd, checksum)
+    if not preface:
+        return preface
+    status = os.fstat(fd)
+    seen = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, hash(preface))
+    if _checked.get(str(path)) == seen:
+        return preface
+    _, _, room, end, _, expected, *_ = _HEAD.unpack_from(preface)
+    if status.st_size < end:
+        raise ValueError("it ends before its structure does")
+    ranges = _RANGE.iter_unpack(preface[_HEAD.size :])
+    if _sum_of(fd, room, end, ranges, checksum) != expected:
+        raise StoreError(f"The structure of {path} is not the one that it was created with: it is damaged.", path=path)
+    if time.time() - max(status.st_mtime, status.st_ctime) > QUIET_SECONDS:
+        if len(_checked) >= REMEMBERED:
+            _checked.clear()
+        _checked[str(path)] = seen
+    return preface
+
+
+def read_preface(fd: int, checksum: Checksum) -> bytes:
+    """Read the preface of an open file, without the room behind it; empty if it has none, ValueError if damaged."""
+    head = os.pread(fd, _HEAD.size, 0)
+    if head.startswith(HDF5_SIGNATURE):
+        return b""
+    if not head.startswith(MAGIC) or len(head) < _HEAD.size:
+        raise ValueError("it begins neither as a slot nor as an HDF5 file")
+    _, version, _, _, count, _, table_sum, own = _HEAD.unpack(head)
+    table = os.pread(fd, count * _RANGE.size, _HEAD.size) if checksum(head[:-4]) == own else None
+    if table is None or checksum(table) != table_sum:
+        raise ValueError("its preface is damaged")
+    if version > FORMAT_VERSION:
+        raise ValueError(f"it has format {version}, written by a newer mpickpt; this one reads {FORMAT_VERSION}")
+    return head + table
+
+
+def _merged(ranges: Iterable[Range]) -> list[Range]:
+    """Sort ranges and join those that touch."""
+    merged: list[Range] = []
+    for start, stop in sorted(ranges):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(stop, merged[-1][1])
+        elif start < stop:
+            merged.append((start, stop))
+    return merged
+
+
+def _sum_of(fd: int, start: int, end: int, raw: Iterable[Range], checksum: Checksum) -> int:
+    """Compute the CRC-32C of all bytes of a file from `start` to `end` but those in `raw`."""
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    crc = 0
+    for first, stop in _between(start, end, raw):
+        at = first
+        while at < stop:
+            count = os.preadv(fd, [buffer[: min(PIECE_BYTES, stop - at)]], at)
+            if count == 0:
+                raise ValueError("it ends before its structure does")
+            crc = checksum(buffer[:count], crc)
+            at += count
+    return crc
+
+
+def _between(start: int, end: int, raw: Iterable[Range]) -> Iterator[Range]:
+    for first, stop in raw:
+        yield start, min(first, end)
+        start = stop
+    yield start, end
