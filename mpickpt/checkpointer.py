@@ -18,26 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpickpt.coordinator import Coordinator
-from mpickpt.errors import LayoutError, MpickptError, StoreError, UsageError
+from mpickpt.errors import LayoutError, MpickptError, StoreError
 from mpickpt.forks import disinherit_descriptor, inherit_descriptor
 from mpickpt.layout import ArraySpec, Layout, RankLayout, SlotOffsets, objects_room_for
 from mpickpt.options import Options
 from mpickpt.policy import choose_slot
 from mpickpt.snapshot import Progress, Snapshotter, crc32c
 from mpickpt.store import Store, look_anew, slot_path, spill_path
+from mpickpt.watching import Region, Watch
 
 if TYPE_CHECKING:
     from mpickpt.coordinator import Traffic
 
 LOCK_PATIENCE = 180.0  # seconds: NFS servers keep a dead machine's locks for 90 s, mostly, and Lustre for 100 or more
 CHANNELS_ROOM = 64 * 1024  # bytes for messages in flight; more of them spill
-
-
-@dataclass(frozen=True, eq=False)
-class _Region:
-    spec: ArraySpec
-    memory: NDArray[np.uint8]
-    owned: bool
 
 
 @dataclass(frozen=True)
@@ -68,9 +62,10 @@ class Checkpointer:
         self._options = options
         self.store = Store(options.directory, crc32c)
         self.snapshotter = Snapshotter(direct=options.direct, predict=options.predict)
+        self._watch = Watch(self.snapshotter, options.pool, coordinator.rank)
         self.objects: dict[str, Any] = {}
-        self._regions: dict[str, _Region] = {}
-        self._sealed: list[_Region] | None = None  # keeps their memory alive while it is protected
+        self._regions: dict[str, Region] = {}
+        self._sealed: list[Region] | None = None  # keeps their memory alive while it is protected
         self._watched = False  # the snapshotter has them
         self._block_bytes = 0
         self._digest = b""
@@ -108,7 +103,7 @@ class Checkpointer:
 
     def add(self, spec: ArraySpec, memory: NDArray[np.uint8], *, owned: bool) -> None:
         """Save one more array from the next cut on."""
-        self._regions[spec.name] = _Region(spec, memory, owned)
+        self._regions[spec.name] = Region(spec, memory, owned)
 
     def drop(self, name: str) -> None:
         """Save an array or object no longer."""
@@ -145,29 +140,18 @@ class Checkpointer:
         digest, self._block_bytes = coordinator.on_root(lambda: self._join(ranks or []), "rank 0 to join the layouts")
         self._sealed = None  # until all is done: an interrupt on the way must not leave half a layout in force
         self._watched = False
-        self.snapshotter.unseal()
-        if watch:
-            try:
-                self._watch(regions)
-            except UsageError as found:
-                error = found
+        try:
+            self._watch.add(regions)
+            if watch:
+                self._seal()
+        except MpickptError as found:
+            error = found
         self._sealed, self._digest = regions, digest
         self._targets.clear()
         coordinator.agree(error, f"all ranks to watch their arrays at step {step}")
 
-    def _watch(self, regions: list[_Region]) -> None:
-        """Give the regions to the snapshotter."""
-        try:
-            for region in regions:
-                if region.spec.nbytes:
-                    self.snapshotter.add(region.memory, owned=region.owned)
-            state = sum(region.spec.nbytes for region in regions)
-            self.snapshotter.seal(self._block_bytes, self._options.pool.bytes_for(state, self._block_bytes))
-        except OSError as error:
-            raise UsageError(
-                f"The arrays cannot be watched: {error.strerror or error}. Do two of them overlap, is another session "
-                f"open in this process, or is there no memory for the pool?"
-            ) from error
+    def _seal(self) -> None:
+        self._watch.seal(self._block_bytes)
         self._watched = True
 
     def _join(self, ranks: list[RankLayout]) -> tuple[bytes, int]:
@@ -267,16 +251,24 @@ class Checkpointer:
         found = progress.unseen
         if found is None or self._sealed is None:
             return None
-        full = [region.spec.name for region in self._sealed if region.spec.nbytes]
-        return f"array {full[found[0]]!r}, in the block at byte {found[1]}"
+        return f"array {self._watch.name_of(found[0])!r}, in the block at byte {found[1]}"
+
+    def torn(self, progress: Progress) -> str | None:
+        """Tell why the last cut failed, if `progress` says that somebody wrote to pinned memory meanwhile."""
+        if progress.torn is None or self._sealed is None:
+            return None
+        return (
+            f"array {self._watch.name_of(progress.torn)!r}, which others have mapped too, was written to while the cut "
+            f"copied it, so that its image would be of no instant; let nobody write to it between his own safe point "
+            f"and that of this rank"
+        )
 
     def arm(self, number: int, step: int, slot: int) -> None:
         """Pickle the objects and have the snapshotter fix the image, which it drains from then on."""
         objects = self._pickled()
         target = self._targets[slot]
         if not self._watched:
-            assert self._sealed is not None
-            self._watch(self._sealed)
+            self._seal()
         if self.traffic is not None:
             self.traffic.cut(number)
         self.snapshotter.cut(
@@ -298,6 +290,7 @@ class Checkpointer:
     def close(self) -> None:
         """Let go of everything on this rank, the arrays' memory too; the drain has ended."""
         self.snapshotter.close()
+        self._watch.close()
         self._sealed = None
         self._regions.clear()
         if self.store.lock_descriptor is not None:

@@ -48,13 +48,17 @@ class PoolSize:
     nbytes: int | None = None
     fraction: float | None = None
 
-    def bytes_for(self, state_bytes: int, block_bytes: int) -> int:
-        """Size of the pool of a rank with `state_bytes` of arrays; one block at the least."""
+    def bytes_for(self, state_bytes: int, block_bytes: int, pinned_bytes: int = 0) -> int:
+        """Size of the pool of a rank with `state_bytes` of arrays; one block at the least.
+
+        By default there is room for `pinned_bytes`, which are copied at each cut, and for a share of the rest.
+        """
         if self.nbytes is not None:
             return max(self.nbytes, block_bytes)
         if self.fraction is not None:
             return max(math.ceil(self.fraction * state_bytes), block_bytes)
-        return max(math.ceil(DEFAULT_POOL_FRACTION * state_bytes), DEFAULT_POOL_BLOCKS * block_bytes)
+        share = DEFAULT_POOL_FRACTION * max(0, state_bytes - pinned_bytes)
+        return max(math.ceil(share), DEFAULT_POOL_BLOCKS * block_bytes) + pinned_bytes
 
 
 @dataclass(frozen=True)

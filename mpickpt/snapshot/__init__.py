@@ -13,6 +13,16 @@ except ImportError as error:
         f"started in the folder of the sources, which hides the installed package; start it elsewhere."
     ) from error
 from mpickpt.snapshot.reading import Loader, LoadProgress, crc32c, read_blocks
-from mpickpt.snapshot.snapshotter import DrainState, Progress, Snapshotter
+from mpickpt.snapshot.snapshotter import DrainState, Mapping, Memory, Progress, Snapshotter
 
-__all__ = ["DrainState", "LoadProgress", "Loader", "Progress", "Snapshotter", "crc32c", "read_blocks"]
+__all__ = [
+    "DrainState",
+    "LoadProgress",
+    "Loader",
+    "Mapping",
+    "Memory",
+    "Progress",
+    "Snapshotter",
+    "crc32c",
+    "read_blocks",
+]

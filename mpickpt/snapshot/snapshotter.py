@@ -25,6 +25,38 @@ class DrainState(IntEnum):
 _STATES = tuple(DrainState)
 
 
+class Mapping(IntEnum):
+    """How memory is mapped: what `native/src/mapping.c` tells of a region."""
+
+    UNKNOWN = 0
+    PRIVATE = 1
+    SHARED = 2  # others may have it mapped too
+    HUGE = 3  # of hugetlbfs
+    WINDOW = 4  # of an MPI window that MPI allocated
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What was found out about the memory of a region.
+
+    Attributes
+    ----------
+    mapping : Mapping
+        How it is mapped.
+    pinned : bool
+        Whether it is copied at each cut and never protected; the pool has to hold all of that.
+    path : str
+        The file or the segment, for messages; empty if there is none.
+    errno : int
+        Why it cannot be saved; 0 otherwise.
+    """
+
+    mapping: Mapping
+    pinned: bool
+    path: str
+    errno: int
+
+
 @dataclass
 class Progress:
     """The drain of the last cut, as it stands.
@@ -54,6 +86,8 @@ class Progress:
         Whether the storage is written past the page cache.
     channels_due : bool
         Whether the epoch waits for `Snapshotter.add_channels`; for nothing else, once all blocks are saved.
+    torn : int or None
+        The region, in the order of `Snapshotter.add`, that others wrote to while this cut copied it, so that it failed.
     unseen : tuple of int or None
         The region, in the order of `Snapshotter.add`, and the byte in it, of a block that was written to without being
         noticed since it was saved; found by looking at some of the unchanged blocks. The next cut saves everything.
@@ -76,6 +110,7 @@ class Progress:
     faults: int
     direct: bool
     channels_due: bool
+    torn: int | None
     unseen: tuple[int, int] | None
 
 
@@ -132,14 +167,28 @@ class Snapshotter:
         """
         self._session.add(data, owned)
 
+    def look_up(self) -> list[Memory]:
+        """Find out how the regions that were added since the last call are mapped, and tell of all regions.
+
+        Pages of files that are mapped privately are made the process's own.
+
+        Raises
+        ------
+        OSError
+            If the kernel does not tell of its mappings, or there is no memory. What is wrong with a region is told.
+        """
+        return [
+            Memory(Mapping(mapping), pinned, path, errno) for mapping, pinned, path, errno in self._session.look_up()
+        ]
+
     def seal(self, block_bytes: int, pool_bytes: int) -> None:
         """Fix the regions, reserve the pool (rounded up to whole blocks) and start the drain threads.
 
         Raises
         ------
         OSError
-            ENOMEM if the pool does not fit into memory; EBUSY if another snapshotter is sealed; EINVAL for a block
-            size that is no power of two of at least 4096.
+            ENOMEM if the pool does not fit into memory; ENOBUFS if it does not hold all that is pinned; EBUSY if
+            another snapshotter is sealed; EINVAL for a block size that is no power of two of at least 4096.
         """
         self._session.seal(block_bytes, pool_bytes)
 

@@ -68,6 +68,22 @@ typedef struct mpk_record {
 
 typedef struct mpk_session mpk_session;
 
+/* How memory is mapped. From SHARED on it is pinned: copied at each cut and never write-protected. */
+enum mpk_mapping {
+    MPK_MAPPING_UNKNOWN = 0,
+    MPK_MAPPED_PRIVATE, /* nobody else's, or made so */
+    MPK_MAPPED_SHARED,  /* others may have mapped it as well, in this process or in another */
+    MPK_MAPPED_HUGE,    /* of huge pages (hugetlbfs), parts of which cannot be protected */
+    MPK_MAPPED_WINDOW,  /* of an MPI window that MPI allocated while the guard was open */
+};
+
+typedef struct mpk_memory {
+    enum mpk_mapping mapping;
+    int is_pinned;
+    int error;        /* errno: why it cannot be saved, or 0 */
+    const char *path; /* of the file or the segment, for messages; valid until the region goes */
+} mpk_memory;
+
 /* What one cut writes, and where. All of it is copied: the caller may free it when mpk_cut returns. */
 typedef struct mpk_plan {
     const char *path;                 /* the slot file, which exists */
@@ -101,6 +117,7 @@ typedef struct mpk_progress {
     int direct;       /* 1: the last drain wrote with O_DIRECT */
     int32_t unseen_region; /* -1; or a region, in the order of mpk_region_add, that was written to unseen since it was saved, */
     uint64_t unseen_offset; /* in its block here. The next cut saves everything. */
+    int32_t torn_region;    /* -1; or one that others wrote to while this cut copied it, which fails with EREMCHG */
     int channels_due; /* 1: the commit waits for mpk_add_channels; for nothing else once all blocks are saved */
 } mpk_progress;
 
@@ -115,8 +132,15 @@ MPK_API void mpk_session_destroy(mpk_session *session);
 /* Adds a region while the session is not sealed. -EEXIST when it overlaps another. */
 MPK_API int mpk_region_add(mpk_session *session, void *memory, size_t bytes, unsigned flags);
 
+/* Looks up how the regions that were added since are mapped. Pages of files that are mapped privately are made the process's own,
+ * which takes their size of memory. mpk_region_memory tells the result of each, and which one has the error: -EFAULT, it is
+ * not mapped; -EIO, its file is shorter or cannot be read; -ENOMEM. Sealing does it too if it was not done. */
+MPK_API int mpk_session_look_up(mpk_session *session);
+MPK_API int mpk_region_memory(const mpk_session *session, uint32_t region, mpk_memory *out);
+
 /* Fixes the regions, reserves the pool and starts the drain threads. block_bytes is a power of two and at least a
- * page; pool_bytes is rounded up to whole blocks. -EBUSY while another session of the process is sealed. */
+ * page; pool_bytes is rounded up to whole blocks. -EBUSY while another session of the process is sealed; -ENOBUFS if the pool
+ * does not hold all blocks that are pinned. */
 MPK_API int mpk_session_seal(mpk_session *session, size_t block_bytes, size_t pool_bytes);
 
 /* Says that the regions were restored from a slot, before the first cut: what the program has not changed by then need not

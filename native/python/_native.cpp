@@ -111,6 +111,24 @@ class Session {
         check(mpk_region_add(session_, data.data(), data.size(), owned ? MPK_REGION_OWNED : 0));
         kept_.push_back(data);
     }
+    nb::list look_up() { /* for each region the fields of mpickpt.snapshot.Memory */
+        int result;
+        {
+            nb::gil_scoped_release release;
+            result = mpk_session_look_up(session_);
+        }
+        nb::list all;
+        bool told = false;
+        mpk_memory memory;
+        for (uint32_t i = 0; i < kept_.size(); i++) {
+            check(mpk_region_memory(session_, i, &memory));
+            told |= memory.error != 0;
+            nb::object path = nb::steal(PyUnicode_DecodeFSDefault(memory.path));
+            all.append(nb::make_tuple(static_cast<int>(memory.mapping), memory.is_pinned != 0, path, memory.error));
+        }
+        if (!told) check(result);
+        return all;
+    }
     void seal(size_t block_bytes, size_t pool_bytes) {
         int result;
         {
@@ -191,6 +209,8 @@ class Session {
         d["fault_seconds"] = p.fault_ns / 1e9;
         d["faults"] = p.faults;
         d["direct"] = p.direct != 0;
+        bool torn = p.torn_region >= 0;
+        d["torn"] = torn ? nb::object(nb::int_(p.torn_region)) : nb::object(nb::none());
         d["channels_due"] = p.channels_due != 0;
         bool unseen = p.unseen_region >= 0;
         d["unseen"] = unseen ? nb::object(nb::make_tuple(p.unseen_region, p.unseen_offset)) : nb::object(nb::none());
@@ -289,6 +309,7 @@ NB_MODULE(_native, m) {
     nb::class_<Session>(m, "Session")
         .def(nb::init<bool, bool>(), "direct"_a, "predict"_a)
         .def("add", &Session::add, "data"_a.noconvert(), "owned"_a)
+        .def("look_up", &Session::look_up)
         .def("seal", &Session::seal, "block_bytes"_a, "pool_bytes"_a)
         .def("resume", &Session::resume, "path"_a, "record_offset"_a, "checksum_offsets"_a, "epoch"_a)
         .def("unseal", &Session::unseal)

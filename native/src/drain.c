@@ -118,7 +118,7 @@ static void set_checksum(mpk_session *s, uint32_t b, const mpk__place *place, ui
     if (h->was_ahead && memcmp(last, s->crc[b], sizeof last) == 0) atomic_store(&h->is_left_out, true);
 }
 
-static void finished(mpk_session *s, uint32_t units) {
+void mpk__drain_finished(mpk_session *s, uint32_t units) {
     if (atomic_fetch_sub(&s->pending, units) != units) return;
     atomic_store(&s->commit_due, 1);
     ring(s, OPENS | CHECKS); /* one commits, the other compares; to wake all costs more */
@@ -140,7 +140,7 @@ bool mpk__drain_fail(mpk_session *s, int error) {
     uint32_t due = MPK__CHANNELS_DUE;
     bool dropped = atomic_compare_exchange_strong(&s->channels, &due, MPK__CHANNELS_DROPPED);
     mpk__chaos();
-    finished(s, dropped ? 2 : 1);
+    mpk__drain_finished(s, dropped ? 2 : 1);
     mpk__drain_ring_in_handler(s); /* the urgent threads are wanted now */
     return true;
 }
@@ -163,7 +163,7 @@ int mpk_add_channels(mpk_session *s, const void *data, size_t bytes) {
     mpk__chaos();
     s->epoch.channels.data = copy; /* theirs who commit, which nobody does before the next line */
     s->epoch.channels.bytes = bytes;
-    finished(s, 1);
+    mpk__drain_finished(s, 1);
     return 0;
 }
 
@@ -174,7 +174,7 @@ static void open_epoch(mpk_session *s) {
     atomic_store(&s->begun, 2);
     mpk__prim_wake_in_handler(&s->begun);
     if (s->n_due) mpk__drain_ring_in_handler(s); /* else nobody is needed before the commit */
-    finished(s, 1);
+    mpk__drain_finished(s, 1);
 }
 
 /* The slot is opened, and its record says WRITING, before the first block is overwritten. A thread that was late in
@@ -241,7 +241,7 @@ static void save_run(mpk_session *s, mpk__drain_thread *self, run *r) {
     }
     if (self->urgent || !atomic_load(&s->starved)) mpk__order_note_run(s, (mpk__prim_now_ns() - start) / 1000);
     mpk__pool_notify(&s->pool);
-    if (saved) finished(s, saved);
+    if (saved) mpk__drain_finished(s, saved);
 }
 
 static void drain(mpk__drain_thread *self) {

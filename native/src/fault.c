@@ -132,7 +132,8 @@ void mpk__copy_held_block(mpk_session *s, uint32_t b) {
     while ((slot = mpk__pool_take_in_handler(&s->pool)) == MPK__NO_SLOT) wait_for_room_in_handler(s, b, word);
     mpk__place place = mpk__block_place(s, b);
     mpk__pool_put_in_handler(&s->pool, slot, place.memory, place.bytes);
-    mpk__checksum_in_handler(s, &place, mpk__pool_slot(&s->pool, slot), s->pool.crc[slot]); /* memory may be changing */
+    mpk__checksum_in_handler(s, &place, mpk__pool_slot(&s->pool, slot), s->crc[b]); /* memory may be changing */
+    atomic_store(&s->history[b].crc_is_known, true);
     atomic_store(&s->blocks[b], mpk__word(mpk__cut_of(word), slot, MPK__COPIED));
     if (mpk__pool_is_pressed(&s->pool)) mpk__drain_ring_in_handler(s);
 }

@@ -199,5 +199,6 @@ void mpk_guard_close(void) {
     free(ranges);
     ranges = NULL;
     n_ranges = room_for_ranges = 0;
+    mpk__forget_windows();
     is_open = false;
 }

@@ -22,6 +22,12 @@ static inline bool mpk__drain_is_active(void) {
 void mpk__release(const void *memory, size_t bytes);
 void mpk__release_and_hold(const void *memory, size_t bytes);
 
+/* windows.c: memory that MPI allocated for a window, which ends with the window. */
+void mpk__window_begins(uintptr_t handle, const void *memory, size_t bytes);
+void mpk__window_ends(uintptr_t handle);
+bool mpk__is_in_window(const void *memory, size_t bytes); /* any of these bytes */
+void mpk__forget_windows(void);
+
 /* Marks the time in which a thread of the program waits in a call. begin: false if no drain would use it. */
 bool mpk__waiting_begin(void);
 void mpk__waiting_end(void);

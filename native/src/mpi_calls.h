@@ -15,6 +15,9 @@
  *     SHARE(flags, buffer, counts, type, comm)             this rank's count; all of them when in place
  *     PARTS(flags, buffer, partitions, count, type)
  *     BYTES(flags, buffer, bytes)
+ *     MAKES(flags, address, bytes, window)                 memory that the call gives: a pointer to its address and to the window,
+ *     SHOWS(flags, address, bytes, window)                 and here to its size, too, but not to the window
+ *     FREES(flags, window)                                 a pointer
  *
  * Flags: LATER the buffer stays in use when the call has returned; NEAR the peers are the neighbours of a topology; AINT
  * displacements are MPI_Aint in both forms. root is -1 where every rank receives. */
@@ -105,6 +108,10 @@
     BOTH(MPI_Neighbor_alltoallv_init, 11, 0, VECTOR(LATER | NEAR, 4, 5, 6, 7, 8, -1))                                 \
     BOTH(MPI_Neighbor_alltoallw_init, 11, 0, TYPES(LATER | NEAR | AINT, 4, 5, 6, 7, 8))                               \
     /* one-sided */                                                                                                   \
+    BOTH(MPI_Win_allocate, 6, 0, MAKES(0, 4, 0, 5))                                                                   \
+    BOTH(MPI_Win_allocate_shared, 6, 0, MAKES(0, 4, 0, 5))                                                            \
+    BOTH(MPI_Win_shared_query, 5, 0, SHOWS(0, 4, 2, 0))                                                               \
+    CALL(MPI_Win_free, 1, 0, FREES(0, 0))                                                                             \
     BOTH(MPI_Win_create, 6, 1, BYTES(LATER, 0, 1))                                                                    \
     CALL(MPI_Win_attach, 3, 0, BYTES(LATER, 1, 2))                                                                    \
     BOTH(MPI_Get, 8, 0, PLAIN(LATER, 0, 1, 2))                                                                        \

@@ -11,7 +11,7 @@
 
 typedef uintptr_t word;
 
-enum shape { S_NOTHING, S_PLAIN, S_ONE, S_EACH, S_VECTOR, S_TYPES, S_SHARE, S_PARTS, S_BYTES };
+enum shape { S_NOTHING, S_PLAIN, S_ONE, S_EACH, S_VECTOR, S_TYPES, S_SHARE, S_PARTS, S_BYTES, S_MAKES, S_SHOWS, S_FREES };
 enum { LATER = 1, NEAR = 2, AINT = 4, LARGE = 8 };
 
 typedef struct target {
@@ -29,6 +29,9 @@ typedef struct target {
 #define SHARE(flags, buffer, counts, type, comm) {S_SHARE, flags, buffer, counts, -1, type, comm, -1}
 #define PARTS(flags, buffer, partitions, count, type) {S_PARTS, flags, buffer, count, partitions, type, -1, -1}
 #define BYTES(flags, buffer, bytes) {S_BYTES, flags, buffer, bytes, -1, -1, -1, -1}
+#define MAKES(flags, address, bytes, window) {S_MAKES, flags, address, bytes, -1, window, -1, -1}
+#define SHOWS(flags, address, bytes, window) {S_SHOWS, flags, address, bytes, -1, window, -1, -1}
+#define FREES(flags, window) {S_FREES, flags, -1, -1, -1, window, -1, -1}
 
 #define IDENTITY(name, n, waits, ...) CALL_##name,
 #define IDENTITIES(name, n, waits, ...) CALL_##name, CALL_##name##_c,
@@ -208,9 +211,32 @@ static void reach_target(const target *t, const word *args) {
     case S_TYPES: reach_vector(t, args); return;
     case S_ONE:
     case S_BYTES:
+    case S_MAKES:
+    case S_SHOWS:
+    case S_FREES:
     case S_NOTHING: break;
     }
     reach_elements(t, buffer, count, type);
+}
+
+/* -- windows -------------------------------------------------------------------------------------------------------- */
+
+/* The window that a call frees, whose handle it overwrites. */
+static word window_before(const target *t, const word *args) {
+    return t->shape == S_FREES && mpi.known ? handle_at(args[t->type], 0) : 0;
+}
+
+static void note_window(const target *t, const word *args, word freed) {
+    if (!mpi.known) return;
+    if (t->shape == S_FREES) {
+        mpk__window_ends(freed);
+        return;
+    }
+    bool shows = t->shape == S_SHOWS;
+    word window = shows ? args[t->type] : handle_at(args[t->type], 0);
+    if (mpi.library->handle_bytes == sizeof(int)) window = (unsigned)window;
+    int64_t bytes = shows ? *(const int64_t *)args[t->count] : (int64_t)args[t->count];
+    mpk__window_begins(window, *(void *const *)args[t->buffer], (size_t)bytes);
 }
 
 /* -- the hooks ------------------------------------------------------------------------------------------------------ */
@@ -219,9 +245,11 @@ static void reach_target(const target *t, const word *args) {
 #define TARGETS(name, n, waits, ...) __VA_ARGS__, __VA_ARGS__,
 static target targets[N_CALLS] = {MPK__MPI_CALLS(TARGET, TARGETS)};
 
+static inline bool is_about_windows(const target t) { return t.shape >= S_MAKES; }
+
 /* `t` is the call's entry of the table: known when this is compiled, so that little is left of it. */
 static inline bool concerns_us(const target t) {
-    return t.shape != S_NOTHING && ((t.flags & LATER) || mpk__guard_is_armed());
+    return t.shape != S_NOTHING && !is_about_windows(t) && ((t.flags & LATER) || mpk__guard_is_armed());
 }
 
 #define P4 word a0, word a1, word a2, word a3
@@ -253,6 +281,13 @@ static inline bool concerns_us(const target t) {
 
 #define HOOK(name, n, waits, ...)                                                        \
     static word guarded_##name(P##n) {                                                   \
+        if (is_about_windows((target)__VA_ARGS__)) {                                     \
+            const word args[] = {A##n};                                                  \
+            word freed = window_before(&targets[CALL_##name], args);                     \
+            word done = ((word(*)(P##n))hooks[CALL_##name].real)(A##n);                  \
+            if ((int)done == 0) note_window(&targets[CALL_##name], args, freed);         \
+            return done;                                                                 \
+        }                                                                                \
         bool concerns = concerns_us((target)__VA_ARGS__);                                \
         if (!concerns && !((waits) && mpk__drain_is_active()))                           \
             return ((word(*)(P##n))hooks[CALL_##name].real)(A##n);                       \

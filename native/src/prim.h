@@ -1,4 +1,4 @@
-/* All that depends on the operating system, and nothing else. prim_linux.c is its one implementation; a port, or
+/* All that depends on the operating system, and nothing else. prim_linux.c and prim_maps.c are its one implementation; a port, or
  * another way to protect pages, is a second file behind this header.
  *
  * Functions that end in _in_handler may be called from the fault handler: they take no lock, do not allocate, and
@@ -25,6 +25,17 @@ uint64_t mpk__prim_wall_clock_ns(void); /* since 1970 */
  * returns, so that a handler that writes to it never waits for the kernel to find one. NULL when there is none. */
 void *mpk__prim_map(size_t bytes, bool huge, bool populate);
 void mpk__prim_unmap(void *memory, size_t bytes);
+
+/* A mapping of the process, and what is to be done with it: a negative errno ends the search. */
+typedef struct mpk__mapped {
+    uintptr_t from, to;
+    bool is_shared, has_file;
+    size_t page_bytes; /* 0 where it was not asked for */
+    const char *path;  /* of a file, or a name in brackets, or empty; valid during the call */
+} mpk__mapped;
+typedef int mpk__take_mapped(void *context, const mpk__mapped *one);
+/* All of them, by ascending addresses; with the sizes of their pages that takes the kernel far longer. 0 or -errno. */
+int mpk__prim_mappings(bool with_page_bytes, mpk__take_mapped *take, void *context);
 
 /* Memory that shows a part of a file, and whose pages become its own when they are written to: until then a page shows
  * what anybody writes into the file. `offset` is on a page. NULL and errno when it cannot be had. */

@@ -20,12 +20,16 @@ int mpk_session_create(mpk_session **out, unsigned flags) {
     s->sweep_us = SWEEP_US;
     s->epoch.direct_fd = s->epoch.buffered_fd = -1;
     atomic_init(&s->unseen, -1);
+    atomic_init(&s->torn_region, -1);
     *out = s;
     return 0;
 }
 
 static void forget_regions(mpk_session *s) {
-    for (uint32_t i = 0; i < s->n_regions; i++) free(s->regions[i].edges);
+    for (uint32_t i = 0; i < s->n_regions; i++) {
+        free(s->regions[i].edges);
+        free(s->regions[i].mapped_path);
+    }
     free(s->regions);
     s->regions = NULL;
     s->n_regions = 0;
@@ -62,7 +66,7 @@ int mpk_region_add(mpk_session *s, void *memory, size_t bytes, unsigned flags) {
     mpk__region *grown = realloc(s->regions, sizeof *grown * (s->n_regions + 1));
     if (!grown) return -ENOMEM;
     s->regions = grown;
-    mpk__region r = {.memory = memory, .bytes = bytes};
+    mpk__region r = {.memory = memory, .bytes = bytes, .mapping = owned ? MPK_MAPPED_PRIVATE : MPK_MAPPING_UNKNOWN};
     split_region(&r, owned);
     r.edges = malloc(r.head + r.tail + 1); /* never of size 0, which may be NULL */
     if (!r.edges) return -ENOMEM;
@@ -174,10 +178,14 @@ int mpk_session_seal(mpk_session *s, size_t block_bytes, size_t pool_bytes) {
     if (block_bytes < page || block_bytes < MPK__IO_ALIGN || (block_bytes & (block_bytes - 1))) return -EINVAL;
     s->block_bytes = block_bytes;
     mpk_crc32c(0, "", 0); /* makes its tables, which the handler must not */
-    int error = number_blocks(s);
+    int error = mpk_session_look_up(s);
+    size_t n_slots = (pool_bytes + block_bytes - 1) / block_bytes;
+    if (!error) error = number_blocks(s);
+    if (!error) mpk__pin_blocks(s);
+    if (!error && s->n_pinned > n_slots) error = -ENOBUFS;
     if (!error) error = mpk__history_create(s);
     if (!error) error = mpk__order_create(s);
-    if (!error) error = mpk__pool_create(&s->pool, block_bytes, (pool_bytes + block_bytes - 1) / block_bytes);
+    if (!error) error = mpk__pool_create(&s->pool, block_bytes, n_slots);
     if (!error) error = mpk__fault_watch(s);
     if (error) {
         release_blocks(s);
@@ -197,7 +205,7 @@ int mpk_session_seal(mpk_session *s, size_t block_bytes, size_t pool_bytes) {
 static void open_all(mpk_session *s) {
     for (uint32_t i = 0; i < s->n_regions; i++) {
         const mpk__region *r = &s->regions[i]; /* one mapping: this only joins what was split, and needs no room */
-        if (r->span) mpk__prim_protect_in_handler(r->pages, r->span, true);
+        if (r->span && r->mapping == MPK_MAPPED_PRIVATE) mpk__prim_protect_in_handler(r->pages, r->span, true);
     }
 }
 
@@ -245,7 +253,8 @@ static int arm(mpk_session *s) {
         first = false;
         mpk__copy_held_block(s, b);
     }
-    return error;
+    int torn = mpk__check_pinned(s);
+    return error ? error : torn;
 }
 
 static void release_payload(mpk__payload *p) {
@@ -347,19 +356,22 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     atomic_store(&s->fault_ns, 0);
     atomic_store(&s->faults, 0);
     atomic_store(&s->error, 0);
+    atomic_store(&s->torn_region, -1);
     atomic_store(&s->cursor, 0);
     atomic_store(&s->late_cursor, 0);
     atomic_store(&s->starved, 0);
     atomic_fetch_add(&s->idle_blocks, s->chunk_blocks);
     bool follow = plan->channels_follow;
     atomic_store(&s->channels, follow ? MPK__CHANNELS_DUE : MPK__CHANNELS_NONE);
-    atomic_store(&s->pending, s->n_due + (follow ? 2 : 1));
+    uint32_t compares = s->n_pinned != 0;
+    atomic_store(&s->pending, s->n_due + (follow ? 2 : 1) + compares);
     atomic_store(&s->begun, 0); /* a thread that was late in the last epoch may open this one from here on */
     /* A drain thread that is still awake from the last epoch may begin on the first blocks at once: all that it needs
      * is in place, and the program stands still. */
     atomic_store(&s->drain_state, MPK_DRAIN_ACTIVE);
     error = arm(s);
-    if (error) mpk__drain_fail(s, -error); /* not all are armed; too late only if all are saved as they are now */
+    if (error) mpk__drain_fail(s, -error); /* not all are armed, or copies are torn; too late only if all is saved */
+    if (compares) mpk__drain_finished(s, 1);
     mpk__drain_ring_for_cut(s);
     atomic_store(&s->blocked_ns, mpk__prim_now_ns() - start);
     return 0;
@@ -392,6 +404,7 @@ void mpk_session_progress(const mpk_session *s, mpk_progress *out) {
         .state = (enum mpk_drain_state)state,
         .error = active ? 0 : atomic_load(&s->error),
         .unseen_region = -1,
+        .torn_region = atomic_load(&s->torn_region),
         .blocks = s->n_blocks,
         .blocks_due = s->n_due,
         .blocks_saved = pending < s->n_due ? s->n_due - pending : 0,

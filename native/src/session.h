@@ -58,6 +58,11 @@ typedef struct mpk__region {
     uint32_t first_block; /* blocks are numbered through all regions */
     uint32_t n_blocks;
     uint8_t *edges;       /* images of head and tail, head + tail bytes */
+    enum mpk_mapping mapping; /* what was found out about the memory, once (mapping.c): */
+    bool has_file;        /* a part of it is a private view of a file */
+    size_t mapped_bytes;  /* so much of its pages is mapped */
+    int mapping_error;    /* why it cannot be watched, as -errno */
+    char *mapped_path;    /* for messages, or NULL */
     uint64_t data_offset, checksum_offset; /* in the slot of this cut */
 } mpk__region;
 
@@ -165,6 +170,7 @@ struct mpk_session {
     size_t unit_bytes; /* what is opened ahead of a sweep: a huge page, less in tests; */
     uint32_t sweep_us; /* in so long a sweep goes through that */
     uint32_t n_blocks;
+    uint32_t n_pinned; /* blocks of regions that are never protected (mapping.c) */
     _Atomic uint64_t *blocks;
     uint32_t *block_region; /* per block: its region */
     _Atomic uint8_t *opened; /* per block: its pages are writable since the last cut */
@@ -193,10 +199,11 @@ struct mpk_session {
     _Atomic uint32_t begun;       /* 0, 1 one thread is opening the slot, 2 open; waited on */
     _Atomic uint32_t commit_due;  /* all is saved, and an urgent thread is to commit */
     _Atomic uint32_t pending;     /* blocks not yet saved, and one each for: the slot not yet open, channels due, each
-                                   * failure that is being noted; 0: committed, or about to be */
+                                   * failure that is being noted, pinned blocks not yet compared; 0: committed, or about to be */
     _Atomic uint32_t to_check;    /* so many blocks are still to be looked at for unseen writes in this interval, */
     _Atomic uint32_t check_at;    /* this one (modulo their number) next */
     _Atomic int64_t unseen;       /* a block that was written to unseen; -1 */
+    _Atomic int32_t torn_region;  /* a region that others wrote to while this cut copied it; -1 */
     _Atomic uint32_t channels;    /* enum mpk__channels */
     _Atomic uint32_t cursor;      /* where in `order` to look for the next chunk that is in time, */
     _Atomic uint32_t late_cursor; /* and for the next of all */
@@ -276,6 +283,7 @@ int mpk__drain_start_threads(mpk_session *s);
 void mpk__drain_stop_threads(mpk_session *s);
 void mpk__drain_ring_in_handler(mpk_session *s);
 void mpk__drain_ring_for_cut(mpk_session *s); /* wakes one thread, which opens the slot and then wakes the others */
+void mpk__drain_finished(mpk_session *s, uint32_t units); /* units of pending; who takes the last one away has it committed */
 bool mpk__drain_fail(mpk_session *s, int error); /* an errno; false: too late, or no epoch is being drained */
 
 /* writer.c: called by drain threads, and only while an epoch is open. */
@@ -313,6 +321,10 @@ void mpk__order_chunks(mpk_session *s); /* for the cut that begins to be drained
 uint32_t mpk__order_in_time(const mpk_session *s, uint32_t from, uint64_t now_us);
 void mpk__order_note_run(mpk_session *s, uint64_t us); /* that a run took */
 #define MPK__LONGEST_RUN_US 10000000u
+
+/* mapping.c */
+void mpk__pin_blocks(mpk_session *s);     /* at sealing */
+int mpk__check_pinned(mpk_session *s);    /* after they were copied: -EREMCHG if somebody wrote to them meanwhile */
 
 /* guard.c */
 bool mpk__program_waits(void); /* some thread of the program waits in a call: its core is free */

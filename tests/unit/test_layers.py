@@ -16,7 +16,7 @@ ROWS = (
     ("__init__", "__main__", "cli"),
     (
         *("api", "session", "driver", "epochs", "checkpointer", "recorder", "triggers", "restore", "sources", "lazy"),
-        *("archive", "compare", "reader", "stored", "image"),
+        *("archive", "compare", "reader", "stored", "image", "watching"),
     ),
     ("snapshot", "guard", "forks", "store", "coordinator", "slurm", "progress"),
     (

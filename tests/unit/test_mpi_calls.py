@@ -21,6 +21,9 @@ ROLES = {
     "SHARE": ("buffer", "count", "type", "comm"),
     "PARTS": ("buffer", "partitions", "count", "type"),
     "BYTES": ("buffer", "bytes"),
+    "MAKES": ("address", "bytes", "window"),
+    "SHOWS": ("address", "bytes", "window"),
+    "FREES": ("window",),
 }
 NAMES = {
     "buffer": {"buf", "buffer", "recvbuf", "result_addr", "origin_addr", "base"},
@@ -31,6 +34,8 @@ NAMES = {
     "root": {"root"},
     "partitions": {"partitions"},
     "bytes": {"size"},
+    "address": {"baseptr"},
+    "window": {"win"},
 }
 
 

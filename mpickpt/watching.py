@@ -1,0 +1,166 @@
+"""Giving a rank's arrays to the snapshotter: what can be write-protected, what is pinned, and how large the pool is.
+
+Memory that others may write to without a fault cannot be write-protected. It is *pinned*: copied at each cut, while the
+program waits, and the pool has room for all of it at once. ``native/src/mapping.c`` finds out which memory that is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpickpt.errors import LayoutError, UsageError
+from mpickpt.layout import ArraySpec
+from mpickpt.options import PoolSize
+from mpickpt.quantities import human_bytes
+from mpickpt.snapshot import Mapping, Memory, Snapshotter
+
+NAMED = 5  # arrays that a sentence names
+_HOW = {
+    Mapping.SHARED: "memory that others may have mapped as well",
+    Mapping.HUGE: "huge pages of hugetlbfs, which cannot be write-protected in parts",
+    Mapping.WINDOW: "the memory of an MPI window",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """An array that is saved, and its memory as bytes; `owned` if the session allocated it."""
+
+    spec: ArraySpec
+    memory: NDArray[np.uint8]
+    owned: bool
+
+
+class Watch:
+    """One rank's regions in the hands of its snapshotter.
+
+    Parameters
+    ----------
+    snapshotter : Snapshotter
+        Gets them.
+    pool : PoolSize
+        What was asked for.
+    rank : int
+        For messages.
+    """
+
+    def __init__(self, snapshotter: Snapshotter, pool: PoolSize, rank: int) -> None:
+        self._snapshotter = snapshotter
+        self._pool = pool
+        self._rank = rank
+        self._regions: list[Region] = []  # those that are not empty: the snapshotter has no others
+        self._pinned: list[tuple[Region, Memory]] = []
+        self._told: set[str] = set()
+
+    def add(self, regions: Iterable[Region]) -> None:
+        """Give other regions to the snapshotter in place of those it has, and look up how their memory is mapped.
+
+        Raises
+        ------
+        UsageError
+            If two overlap, or the kernel does not tell how memory is mapped.
+        LayoutError
+            If the memory of one cannot be saved.
+        """
+        self._snapshotter.unseal()
+        self._regions = [region for region in regions if region.spec.nbytes]
+        self._pinned = []
+        try:
+            for region in self._regions:
+                self._snapshotter.add(region.memory, owned=region.owned)
+            found = self._snapshotter.look_up()
+        except OSError as error:
+            raise _cannot_watch(error) from error
+        pairs = list(zip(self._regions, found, strict=True))
+        for region, memory in pairs:
+            if memory.errno:
+                raise LayoutError(_flaw(region.spec.name, memory))
+        self._pinned = [(region, memory) for region, memory in pairs if memory.pinned]
+
+    def seal(self, block_bytes: int) -> None:
+        """Reserve the pool and begin to watch; tell on stderr what is pinned, once an array.
+
+        Raises
+        ------
+        UsageError
+            If the pool does not hold what is pinned, or cannot be reserved; or if another session is open.
+        """
+        state = sum(region.spec.nbytes for region in self._regions)
+        pinned = sum(-(-region.spec.nbytes // block_bytes) * block_bytes for region, _ in self._pinned)
+        pool = self._pool.bytes_for(state, block_bytes, pinned)
+        if pool < pinned:
+            names = _named([region.spec.name for region, _ in self._pinned])
+            raise UsageError(
+                f"The pool of {human_bytes(pool)} does not hold {names} at once, which cannot be write-protected and "
+                f"is copied at each cut: {human_bytes(pinned)} are needed. Give pool={pinned} or more (--pool, "
+                f"MPICKPT_POOL), or none, which makes it large enough."
+            )
+        try:
+            self._snapshotter.seal(block_bytes, pool)
+        except OSError as error:
+            raise _cannot_watch(error) from error
+        self._tell()
+
+    def close(self) -> None:
+        """Let go of the regions; the snapshotter is closed."""
+        self._regions, self._pinned = [], []
+
+    def name_of(self, region: int) -> str:
+        """Give the name of the array that the snapshotter knows by a number."""
+        return self._regions[region].spec.name
+
+    def _tell(self) -> None:
+        for mapping, how in _HOW.items():
+            new = [(r.spec.name, m) for r, m in self._pinned if m.mapping is mapping and r.spec.name not in self._told]
+            if not new:
+                continue
+            self._told |= {name for name, _ in new}
+            path = new[0][1].path
+            where = f" ({_printable(path)})" if path and len({memory.path for _, memory in new}) == 1 else ""
+            rule = "" if mapping is Mapping.HUGE else (
+                " No other rank may write to it after its own safe point until this one has passed the same safe point."
+            )  # fmt: skip
+            print(
+                f"mpickpt: rank {self._rank}: {_named([name for name, _ in new])} lies in {how}{where}: it is copied "
+                f"at each cut, while the program waits.{rule}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _named(names: Sequence[str]) -> str:
+    """Name arrays, but not hundreds."""
+    listed = ", ".join(repr(name) for name in names[:NAMED])
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"array{'s' if len(names) > 1 else ''} {listed}{more}"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _flaw(name: str, memory: Memory) -> str:
+    if memory.errno == errno.EFAULT:
+        return f"Array {name!r} lies in memory that is not mapped any more. Protect memory that lives until the end."
+    path = _printable(memory.path)
+    if memory.errno == errno.EIO:
+        return f"Array {name!r} lies in a private mapping of {path}, which is shorter than the array or cannot be read."
+    reason = os.strerror(memory.errno)
+    return (
+        f"Array {name!r} lies in a private mapping of {path}, whose pages must become memory of this process before "
+        f"they can be saved: {reason}."
+    )
+
+
+def _cannot_watch(error: OSError) -> UsageError:
+    return UsageError(
+        f"The arrays cannot be watched: {error.strerror or error}. Do two of them overlap, is another session open in "
+        f"this process, or is there no memory for the pool?"
+    )
