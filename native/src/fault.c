@@ -5,18 +5,34 @@
  * A fault that is not ours belongs to the handler that was there before (faulthandler, Julia, a JVM). */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <pthread.h>
 #include <signal.h>
 #include <string.h>
 
 #include "session.h"
 
 _Atomic(mpk_session *) mpk__watched;
-static struct sigaction previous;
-static bool installed;
 
-/* Set while this thread is in the handler that was there before. Initial-exec: a handler must not allocate it. */
-static _Thread_local volatile sig_atomic_t chaining __attribute__((tls_model("initial-exec")));
+/* The handlers that were there before, the last one found last. They are kept when the session ends, as long as one of those
+ * that came later may still hand on to us. */
+enum { MOST_BEFORE = 8 };
+static struct sigaction before[MOST_BEFORE];
+static _Atomic uint32_t n_before;
+static _Atomic bool installed; /* the process's handler is ours, as far as we know */
+
+/* The call of a handler that was there before, which this thread is in: where, with what, and how many are older than that
+ * one. Initial-exec: a handler must not allocate it. */
+typedef struct passing {
+    const void *volatile frame;
+    const siginfo_t *volatile info;
+    volatile uint32_t level;
+} passing;
+static _Thread_local passing passed_on __attribute__((tls_model("initial-exec")));
+
+static void set_passing_in_handler(const void *frame, const siginfo_t *info, uint32_t level) {
+    passed_on.info = info;
+    passed_on.level = level;
+    passed_on.frame = frame;
+}
 
 static void die_in_handler(const char *text) {
     struct sigaction fatal = {.sa_handler = SIG_DFL};
@@ -138,23 +154,43 @@ void mpk__copy_held_block(mpk_session *s, uint32_t b) {
     if (mpk__pool_is_pressed(&s->pool)) mpk__drain_ring_in_handler(s);
 }
 
+/* A stack grows downwards, so that a handler which was left by longjmp is told from one that is still at work: the next
+ * signal comes at its place or above. */
+static bool is_inside_in_handler(const passing *outer, const void *frame, const siginfo_t *info, bool raised) {
+    return outer->frame && (uintptr_t)frame < (uintptr_t)outer->frame && (raised || info == outer->info);
+}
+
+static void end_in_handler(int signal, bool raised) {
+    struct sigaction fatal = {.sa_handler = SIG_DFL};
+    sigaction(signal, &fatal, NULL);
+    if (raised) raise(signal); /* no instruction would fault again */
+}
+
+/* Hands on to the handler that was there before. One that came between two cuts found us there, and hands on to us what is
+ * not its own: called so from inside of it, or by its raise(), we go on to the one before that, and at last to the default,
+ * which ends the process. When we are not the process's handler any more, whoever calls us came later than all sessions. */
 static void pass_on_in_handler(int signal, siginfo_t *info, void *context) {
-    bool raised = info->si_code <= 0; /* by raise() or kill(): no instruction would fault again */
-    bool has_handler = (previous.sa_flags & SA_SIGINFO) ||
-                       (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN);
-    if (!has_handler || (raised && chaining)) {
-        /* Nobody wants it, or the one who wants it raised it again: the default action ends the process. */
-        struct sigaction fatal = {.sa_handler = SIG_DFL};
-        sigaction(signal, &fatal, NULL);
-        if (raised) raise(signal);
+    bool raised = info->si_code <= 0;
+    passing outer = {passed_on.frame, passed_on.info, passed_on.level};
+    const void *frame = __builtin_frame_address(0);
+    uint32_t level = atomic_load(&installed) ? atomic_load(&n_before) : 1;
+    if (is_inside_in_handler(&outer, frame, info, raised)) level = outer.level;
+    if (level == 0 || level > atomic_load(&n_before)) {
+        end_in_handler(signal, raised);
         return;
     }
-    chaining = 1;
-    if (previous.sa_flags & SA_SIGINFO)
-        previous.sa_sigaction(signal, info, context);
+    const struct sigaction *next = &before[level - 1];
+    bool is_function = (next->sa_flags & SA_SIGINFO) || (next->sa_handler != SIG_DFL && next->sa_handler != SIG_IGN);
+    if (!is_function) {
+        end_in_handler(signal, raised);
+        return;
+    }
+    set_passing_in_handler(frame, info, level - 1);
+    if (next->sa_flags & SA_SIGINFO)
+        next->sa_sigaction(signal, info, context);
     else
-        previous.sa_handler(signal);
-    chaining = 0;
+        next->sa_handler(signal);
+    set_passing_in_handler(outer.frame, outer.info, outer.level);
 }
 
 static void on_fault(int signal, siginfo_t *info, void *context) {
@@ -176,15 +212,32 @@ int mpk__fault_watch(mpk_session *s) {
     return 0;
 }
 
+static bool is_ours(const struct sigaction *action) {
+    return (action->sa_flags & SA_SIGINFO) && action->sa_sigaction == on_fault;
+}
+
+/* Notes who was there: somebody who was there already is found again, and the later ones are forgotten. */
+static void note_before(const struct sigaction *now) {
+    uint32_t n = atomic_load(&n_before), i = 0;
+    while (i < n && before[i].sa_handler != now->sa_handler) i++;
+    if (i == MOST_BEFORE) i--;
+    atomic_store(&n_before, i); /* a fault of another thread meanwhile is handed to the one before */
+    before[i] = *now;
+    atomic_store(&n_before, i + 1);
+}
+
 int mpk__fault_install(void) {
     struct sigaction now;
     if (sigaction(SIGSEGV, NULL, &now) != 0) return -errno;
-    if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_fault) return 0;
+    if (is_ours(&now)) {
+        atomic_store(&installed, true); /* somebody may have put us back after the end of a session */
+        return 0;
+    }
     struct sigaction ours = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
     sigemptyset(&ours.sa_mask);
-    previous = now; /* also when somebody came between two cuts: then that one is asked next */
+    note_before(&now);
     if (sigaction(SIGSEGV, &ours, NULL) != 0) return -errno;
-    installed = true;
+    atomic_store(&installed, true);
     return 0;
 }
 
@@ -206,9 +259,10 @@ void mpk__fault_disown(void) {
 
 void mpk__fault_unwatch(void) {
     struct sigaction now;
-    if (installed && sigaction(SIGSEGV, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) &&
-        now.sa_sigaction == on_fault)
-        sigaction(SIGSEGV, &previous, NULL);
-    installed = false;
+    uint32_t n = atomic_load(&n_before);
+    if (atomic_exchange(&installed, false) && n && sigaction(SIGSEGV, NULL, &now) == 0 && is_ours(&now)) {
+        sigaction(SIGSEGV, &before[n - 1], NULL);
+        if (n == 1) atomic_store(&n_before, 0); /* nobody came between two cuts: nobody knows of us */
+    }
     atomic_store(&mpk__watched, NULL);
 }

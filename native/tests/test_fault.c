@@ -114,6 +114,78 @@ static void test_real_crash(uint8_t *memory, const char *path) {
     CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
 }
 
+/* A library that takes the signal between two cuts, and hands on what it is not for: to us. */
+static struct sigaction before_other;
+static volatile sig_atomic_t calls;
+
+static void hand_on(int signal, siginfo_t *info, void *context) {
+    calls++;
+    if (before_other.sa_flags & SA_SIGINFO) before_other.sa_sigaction(signal, info, context);
+}
+
+static void hand_on_by_raise(int signal, siginfo_t *info, void *context) {
+    (void)info, (void)context;
+    calls++;
+    raise(signal);
+}
+
+static void report(int signal, siginfo_t *info, void *context) {
+    (void)signal, (void)info, (void)context;
+    _exit(40 + calls);
+}
+
+static void take(void (*handler)(int, siginfo_t *, void *), struct sigaction *before) {
+    struct sigaction action = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_NODEFER};
+    CHECK(sigaction(SIGSEGV, &action, before) == 0);
+}
+
+enum end { WITHIN, CLOSED, PUT_BACK, OPENED_AGAIN };
+
+/* The status of a process in which a library came after the first cut, and which then crashes. */
+static int status_of_crash(uint8_t *memory, void (*first)(int, siginfo_t *, void *),
+                           void (*other)(int, siginfo_t *, void *), enum end end) {
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        alarm(20);
+        if (first) take(first, NULL);
+        mpk_session *s = open_session(memory, BLOCK);
+        CHECK(mpk__fault_install() == 0);
+        take(other, &before_other);
+        for (int i = 0; i < 10; i++) { /* as each cut does; and now and then the library comes anew */
+            CHECK(mpk__fault_install() == 0);
+            if (i % 3 == 0) take(other, NULL);
+        }
+        CHECK(mpk__fault_install() == 0);
+        if (end != WITHIN) mpk__fault_unwatch();
+        if (end == PUT_BACK) CHECK(sigaction(SIGSEGV, &before_other, NULL) == 0);
+        if (end == OPENED_AGAIN) {
+            CHECK(mpk__fault_watch(s) == 0);
+            CHECK(mpk__fault_install() == 0);
+        }
+        uint8_t *page = mpk_alloc(4096, 0);
+        CHECK(mpk__prim_protect_in_handler(page, 4096, false) == 0);
+        *(volatile uint8_t *)page = 1;
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child);
+    return status;
+}
+
+static void test_handlers_that_hand_on_to_each_other(uint8_t *memory) {
+    for (enum end end = WITHIN; end <= OPENED_AGAIN; end++) {
+        int status = status_of_crash(memory, report, hand_on, end);
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == (end == PUT_BACK ? 40 : 41)); /* each is asked once */
+        status = status_of_crash(memory, NULL, hand_on, end);
+        CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+    }
+    int status = status_of_crash(memory, report, hand_on_by_raise, WITHIN);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 41);
+    status = status_of_crash(memory, NULL, hand_on_by_raise, WITHIN);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+}
+
 int main(void) {
     char *path = make_slot(checksums_at + 4096);
     uint8_t *memory = mpk_alloc(BYTES, 0);
@@ -121,6 +193,7 @@ int main(void) {
     test_one_sealed_at_a_time(memory);
     test_fork(path, memory);
     test_real_crash(memory, path);
+    test_handlers_that_hand_on_to_each_other(memory);
     unlink(path);
     free(path);
     mpk_free(memory, BYTES);
