@@ -146,9 +146,9 @@ def restart(folder: Path, state: NDArray[np.float64], comm: MPI.Intracomm, *, hu
     begin = time.perf_counter()
     session = mpickpt.open(folder, comm, every=NEVER, restart="auto")
     if huge:
-        session.array(NAME, state.shape)
+        _array = session.array(NAME, state.shape)
     else:
-        session.protect(NAME, state)
+        _array = session.protect(NAME, state)
     seconds = time.perf_counter() - begin
     session.close()
     return seconds

@@ -51,7 +51,7 @@ class Bench:
         self.folder = folder
         self.doubles = nbytes // 8
         with mpickpt.open(folder, COMM, every=1, restart="never", pool="1MiB") as ckpt:
-            ckpt.array("u", self.doubles, fill=float(COMM.rank + 1))
+            _u = ckpt.array("u", self.doubles, fill=float(COMM.rank + 1))
             for _ in ckpt.range(2):
                 pass
         slot = Store(folder, crc32c).slots()[0]

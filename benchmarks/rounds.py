@@ -68,7 +68,7 @@ class Stopwatch:
 def _safe_points(folder: Path, count: int) -> float:
     """Seconds of a step of an empty loop with safe points, beside one of `range`."""
     with mpickpt.open(folder / "safe", COMM) as ckpt:
-        ckpt.array("u", 1000)
+        _u = ckpt.array("u", 1000)
         found = []
         for k in range(5):
             begin = time.perf_counter()
@@ -86,7 +86,7 @@ def _markers(folder: Path, epochs: int, step_seconds: float) -> tuple[Stopwatch,
     watch = Stopwatch()
     work: NDArray[np.float64] = np.zeros(1 << 17)  # 1 MiB: a step pushes our code out of the inner caches
     with mpickpt.open(folder / "markers", COMM) as ckpt:
-        ckpt.array("u", 1000)
+        _u = ckpt.array("u", 1000)
         for step in ckpt.range(epochs * 20):
             if COMM.rank == 0 and step % 20 == 10:
                 ckpt.request()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mpickpt.coordinator import Coordinator
 from mpickpt.errors import MpickptError
-from mpickpt.options import Options, command_line, resolve
+from mpickpt.options import OnRebind, Options, command_line, resolve
 from mpickpt.session import Session
 
 if TYPE_CHECKING:
@@ -32,13 +32,14 @@ def open(
     margin: str | float | None = None,
     record: bool | None = None,
     progress: bool | None = None,
+    on_rebind: OnRebind | None = None,
 ) -> Session:
     """Open a checkpoint directory: restore from it if it holds something, and save to it from now on.
 
     Collective over `comm`. Rank 0's arguments count; the command line of ``mpickpt run`` and the variables
     ``MPICKPT_DIR``, ``MPICKPT_EVERY``, ``MPICKPT_INTERVAL``, ``MPICKPT_KEEP``, ``MPICKPT_RESTART``, ``MPICKPT_POOL``,
     ``MPICKPT_DIRECT``, ``MPICKPT_MTBF``, ``MPICKPT_SIGNALS``, ``MPICKPT_PREDICT``, ``MPICKPT_LAZY``,
-    ``MPICKPT_MARGIN``, ``MPICKPT_RECORD`` and ``MPICKPT_PROGRESS`` win over them, in this order.
+    ``MPICKPT_MARGIN``, ``MPICKPT_RECORD``, ``MPICKPT_PROGRESS`` and ``MPICKPT_ON_REBIND`` win over them, in this order.
 
     Parameters
     ----------
@@ -83,6 +84,9 @@ def open(
     progress : bool, optional
         Have rank 0 tell on stderr where the program is: its step and pace, the drain, the age of the last whole epoch.
         False by default.
+    on_rebind : "error", "warn" or "ignore", optional
+        What a cut does when the program does not hold an array or object any more, as after ``u = u * 2``, so that what
+        it computes is not saved. An error by default; each declaration may say otherwise for its name.
 
     Returns
     -------
@@ -107,6 +111,7 @@ def open(
     code: dict[str, Any] = {"dir": directory, "every": every, "interval": interval, "keep": keep}
     code |= {"restart": restart, "pool": pool, "direct": direct, "mtbf": mtbf, "signals": signals}
     code |= {"predict": predict, "lazy": lazy, "margin": margin, "record": record, "progress": progress}
+    code["on_rebind"] = on_rebind
     coordinator = Coordinator(comm)
     try:
         options = coordinator.on_root(lambda: _options(code), "rank 0 to read the options")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpickpt.bindings import Bindings
 from mpickpt.coordinator import Coordinator
 from mpickpt.errors import LayoutError, MpickptError, StoreError
 from mpickpt.forks import disinherit_descriptor, inherit_descriptor
@@ -63,6 +64,7 @@ class Checkpointer:
         self.store = Store(options.directory, crc32c)
         self.snapshotter = Snapshotter(direct=options.direct, predict=options.predict)
         self._watch = Watch(self.snapshotter, options.pool, coordinator.rank)
+        self.bindings = Bindings(coordinator.rank)
         self.objects: dict[str, Any] = {}
         self._regions: dict[str, Region] = {}
         self._sealed: list[Region] | None = None  # keeps their memory alive while it is protected
@@ -107,6 +109,7 @@ class Checkpointer:
 
     def drop(self, name: str) -> None:
         """Save an array or object no longer."""
+        self.bindings.drop(name)
         if name in self.objects:
             del self.objects[name]
         elif name in self._regions:
@@ -291,6 +294,7 @@ class Checkpointer:
         """Let go of everything on this rank, the arrays' memory too; the drain has ended."""
         self.snapshotter.close()
         self._watch.close()
+        self.bindings.close()
         self._sealed = None
         self._regions.clear()
         if self.store.lock_descriptor is not None:

@@ -135,6 +135,7 @@ class Epochs:
 
         What the storage refuses makes a warning and a failed epoch; what the program did wrong raises.
         """
+        self._checkpointer.bindings.check()
         before = self._checkpointer.snapshotter.progress()
         self._warn_of_unseen_writes(before)
         self._cut_at, self._costs = began, (0.0, 0.0)

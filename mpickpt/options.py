@@ -25,6 +25,7 @@ DEFAULT_POOL_FRACTION = 0.25
 DEFAULT_POOL_BLOCKS = 16  # the default pool is never smaller, so that a small state does not stall for nothing
 
 Restart = int | Literal["auto", "never"]
+OnRebind = Literal["error", "warn", "ignore"]
 
 _SECONDS = {"ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"": 1, "B": 1}
@@ -95,6 +96,9 @@ class Options:
         Whether notes are taken for ``mpickpt report``.
     progress : bool
         Whether rank 0 tells on stderr where the program is.
+    on_rebind : "error", "warn" or "ignore"
+        What a cut does about arrays and objects that the program does not hold any more, where it does not say so for
+        each.
     """
 
     directory: Path
@@ -111,6 +115,7 @@ class Options:
     margin: float = DEFAULT_MARGIN
     record: bool = True
     progress: bool = False
+    on_rebind: OnRebind = "error"
 
 
 def parse_directory(value: object) -> Path:
@@ -206,6 +211,14 @@ def parse_switch(value: object) -> bool:
     raise UsageError(f"{value!r} is neither yes nor no.")
 
 
+def parse_on_rebind(value: object) -> OnRebind:
+    """Read what to do about what the program does not hold any more."""
+    match value:
+        case "error" | "warn" | "ignore":
+            return value
+    raise UsageError(f"{value!r} is not 'error', 'warn' or 'ignore'.")
+
+
 _PARSERS: dict[str, Callable[[object], Any]] = {
     "dir": parse_directory,
     "every": lambda value: parse_count(value, 1),
@@ -221,6 +234,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "margin": parse_seconds,
     "record": parse_switch,
     "progress": parse_switch,
+    "on_rebind": parse_on_rebind,
 }
 
 
@@ -268,7 +282,7 @@ def resolve(
         If a value makes no sense; names its source.
     """
     places: list[tuple[Callable[[str], str], Mapping[str, object]]] = [
-        (lambda name: f"Option --{name}", command_line or {}),
+        (lambda name: f"Option --{name.replace('_', '-')}", command_line or {}),
         (lambda name: f"Environment variable MPICKPT_{name.upper()}", _from_environment(environment)),
         (lambda name: f"Argument {'directory' if name == 'dir' else name}= of mpickpt.open()", code),
     ]

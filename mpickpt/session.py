@@ -29,7 +29,7 @@ from mpickpt.errors import LayoutError, MpickptError, Stopped, UsageError, warn
 from mpickpt.guard import close_guard, held, open_guard, refresh_guard, tell_unguarded
 from mpickpt.layout import ArraySpec
 from mpickpt.lazy import Loading
-from mpickpt.options import Options
+from mpickpt.options import OnRebind, Options, parse_on_rebind
 from mpickpt.parts import Part
 from mpickpt.policy import NEVER, Clock
 from mpickpt.progress import RunLine
@@ -146,6 +146,7 @@ class Session:
         fill: Fill = None,
         part: Part | None = None,
         remap: Remap | None = None,
+        on_rebind: OnRebind | None = None,
     ) -> NDArray[Any]:
         """Make an array that is saved at each cut, and restore it if there is something to restore.
 
@@ -168,6 +169,9 @@ class Session:
         remap : callable, optional
             For a restart on another number of ranks: a function of a sequence of the old ranks' arrays, this rank and
             the number of ranks, that returns what the array is to hold.
+        on_rebind : "error", "warn" or "ignore", optional
+            What a cut does when the program has no reference to the array or a view of it any more, so that what it
+            computes is not saved; as the session's by default.
 
         Returns
         -------
@@ -179,6 +183,7 @@ class Session:
         LayoutError
             If name, shape and part do not fit together, or do not fit what is restored.
         """
+        mode = self._on_rebind(name, on_rebind)
         spec = ArraySpec(name, shape if isinstance(shape, tuple) else (shape,), np.dtype(dtype), part)
         source = self._source_for(name)
         memory = source.memory(spec) if source else None
@@ -191,16 +196,24 @@ class Session:
                 _fill(name, out, fill)
             if source is not None:
                 source.read_into(spec, out, remap)
-        self._checkpointer.add(spec, memory, owned=True)
+        self._checkpointer.add(spec, self._checkpointer.bindings.keep(name, out, mode, is_ours=True), owned=True)
         return out
 
-    def protect(self, name: str, array: A, part: Part | None = None, *, remap: Remap | None = None) -> A:
+    def protect(
+        self,
+        name: str,
+        array: A,
+        part: Part | None = None,
+        *,
+        remap: Remap | None = None,
+        on_rebind: OnRebind | None = None,
+    ) -> A:
         """Have an existing array saved at each cut, and restore it in place if there is something to restore.
 
         Parameters
         ----------
-        name, part, remap
-            As for `array`.
+        name, part, remap, on_rebind
+            As for `array`. What counts is the memory: a program that holds another view of it holds the array.
         array : ndarray
             Writable and contiguous, in C or in Fortran order; its address may be anything. It must not be moved or
             resized while the session is open. Neighbouring data on its first and last page may be written at any time.
@@ -216,6 +229,7 @@ class Session:
         LayoutError
             If it cannot be saved as it is, or does not fit what is restored.
         """
+        mode = self._on_rebind(name, on_rebind)
         if not isinstance(array, np.ndarray):
             raise LayoutError(f"Array {name!r}: protect() needs a numpy array, not {type(array).__name__}.")
         check_plain(name, array)
@@ -227,11 +241,18 @@ class Session:
         source = self._source_for(name)
         if source is not None:
             source.read_into(spec, array, remap)
-        straight = np.asarray(array if order == "C" else array.T)
-        self._checkpointer.add(spec, straight.reshape(-1).view(np.uint8), owned=False)
+        self._checkpointer.add(spec, self._checkpointer.bindings.keep(name, array, mode, is_ours=False), owned=False)
         return array
 
-    def object(self, name: str, value: T, *, replicated: bool = False, remap: Remap | None = None) -> T:
+    def object(
+        self,
+        name: str,
+        value: T,
+        *,
+        replicated: bool = False,
+        remap: Remap | None = None,
+        on_rebind: OnRebind | None = None,
+    ) -> T:
         """Have an object pickled at each cut, and restore it if there is something to restore.
 
         It is pickled as it is then, so change it in place, or tell of a new one by `set_object`. Meant for what is
@@ -247,6 +268,9 @@ class Session:
             Whether it is the same on all ranks; a restart on another number of ranks then takes rank 0's.
         remap : callable, optional
             As for `array`, with the objects of the old ranks.
+        on_rebind : "error", "warn" or "ignore", optional
+            As for `array`, with references to the object or something in it. A value that cannot change (a number, a
+            text) and was not replaced by `set_object` at the second cut is a warning, unless it is ``"ignore"``.
 
         Returns
         -------
@@ -258,9 +282,11 @@ class Session:
         LayoutError
             If `name` is taken, or what is restored has no such object.
         """
+        mode = self._on_rebind(name, on_rebind)
         source = self._source_for(name)
         if source is not None:
             value = source.object(name, replicated, remap)
+        self._checkpointer.bindings.add_object(name, value, mode)
         self._checkpointer.objects[name] = value
         return value
 
@@ -268,6 +294,7 @@ class Session:
         """Put another object in the place of one that `object` declared; returns it."""
         if name not in self._checkpointer.objects:
             raise LayoutError(f"There is no object {name!r}: declare it first by object().")
+        self._checkpointer.bindings.set_object(name, value)
         self._checkpointer.objects[name] = value
         return value
 
@@ -501,6 +528,15 @@ class Session:
     def _check_open(self) -> None:
         if self._closed:
             raise UsageError("The session is closed: safe points and declarations belong before its end.")
+
+    def _on_rebind(self, name: str, given: OnRebind | None) -> OnRebind:
+        """Choose what a cut does when the program does not hold `name` any more."""
+        if given is None:
+            return self.options.on_rebind
+        try:
+            return parse_on_rebind(given)
+        except UsageError as error:
+            raise UsageError(f"Argument on_rebind= of {name!r}: {error}") from None
 
     def _source_for(self, name: str) -> Source | None:
         """Claim `name`; what it is to be restored from, if anything."""

@@ -32,6 +32,7 @@ OPTIONS = {
     "pool": ("SIZE", "room on each rank for copies of what changes before it is saved: 256MiB, 25%%"),
     "margin": ("TIME", "a batch job stops when so much of its time is left, beside that of a drain; 1min"),
     "mtbf": ("TIME", "mean time between failures of the job, for --interval auto; 1d"),
+    "on_rebind": ("WHAT", "error, warn or ignore: when the program does not hold any more what it wants saved; error"),
 }
 SWITCHES = ("lazy", "record", "progress")
 
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
     parser.usage = "mpickpt run [options] (app.py | -m module) [arguments]"
     for name, (metavar, text) in OPTIONS.items():
-        parser.add_argument(f"--{name}", metavar=metavar, help=text)
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=text)
     text = "after a restart, compute at once and read the arrays meanwhile; without: when all is read and checked"
     parser.add_argument("--lazy", action=argparse.BooleanOptionalAction, help=text)
     text = "take notes for mpickpt report, as is done unless the program does not want it; without: none"

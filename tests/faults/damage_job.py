@@ -41,7 +41,7 @@ with mpickpt.open(args.directory, comm, every=10) as ckpt:
         if step == args.grow_at:
             log["filler"] = bytes(GROWTH)
         if step == args.forbid_at:
-            ckpt.array("more", 10)
+            _more = ckpt.array("more", 10)
         if step == args.forbid_at and comm.rank == 0:
             os.chmod(args.directory, 0o555)  # noqa: PTH101  (a script has no Path yet)
     assert log["steps"] == args.stop

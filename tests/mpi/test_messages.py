@@ -20,7 +20,7 @@ def test_the_end_comes_just_after_the_counts(mpi_tmp_path: Path, calls: int) -> 
     """The last calls of ckpt.comm bring the counts of the last cut; neither a safe point nor a wait follows."""
     with mpickpt.open(mpi_tmp_path, COMM, every=5) as ckpt:
         comm = ckpt.comm
-        ckpt.array("u", 1000)
+        _u = ckpt.array("u", 1000)
         for step in ckpt.range(6):
             for _ in range(calls):
                 assert comm.sendrecv(step, dest=(COMM.rank + 1) % COMM.size, source=(COMM.rank - 1) % COMM.size) == step
@@ -35,7 +35,7 @@ def test_what_was_not_sent_again_before_the_next_cut_either(mpi_tmp_path: Path) 
     def run(steps: int, *, every: int, restart: str | int) -> None:
         with mpickpt.open(mpi_tmp_path, COMM, every=every, restart=restart) as ckpt:
             comm = ckpt.comm
-            ckpt.array("u", 1000)
+            _u = ckpt.array("u", 1000)
             for step in ckpt.range(steps):
                 if COMM.rank == 0 and step in (15, 16):
                     comm.send(step, dest=1)

@@ -73,7 +73,7 @@ class Slow:
 def test_the_cut_that_ends_a_wait_is_no_part_of_it(mpi_tmp_path: Path) -> None:
     with mpickpt.open(mpi_tmp_path, COMM, every=1) as ckpt:
         u = ckpt.array("u", 400_000)
-        ckpt.object("slow", Slow())
+        _slow = ckpt.object("slow", Slow())
         for step in ckpt.range(20):
             u += step
     COMM.barrier()
@@ -90,7 +90,7 @@ def test_a_restart_begins_new_notes(mpi_tmp_path: Path) -> None:
     compute(mpi_tmp_path, every=40)
     COMM.barrier()
     with mpickpt.open(mpi_tmp_path, COMM, every=5) as ckpt:
-        ckpt.array("u", 400_000)
+        _u = ckpt.array("u", 400_000)
         for _ in ckpt.range(100):
             pass
     COMM.barrier()

@@ -132,7 +132,7 @@ def test_late_arrays(mpi_tmp_path: Path) -> None:
 
 def test_parts_that_do_not_fit_are_an_error_on_all_ranks(mpi_tmp_path: Path) -> None:
     with mpickpt.open(mpi_tmp_path, COMM) as ckpt:
-        ckpt.array("u", 10, part=mpickpt.Part((10 * COMM.size + 1,), (10 * COMM.rank,)))
+        _u = ckpt.array("u", 10, part=mpickpt.Part((10 * COMM.size + 1,), (10 * COMM.rank,)))
         with pytest.raises(mpickpt.LayoutError, match="Array 'u': no rank's part holds the cells"):
             ckpt.step()
 

@@ -224,7 +224,7 @@ def test_interval_auto(mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_ranks_that_end_early(mpi_tmp_path: Path) -> None:
     """A wish that comes when some ranks are closing already makes no epoch, and does no harm."""
     with mpickpt.open(mpi_tmp_path, COMM) as ckpt:
-        ckpt.array("u", 1000)
+        _u = ckpt.array("u", 1000)
         for step in ckpt.range(20):
             if step == 19 and COMM.rank == LAST:
                 time.sleep(0.2)

@@ -49,6 +49,40 @@ def test_object_that_cannot_be_pickled_later(mpi_tmp_path: Path) -> None:
     assert {slot.index: slot.epoch for slot in Store(mpi_tmp_path, crc32c).slots()} == {0: 1, 1: 3}
 
 
+def test_one_rank_does_not_hold_what_it_saves(mpi_tmp_path: Path) -> None:
+    """It is told before its cut; on the others the epoch fails, and the one before stays."""
+    with mpickpt.open(mpi_tmp_path, COMM, every=1) as ckpt:
+        u = ckpt.array("u", 1000)
+        ckpt.step()
+        ckpt.step()  # epoch 1
+        if COMM.rank == LAST:
+            u = u + 1
+            with pytest.raises(mpickpt.UsageError, match=f"Rank {LAST}: the program does not hold array 'u' any more"):
+                ckpt.step()
+        else:
+            ckpt.step()
+        ckpt.drop("u")  # and goes on with another one
+        u = ckpt.array("u", 1000, fill=u)
+        ckpt.step()  # epoch 3
+    stats = ckpt.stats()
+    assert (stats.whole, stats.failed, stats.last_whole) == (2, 1, 3)
+    COMM.barrier()
+    assert sorted(slot.epoch or 0 for slot in Store(mpi_tmp_path, crc32c).slots()) == [1, 3]
+
+
+def test_no_rank_holds_what_it_saves(mpi_tmp_path: Path) -> None:
+    def program() -> None:
+        with mpickpt.open(mpi_tmp_path, COMM, every=2) as ckpt:
+            u = ckpt.array("u", 1000)
+            for step in ckpt.range(9):
+                u = u + step if step > 4 else u
+
+    with pytest.raises(mpickpt.UsageError, match=f"Rank {COMM.rank}: the program does not hold array 'u'"):
+        program()
+    COMM.barrier()
+    assert mpickpt.Checkpoint(mpi_tmp_path).step == 4
+
+
 def test_rank_that_leaves_by_an_exception(mpi_tmp_path: Path) -> None:
     def program() -> None:
         with mpickpt.open(mpi_tmp_path, COMM, every=2) as ckpt:
@@ -77,7 +111,7 @@ def test_ranks_that_take_different_steps(mpi_tmp_path: Path) -> None:
         pytest.raises((mpickpt.UsageError, mpickpt.EpochError)) as caught,
         mpickpt.open(mpi_tmp_path, COMM, every=5) as ckpt,
     ):
-        ckpt.array("u", 10)
+        _u = ckpt.array("u", 10)
         for _ in ckpt.range(0, 30, 4 if COMM.rank == LAST else 3):
             pass
     found_out = isinstance(caught.value, mpickpt.UsageError)
@@ -133,7 +167,7 @@ def test_damage_of_one_rank_sends_all_to_the_older_epoch(
     def program() -> int | None:
         with mpickpt.open(mpi_tmp_path, COMM, every=1) as ckpt:
             u = ckpt.protect("u", np.zeros(100_000))
-            ckpt.object("rank", COMM.rank)
+            ckpt.object("rank", COMM.rank, on_rebind="ignore")
             if ckpt.restored:
                 assert (u == ckpt.restored.step).all()
                 return ckpt.restored.epoch
@@ -162,7 +196,7 @@ def test_damage_of_one_rank_sends_all_to_the_older_epoch(
 def test_waiting_has_a_limit(mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first rank whose limit is over says so; the others may hear that it left before theirs is."""
     ckpt = mpickpt.open(mpi_tmp_path, COMM, every=1)
-    ckpt.array("u", 1000)
+    _u = ckpt.array("u", 1000)
     ckpt.step()
     ckpt.step()
     monkeypatch.setattr(ckpt._coordinator, "_limit", 0.3)

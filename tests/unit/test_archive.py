@@ -342,7 +342,7 @@ def test_prune_keeps_the_newest_whole_epochs(store: Store, capsys: pytest.Captur
 
 def test_prune_leaves_a_running_program_its_slots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with mpickpt.open(tmp_path / "c", every=1) as ckpt:
-        ckpt.array("u", 100)
+        _u = ckpt.array("u", 100)
         for step in ckpt.range(8):
             if step == 2:
                 wait_for(tmp_path / "c", 1)

@@ -167,7 +167,7 @@ def directory(tmp_path: Path) -> Path:
     """Two epochs of a small program."""
     with mpickpt.open(tmp_path / "c", every=10) as ckpt:
         u = ckpt.array("u", (100, 200), fill=1.0, part=mpickpt.Part((100, 200), (0, 0)))
-        ckpt.object("log", ["x"])
+        _log = ckpt.object("log", ["x"])
         for _ in ckpt.range(25):
             u += 1
     return tmp_path / "c"
@@ -289,7 +289,7 @@ def test_ls_tells_how_far_each_rank_is() -> None:
 
 def test_ls_of_a_running_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with mpickpt.open(tmp_path, every=1) as ckpt:
-        ckpt.array("u", 10)
+        _u = ckpt.array("u", 10)
         ckpt.step()
         assert main(["ls", str(tmp_path)]) == 0
         assert "in use by process" in capsys.readouterr().out

@@ -24,7 +24,7 @@ def directory(tmp_path: Path) -> Path:
     with mpickpt.open(tmp_path / "c", every=10) as ckpt:
         part = mpickpt.Part((100, 200), (0, 0), local=np.s_[1:-1, :])
         u = ckpt.array("u", (102, 200), fill=1.0, part=part)
-        ckpt.array("own", 7)
+        _own = ckpt.array("own", 7)
         for step in ckpt.range(25):
             u += step
     return tmp_path / "c"
@@ -152,7 +152,7 @@ def test_a_damaged_record_makes_the_verbs_fail(directory: Path, capsys: pytest.C
 def test_diff_tells_a_from_b(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for dtype in ("float64", "float32"):
         with mpickpt.open(tmp_path / dtype, every=1) as ckpt:
-            ckpt.array("u", 10, dtype)
+            _u = ckpt.array("u", 10, dtype)
             for _ in ckpt.range(2):
                 pass
     assert main(["diff", str(tmp_path / "float64"), str(tmp_path / "float32")]) == 1

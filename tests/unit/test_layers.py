@@ -20,7 +20,7 @@ ROWS = (
     ),
     ("snapshot", "guard", "forks", "store", "coordinator", "slurm", "progress"),
     (
-        *("protocol", "channels", "replay", "inflight"),
+        *("protocol", "channels", "replay", "inflight", "bindings"),
         *("policy", "options", "layout", "parts", "slicing", "subclasses", "stats", "notes", "figures", "quantities"),
         "errors",
     ),

@@ -46,7 +46,7 @@ def test_a_shared_file_is_copied_at_each_cut(file: Path, tmp_path: Path, capfd: 
         for step in ckpt.range(8):
             expected = u.copy()
             other[step::5] += step + 1
-        ckpt.array("more", 10)  # another layout: nothing is told a second time
+        _more = ckpt.array("more", 10)  # another layout: nothing is told a second time
         for _ in ckpt.range(8, 10):
             expected = u.copy()
     assert np.array_equal(_saved(tmp_path / "ckpt"), expected)

@@ -368,5 +368,5 @@ def test_a_rank_that_leaves_by_an_exception_says_so(tmp_path: Path) -> None:
 
 def test_a_session_without_a_safe_point_leaves_no_notes(tmp_path: Path) -> None:
     with mpickpt.open(tmp_path) as ckpt:
-        ckpt.array("u", 10)
+        _u = ckpt.array("u", 10)
     assert runs(tmp_path) == []

@@ -65,7 +65,7 @@ def save(directory: Path, steps: int = 25) -> None:
     """Run a program that saves epochs at the steps 10, 20, …; `u` holds the number of steps done."""
     with mpickpt.open(directory, every=10) as ckpt:
         u = ckpt.array("u", (6, 50_000), part=mpickpt.Part((6, 50_000), (0, 0)))
-        ckpt.object("log", ["x"])
+        _log = ckpt.object("log", ["x"])
         for _ in ckpt.range(steps):
             u += 1
 

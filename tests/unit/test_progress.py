@@ -315,7 +315,7 @@ def test_what_is_told_of_epochs(state: RunState, text: str, capsys: pytest.Captu
 def test_the_line_of_a_run_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for end in (4, 8):
         with mpickpt.open(tmp_path, every=3, progress=True) as ckpt:
-            ckpt.array("u", 1000)
+            _u = ckpt.array("u", 1000)
             for _ in ckpt.range(end):
                 pass
     told = [line for line in capsys.readouterr().err.splitlines() if LINE.match(line)]
@@ -387,7 +387,7 @@ def test_closing_and_restart_show_how_far_they_are(
     monkeypatch.setattr(sources, "OWN_PIECE_BYTES", 4 << 20)
     monkeypatch.setattr(progress, "LINE_SECONDS", -1.0)
     with mpickpt.open(tmp_path, every=1) as ckpt:
-        ckpt.array("u", 2 << 20, fill=1.0)
+        _u = ckpt.array("u", 2 << 20, fill=1.0)
         ckpt.step()
         ckpt.step()
     assert re.search(r"^mpickpt: saving epoch 1 before the end: \d+% of 16.0 MiB done", capsys.readouterr().err, re.M)
@@ -400,6 +400,6 @@ def test_closing_and_restart_show_how_far_they_are(
 def test_nothing_is_said_of_what_is_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         with mpickpt.open(tmp_path, every=1) as ckpt:
-            ckpt.array("u", 1000)
+            _u = ckpt.array("u", 1000)
             ckpt.step()
     assert "ing epoch" not in capsys.readouterr().err

@@ -276,7 +276,8 @@ def many(ckpt: mpickpt.Session, seed: int) -> dict[str, np.ndarray]:
 
 def test_protect_any_array(tmp_path: Path) -> None:
     with mpickpt.open(tmp_path, every=1) as ckpt:
-        saved = {name: array.copy() for name, array in many(ckpt, 1).items()}
+        arrays = many(ckpt, 1)
+        saved = {name: array.copy() for name, array in arrays.items()}
         for _ in ckpt.range(2):
             pass
     with mpickpt.open(tmp_path) as ckpt:
@@ -330,7 +331,7 @@ def test_changed_program(tmp_path: Path) -> None:
 def test_unclaimed_arrays_are_named(tmp_path: Path) -> None:
     run(tmp_path, stop=15)
     with mpickpt.open(tmp_path, every=10) as ckpt:
-        ckpt.object("log", [])
+        _log = ckpt.object("log", [])
         with pytest.warns(UserWarning, match="Epoch 1 of .* holds u, v, which the program did not ask for") as told:
             next(ckpt.range(1000))
         assert told[0].filename == __file__
@@ -341,7 +342,7 @@ def test_unclaimed_arrays_are_named(tmp_path: Path) -> None:
 def test_late_dropped_and_resized_arrays(tmp_path: Path) -> None:
     with mpickpt.open(tmp_path, every=1) as ckpt:
         u = ckpt.array("u", 100_000, fill=1.0)
-        ckpt.object("old", 1)
+        ckpt.object("old", 1, on_rebind="ignore")
         ckpt.step()
         ckpt.step()  # epoch 1
         late = ckpt.array("late", 50, fill=5.0)
@@ -402,9 +403,9 @@ def test_objects_that_outgrow_their_room(tmp_path: Path) -> None:
 
 def test_object_that_cannot_be_pickled(tmp_path: Path) -> None:
     with mpickpt.open(tmp_path, every=1) as ckpt:
-        ckpt.array("u", 1000)
+        _u = ckpt.array("u", 1000)
         box: list[Any] = ckpt.object("box", [])
-        ckpt.object("good", 1)
+        ckpt.object("good", 1, on_rebind="ignore")
         ckpt.step()
         ckpt.step()
         box.append(threading.Lock())
@@ -439,7 +440,7 @@ class Fickle:
 
 def test_object_that_cannot_be_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with mpickpt.open(tmp_path, every=1) as ckpt:
-        ckpt.object("fickle", Fickle())
+        _fickle = ckpt.object("fickle", Fickle())
         for _ in ckpt.range(2):
             pass
     monkeypatch.setattr(Fickle, "allowed", False)
@@ -497,7 +498,7 @@ def test_step_goes_on_too(tmp_path: Path) -> None:
 
 def test_interval(tmp_path: Path) -> None:
     with mpickpt.open(tmp_path, interval=0.2) as ckpt:
-        ckpt.array("u", 1000)
+        _u = ckpt.array("u", 1000)
         begun = time.monotonic()
         for _ in ckpt.range(100):
             time.sleep(0.01)
@@ -522,7 +523,7 @@ def test_safe_point_with_nothing_to_do_is_cheap(tmp_path: Path) -> None:
 
     count = 200_000
     with mpickpt.open(tmp_path, every=10**9) as ckpt:
-        ckpt.array("u", 1000)
+        _u = ckpt.array("u", 1000)
         per_step = min(seconds_of(ckpt.range(k * count, (k + 1) * count)) for k in range(5)) / count
         began = time.process_time()
         for _ in range(count):
@@ -563,7 +564,7 @@ def largest_file(nbytes: int) -> Iterator[None]:
 
 def test_no_room_at_the_start(tmp_path: Path) -> None:
     with mpickpt.open(tmp_path, every=1) as ckpt:
-        ckpt.array("u", 8 * BLOCK // 8)
+        _u = ckpt.array("u", 8 * BLOCK // 8)
         with (
             largest_file(BLOCK),
             pytest.raises(mpickpt.StoreError, match="slot-0.h5 .* cannot be created: File too large"),
@@ -574,13 +575,13 @@ def test_no_room_at_the_start(tmp_path: Path) -> None:
 
 def test_no_room_later_fails_the_epoch_and_the_program_goes_on(tmp_path: Path) -> None:
     with mpickpt.open(tmp_path, every=1) as ckpt:
-        ckpt.array("u", 8 * BLOCK // 8, fill=1.0)
+        _u = ckpt.array("u", 8 * BLOCK // 8, fill=1.0)
         ckpt.step()
         ckpt.step()  # epoch 1
         while whole(tmp_path)[0] is None:
             time.sleep(0.01)
         ckpt.drop("u")
-        ckpt.array("other", 8 * BLOCK // 8, fill=1.0)  # so that slot 1 has to be made anew
+        _other = ckpt.array("other", 8 * BLOCK // 8, fill=1.0)  # so that slot 1 has to be made anew
         with (
             largest_file(BLOCK),
             pytest.warns(RuntimeWarning, match=r"Epoch 2 \(step 2\) failed: .*slot-1.h5.* File too large"),
@@ -613,7 +614,7 @@ def test_failed_drain_fails_the_epoch_and_its_slot_is_used_again(tmp_path: Path)
 
 def test_who_goes_on_after_being_stopped_is_told_again(tmp_path: Path) -> None:
     with mpickpt.open(tmp_path) as ckpt:
-        ckpt.array("u", 1000)
+        _u = ckpt.array("u", 1000)
         ckpt.step()
         ckpt.request(stop=True)
         for _ in range(2):
@@ -721,7 +722,7 @@ def test_a_drain_is_seen_to_while_nothing_else_happens(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("mpickpt.epochs.should_hurry", watch)
     with mpickpt.open(tmp_path, interval=600) as ckpt:
-        ckpt.array("u", 1 << 25, fill=1.0)  # more than a disk takes between two looks
+        _u = ckpt.array("u", 1 << 25, fill=1.0)  # more than a disk takes between two looks
         for step in ckpt.range(10**6):
             time.sleep(0.001)
             if step == 40:
@@ -801,7 +802,7 @@ def test_program_that_forgets_to_close(tmp_path: Path) -> None:
 
 def test_two_sessions_at_once_in_one_process(tmp_path: Path) -> None:
     with mpickpt.open(tmp_path / "a", every=1) as one:
-        one.array("u", 100)
+        _u = one.array("u", 100)
         one.step()
         with pytest.raises(mpickpt.UsageError, match="another session open in this process"):
             mpickpt.open(tmp_path / "b", every=1)

@@ -52,7 +52,7 @@ def command(*arguments: str) -> str:
 def test_only_what_is_used_is_imported(tmp_path: Path, code: str, allowed: str) -> None:
     (tmp_path / "empty").mkdir()
     with mpickpt.open(tmp_path / "saved", every=1) as ckpt:
-        ckpt.array("u", 10)
+        _u = ckpt.array("u", 10)
         for _ in ckpt.range(2):
             pass
     assert imported(code, tmp_path) <= set(allowed.split())

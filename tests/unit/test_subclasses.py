@@ -66,7 +66,7 @@ def test_a_memory_mapped_array_is_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "told"),
     [
-        (np.ma.MaskedArray(np.arange(3.0), [0, 1, 0]), r"Array 'u' is a masked array.* MaskedArray\(data, mask="),
+        (np.ma.MaskedArray(np.arange(3.0), [0, 1, 0]), r"Array 'u' is a masked array.*MaskedArray\(data, mask="),
         (np.ma.MaskedArray(np.arange(3.0)), "is a masked array"),  # the mask may come later
         (measured(Measured), r"Array 'u' is a Measured, .* \(unit\).* object\(\)"),
         (measured(Slotted), r"Array 'u' is a Slotted, .* \(unit\)"),

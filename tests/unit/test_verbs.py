@@ -25,7 +25,7 @@ APP = """
 import sys, mpickpt
 with mpickpt.open("{directory}", every=2) as ckpt:
     u = ckpt.array("u", (60, 70), fill=1.0, part=mpickpt.Part((60, 70), (0, 0)))
-    ckpt.object("log", ["x"])
+    _log = ckpt.object("log", ["x"])
     for step in ckpt.range(7):
         u += 1
         if step == 5 and {wait}:
