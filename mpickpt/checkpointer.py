@@ -71,6 +71,7 @@ class Checkpointer:
         self._watched = False  # the snapshotter has them
         self._block_bytes = 0
         self._digest = b""
+        self.names: frozenset[str] = frozenset()  # of the arrays of all ranks, since the layout was fixed
         self._layout: Layout | None = None  # on rank 0
         self._targets: dict[int, _Target] = {}
         self.traffic: Traffic | None = None  # messages that may be in flight at a cut, where they are tracked
@@ -140,7 +141,8 @@ class Checkpointer:
         ranks = coordinator.gather(own, f"the layouts of all ranks at step {step}")
         if ranks is not None:
             self._layout = None
-        digest, self._block_bytes = coordinator.on_root(lambda: self._join(ranks or []), "rank 0 to join the layouts")
+        joined = coordinator.on_root(lambda: self._join(ranks or []), "rank 0 to join the layouts")
+        digest, self._block_bytes, self.names = joined
         self._sealed = None  # until all is done: an interrupt on the way must not leave half a layout in force
         self._watched = False
         try:
@@ -157,9 +159,9 @@ class Checkpointer:
         self._watch.seal(self._block_bytes)
         self._watched = True
 
-    def _join(self, ranks: list[RankLayout]) -> tuple[bytes, int]:
+    def _join(self, ranks: list[RankLayout]) -> tuple[bytes, int, frozenset[str]]:
         self._layout = Layout.of(ranks)
-        return self._layout.digest, self._layout.block_bytes
+        return self._layout.digest, self._layout.block_bytes, frozenset(self._layout.names)
 
     @property
     def sizes(self) -> tuple[int, int]:

@@ -164,7 +164,7 @@ class RankImage:
                 wanted = raw[first * self.block_bytes - base : last * self.block_bytes - base]
                 _raise_first(self.read_array(index, wanted, first, direct))
             cells: NDArray[Any] = np.ndarray(piece.extent, spec.dtype, raw, start - base, raster.steps)
-            out[piece.relative_to(box.start).slices] = cells
+            piece.relative_to(box.start).view(out)[...] = cells
 
     def read_objects(self) -> tuple[bytes, list[Damage]]:
         """Return the pickled objects as stored, and what is damaged; nothing is unpickled."""
@@ -303,7 +303,7 @@ def gather(
             f"but the epoch holds {old.dtype} of global shape {old.part.shape}."
         )
     world, mine = spec.part.wanted(spec.shape)
-    window = out[mine.slices]
+    window = mine.view(out)
     for rank, common in layout.sources(spec.name, world):
         image = images[rank]
         index = image.index(spec.name)
@@ -311,7 +311,7 @@ def gather(
         theirs = image.arrays[index]
         assert theirs.part is not None
         inside = common.relative_to(theirs.owned.start).moved(theirs.part.local_box(theirs.shape).start)
-        image.copy_cells(index, inside, window[common.relative_to(world.start).slices], direct)
+        image.copy_cells(index, inside, common.relative_to(world.start).view(window), direct)
 
 
 def _raise_first(damage: Sequence[Damage]) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 from math import prod
@@ -144,6 +144,16 @@ class ArraySpec:
         return prod(self.shape) * self.dtype.itemsize
 
     @property
+    def is_in_both_orders(self) -> bool:
+        """Whether its bytes are the same in C and in Fortran order, so that `order` says nothing about them."""
+        return 0 in self.shape or sum(extent > 1 for extent in self.shape) < 2
+
+    def saves_as(self, other: ArraySpec) -> bool:
+        """Tell whether two specs save the same bytes with the same meaning."""
+        one = replace(self, order=other.order) if self.is_in_both_orders else self
+        return one.canonical() == other.canonical()
+
+    @property
     def stored_shape(self) -> tuple[int, ...]:
         """Shape of the C-ordered dataset that has the same bytes: axes reversed for order "F"."""
         return self.shape[::-1] if self.order == "F" else self.shape
@@ -156,7 +166,7 @@ class ArraySpec:
         return self.part.box(self.shape)
 
     def canonical(self) -> list[object]:
-        """Return plain values that are equal if and only if two specs save the same bytes with the same meaning."""
+        """Return plain values that are equal if and only if two specs are described alike in a slot."""
         part = None
         if self.part is not None:
             part = [self.part.shape, self.part.start, *self.part.local_box(self.shape)]
@@ -197,8 +207,8 @@ class Layout:
     block_bytes: int = BLOCK_BYTES
 
     def __post_init__(self) -> None:
-        """Check that the parts tile their global arrays."""
-        object.__setattr__(self, "ranks", tuple(self.ranks))
+        """Bring the parts of an array to one order, and check that they tile their global array."""
+        object.__setattr__(self, "ranks", _in_one_order(tuple(self.ranks)))
         if self.block_bytes <= 0 or self.block_bytes % PAGE_BYTES:
             raise LayoutError(f"A block must be a multiple of {PAGE_BYTES} bytes, not {self.block_bytes}.")
         for name in self.names:
@@ -280,6 +290,22 @@ def block_bytes_for(nbytes_per_rank_arrays: Iterable[Iterable[int]]) -> int:
         while sum(blocks_in(n, block_bytes) for n in sizes) > MAX_BLOCKS:
             block_bytes *= 2
     return block_bytes
+
+
+def _in_one_order(ranks: tuple[RankLayout, ...]) -> tuple[RankLayout, ...]:
+    """Give the parts of a global array that lie in both orders, such as a single row, the order of the others."""
+    orders: dict[str, Order] = {}
+    for spec in (spec for rank in ranks for spec in rank.arrays if spec.part is not None):
+        if spec.name not in orders or not spec.is_in_both_orders:
+            orders[spec.name] = spec.order
+
+    def ordered(spec: ArraySpec) -> ArraySpec:
+        order = orders.get(spec.name, spec.order)
+        return replace(spec, order=order) if spec.order != order and spec.is_in_both_orders else spec
+
+    if "F" not in orders.values():
+        return ranks
+    return tuple(replace(rank, arrays=tuple(map(ordered, rank.arrays))) for rank in ranks)
 
 
 def _check_parts(name: str, have: Sequence[tuple[int, ArraySpec]]) -> None:

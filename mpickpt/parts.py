@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from types import EllipsisType
-from typing import NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpickpt.errors import LayoutError
 
@@ -39,6 +40,12 @@ class Box(NamedTuple):
     def slices(self) -> tuple[slice, ...]:
         """The box as an index."""
         return tuple(slice(lo, hi) for lo, hi in zip(self.start, self.stop, strict=True))
+
+    def view(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Give the cells of `array` that are in the box: a view, of an array without axes too."""
+        index: tuple[Any, ...] = (*self.slices, ...)
+        view: NDArray[Any] = array[index]
+        return view
 
     @property
     def transposed(self) -> Box:
@@ -202,6 +209,8 @@ class Part:
         """
         extent = self.local_box(local_shape).extent
         box = Box(self.start, tuple(lo + n for lo, n in zip(self.start, extent, strict=True)))
+        if not box.size:
+            return box  # of a rank that has no cell; where it would begin does not matter
         for axis, (hi, n) in enumerate(zip(box.stop, self.shape, strict=True)):
             if hi > n:
                 raise LayoutError(

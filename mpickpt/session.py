@@ -38,7 +38,7 @@ from mpickpt.recorder import Recorder
 from mpickpt.restore import Start
 from mpickpt.slurm import find
 from mpickpt.snapshot import crc32c
-from mpickpt.sources import Remap, Source
+from mpickpt.sources import OtherRanks, Remap, Source
 from mpickpt.stats import Restored, Stats
 from mpickpt.subclasses import check_plain, check_values
 from mpickpt.triggers import Triggers
@@ -414,6 +414,8 @@ class Session:
         if restore.messages(self._coordinator, self._traffic, source, self.options.directory):
             self._checkpointer.traffic = self._traffic
         self._checkpointer.fix_layout(step, watch=self._loading is None)
+        if isinstance(source, OtherRanks):  # not every one of these ranks has a share of each array
+            self._late -= self._checkpointer.names
         self._checkpointer.provide_all(step, self._epochs, self._protected)
         if self.restored is not None and self._protected is not None:
             self._checkpointer.resume(self._protected, self.restored.epoch)

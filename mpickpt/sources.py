@@ -82,7 +82,7 @@ class SameRanks:
         if index is None:
             raise _missing("array", spec.name, self.where)
         saved = self.image.arrays[index]
-        if saved.canonical() != spec.canonical():
+        if not saved.saves_as(spec):
             raise _changed(spec, saved, self.where)
         return index
 

@@ -91,7 +91,8 @@ class StoredArray:
                     cells: NDArray[Any] = np.empty(box.extent, self.dtype)
                     self._read(box, cells)
                     target[...] = cells[inside]
-        result = out[selection.flipped].reshape(selection.shape)
+        upright: tuple[Any, ...] = (*selection.flipped, ...)
+        result = out[upright].reshape(selection.shape)
         return result[()] if selection.scalar else result
 
     def pieces(self, nbytes: int = PIECE_BYTES) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:

@@ -168,3 +168,45 @@ def test_the_new_number_of_ranks_takes_over_slot_by_slot(mpi_tmp_path: Path) -> 
         assert sizes() == {0: (comm.size, 3), 1: (COMM.size, 2)}
         advance(5)
         assert sizes() == {0: (comm.size, 3), 1: (comm.size, 4)}
+
+
+SCALAR, COLUMN, FEW = np.array(2.5), np.arange(9.0).reshape(9, 1), np.arange(15.0).reshape(3, 5)
+
+
+def declare_odd_shapes(
+    ckpt: mpickpt.Session, comm: MPI.Intracomm, value: float
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Declare arrays whose bytes are the same in both orders on some ranks; gives each, and what it should hold."""
+    found = []
+    if comm.rank == comm.size - 1:  # no other rank has a share of it
+        found.append((ckpt.array("scalar", (), fill=value, part=mpickpt.Part((), ())), SCALAR))
+    for name, world, cuts in (
+        ("column", COLUMN, [9 * rank // comm.size for rank in range(comm.size + 1)]),
+        ("few", FEW, [*(min(2 * rank, 3) for rank in range(comm.size)), 3]),  # two rows, one, none
+    ):
+        mine = slice(cuts[comm.rank], cuts[comm.rank + 1])
+        array = np.full_like(world[mine], value, order="F")
+        part = mpickpt.Part(world.shape, (mine.start, 0))
+        found.append((ckpt.protect(name, array, part), world[mine]))
+    return found
+
+
+@pytest.mark.parametrize(("writers", "readers"), [(1, 1), (1, 2), (2, 1), (2, 2), (2, 4), (4, 3), (4, 4)])
+def test_shapes_that_lie_in_both_orders(mpi_tmp_path: Path, writers: int, readers: int) -> None:
+    """No axes, one column, one row beside others, empty shares, more ranks than rows, ranks without a share."""
+    if max(writers, readers) > COMM.size:
+        pytest.skip("not so many ranks")
+    with first_ranks(writers) as comm:
+        if comm:
+            with mpickpt.open(mpi_tmp_path, comm, every=1) as ckpt:
+                for array, right in declare_odd_shapes(ckpt, comm, 0.0):
+                    array[...] = right
+                for _ in ckpt.range(2):
+                    pass
+    with first_ranks(readers) as comm:
+        if comm:
+            with mpickpt.open(mpi_tmp_path, comm) as ckpt:
+                assert ckpt.restored is not None
+                for array, right in declare_odd_shapes(ckpt, comm, np.nan):
+                    assert np.array_equal(array, right)
+                ckpt.step()  # no rank is warned of what others have a share of
