@@ -195,7 +195,7 @@ const char *mpk_guard_unguarded(size_t n, int *error) { return mpk__interpose_re
 
 void mpk_guard_close(void) {
     if (!is_open) return;
-    mpk__interpose_undo();
+    mpk__interpose_undo(sorted, n_hooks);
     free(ranges);
     ranges = NULL;
     n_ranges = room_for_ranges = 0;

@@ -2,6 +2,10 @@
  * global offset table; the object's relocation entries say which slot belongs to which name. So no order of loading and
  * no environment variable is needed, and all can be put back: each slot that was changed is remembered with its value.
  *
+ * What a replacement calls is what the object would have called without us, so that wrappers which stand before the
+ * library (profilers, tracers, file systems in user space) see each call as ever: the value of the slot where it is bound,
+ * and otherwise what the loader would find for it. See `definition`.
+ *
  * An object that was patched is pinned (its reference count goes up) until its slots are put back. Our own object is
  * left alone, so that the hooks and the drain threads call the real functions. Calls inside one object that do not go
  * through a slot, as those of the C library among its own functions, are out of reach. */
@@ -17,6 +21,8 @@
 #include <string.h>
 
 #include "prim.h"
+
+#define VERSION_INDEX 0x7fff /* of an entry of DT_VERSYM, beside the bit that hides the symbol */
 
 #if defined(__x86_64__)
 #define RELOC_CALL R_X86_64_JUMP_SLOT
@@ -45,12 +51,14 @@ typedef struct entry {
     void **slot;
     void *before, *after;
     size_t object;
+    unsigned char *use; /* of the definition that is called now */
 } entry;
 
 static object *objects;
 static size_t n_objects;
 static entry *entries;
 static size_t n_entries, room_for_entries;
+static void *program; /* a handle for all that is visible to everybody; open while entries are rewritten */
 static unsigned long long loads_seen; /* the loader's own count of objects ever loaded */
 
 static int count_loads(struct dl_phdr_info *info, size_t size, void *out) {
@@ -71,11 +79,11 @@ static bool is_known(const char *path, ElfW(Addr) base) {
     return false;
 }
 
-static bool holds(const struct dl_phdr_info *info, uintptr_t address) {
-    for (int i = 0; i < info->dlpi_phnum; i++) {
-        const ElfW(Phdr) *p = &info->dlpi_phdr[i];
-        uintptr_t from = info->dlpi_addr + p->p_vaddr;
-        if (p->p_type == PT_LOAD && address >= from && address < from + p->p_memsz) return true;
+static bool holds(ElfW(Addr) base, const ElfW(Phdr) *headers, int n, const void *address) {
+    for (int i = 0; i < n; i++) {
+        uintptr_t from = base + headers[i].p_vaddr;
+        if (headers[i].p_type != PT_LOAD) continue;
+        if ((uintptr_t)address >= from && (uintptr_t)address < from + headers[i].p_memsz) return true;
     }
     return false;
 }
@@ -83,7 +91,7 @@ static bool holds(const struct dl_phdr_info *info, uintptr_t address) {
 /* Notes an object that was not seen before. The loader's lock is held: nothing else is done here. */
 static int note_object(struct dl_phdr_info *info, size_t size, void *out) {
     (void)size;
-    if (holds(info, (uintptr_t)&note_object)) return 0; /* ourselves */
+    if (holds(info->dlpi_addr, info->dlpi_phdr, info->dlpi_phnum, (void *)&note_object)) return 0; /* ourselves */
     const char *path = info->dlpi_name ? info->dlpi_name : "";
     if (is_known(path, info->dlpi_addr)) return 0;
     object *grown = realloc(objects, sizeof *grown * (n_objects + 1));
@@ -104,17 +112,17 @@ typedef struct dynamic {
     const char *names;
     const ElfW(Rela) *calls, *others;
     size_t n_calls, n_others;
+    const ElfW(Half) *versions; /* of each symbol, or NULL */
+    const ElfW(Verneed) *needed_versions;
+    size_t n_needed_versions;
 } dynamic;
 
-static dynamic read_dynamic(const object *o) {
+static dynamic read_dynamic(ElfW(Addr) base, const ElfW(Dyn) *at) {
     dynamic d = {0};
-    const ElfW(Dyn) *at = NULL;
-    for (int i = 0; i < o->n_headers; i++)
-        if (o->headers[i].p_type == PT_DYNAMIC) at = (const ElfW(Dyn) *)(o->base + o->headers[i].p_vaddr);
     bool calls_are_rela = true;
     for (; at && at->d_tag != DT_NULL; at++) {
         /* glibc has turned these into addresses, but for those of objects that it did not relocate (the vdso). */
-        uintptr_t value = at->d_un.d_ptr, address = value < o->base ? o->base + value : value;
+        uintptr_t value = at->d_un.d_ptr, address = value < base ? base + value : value;
         switch (at->d_tag) {
         case DT_SYMTAB: d.symbols = (const ElfW(Sym) *)address; break;
         case DT_STRTAB: d.names = (const char *)address; break;
@@ -123,6 +131,9 @@ static dynamic read_dynamic(const object *o) {
         case DT_PLTREL: calls_are_rela = at->d_un.d_val == DT_RELA; break;
         case DT_RELA: d.others = (const ElfW(Rela) *)address; break;
         case DT_RELASZ: d.n_others = at->d_un.d_val / sizeof(ElfW(Rela)); break;
+        case DT_VERSYM: d.versions = (const ElfW(Half) *)address; break;
+        case DT_VERNEED: d.needed_versions = (const ElfW(Verneed) *)address; break;
+        case DT_VERNEEDNUM: d.n_needed_versions = at->d_un.d_val; break;
         default: break;
         }
     }
@@ -130,6 +141,13 @@ static dynamic read_dynamic(const object *o) {
     if (!d.calls || !calls_are_rela) d.n_calls = 0;
     if (!d.others) d.n_others = 0;
     return d;
+}
+
+static dynamic dynamic_of(const object *o) {
+    const ElfW(Dyn) *at = NULL;
+    for (int i = 0; i < o->n_headers; i++)
+        if (o->headers[i].p_type == PT_DYNAMIC) at = (const ElfW(Dyn) *)(o->base + o->headers[i].p_vaddr);
+    return read_dynamic(o->base, at);
 }
 
 /* The pages of a segment that the loader made read-only when it was done with them; none of another segment. */
@@ -176,7 +194,7 @@ static int make_writable(object *o, const void *slot) {
     return error;
 }
 
-static int remember(void **slot, void *before, void *after, size_t object_index) {
+static int remember(entry e) {
     if (n_entries == room_for_entries) {
         size_t room = room_for_entries ? 2 * room_for_entries : 256;
         entry *grown = realloc(entries, sizeof *grown * room);
@@ -184,11 +202,93 @@ static int remember(void **slot, void *before, void *after, size_t object_index)
         entries = grown;
         room_for_entries = room;
     }
-    entries[n_entries++] = (entry){slot, before, after, object_index};
+    entries[n_entries++] = e;
     return 0;
 }
 
+/* -- what the program would call --------------------------------------------------------------------------------------- */
+
+/* The version of a symbol that an object asks for; NULL: any. */
+static const char *version_of(const dynamic *d, size_t symbol) {
+    unsigned wanted = d->versions && d->needed_versions ? d->versions[symbol] & VERSION_INDEX : VER_NDX_GLOBAL;
+    if (wanted <= VER_NDX_GLOBAL) return NULL;
+    const char *library = (const char *)d->needed_versions;
+    for (size_t i = 0; i < d->n_needed_versions; i++) {
+        const ElfW(Verneed) *of_library = (const ElfW(Verneed) *)library;
+        const char *at = library + of_library->vn_aux;
+        for (unsigned k = 0; k < of_library->vn_cnt; k++) {
+            const ElfW(Vernaux) *version = (const ElfW(Vernaux) *)at;
+            if ((version->vna_other & VERSION_INDEX) == wanted) return d->names + version->vna_name;
+            at += version->vna_next;
+        }
+        library += of_library->vn_next;
+    }
+    return NULL;
+}
+
+/* Whether a definition carries a version. One that has none serves all who ask: wrappers are mostly built so. */
+static bool has_version(void *definition) {
+    Dl_info where;
+    const ElfW(Sym) *symbol = NULL;
+    struct link_map *in = NULL;
+    if (!dladdr1(definition, &where, (void **)&symbol, RTLD_DL_SYMENT) || !symbol) return false;
+    if (!dladdr1(definition, &where, (void **)&in, RTLD_DL_LINKMAP) || !in) return false;
+    dynamic d = read_dynamic(in->l_addr, in->l_ld);
+    return d.versions && (d.versions[symbol - d.symbols] & VERSION_INDEX) > VER_NDX_GLOBAL;
+}
+
+static bool in_one_object(void *a, void *b) {
+    Dl_info of_a, of_b;
+    return dladdr(a, &of_a) && dladdr(b, &of_b) && of_a.dli_fbase == of_b.dli_fbase;
+}
+
+/* As the loader searches: the first object of a scope whose definition has the version that is asked for, or none.
+ * dlsym heeds no version, and dlvsym takes no definition without one from an object that has versions. */
+static void *find_in(void *scope, const char *name, const char *version) {
+    void *first = dlsym(scope, name);
+    void *exact = first && version ? dlvsym(scope, name, version) : NULL;
+    if (!exact || exact == first) return first;
+    return in_one_object(first, exact) || has_version(first) ? exact : first;
+}
+
+/* What an object's unbound slot will lead to: first the program, what was preloaded, its libraries and all that was made
+ * global, then the object's own libraries. (RTLD_DEEPBIND turns that round; it cannot be asked for, and matters only for
+ * a function that the object has not called yet.) */
+static void *definition(const object *o, const char *name, const char *version) {
+    void *found = find_in(program, name, version);
+    return found ? found : find_in(o->pin, name, version);
+}
+
+static bool is_inside(const object *o, const void *address) { return holds(o->base, o->headers, o->n_headers, address); }
+
+/* Until its first call a slot leads into its own object, from where the loader is called. */
+static bool is_bound(const object *o, const ElfW(Sym) *symbol, const void *value) {
+    bool is_own = symbol->st_shndx != SHN_UNDEF && (uintptr_t)value == o->base + symbol->st_value;
+    return is_own || !is_inside(o, value);
+}
+
+/* -- the hooks ---------------------------------------------------------------------------------------------------------- */
+
+/* Where `real` is, or can be, noted; -1: there are too many definitions. What a replacement called in an earlier session is given up last: another tool may
+ * have kept the replacement. */
+static int index_of(const mpk__hook *hook, const void *real) {
+    for (int i = 0; i < MPK__DEFINITIONS; i++)
+        if (hook->reals[i] == real) return i;
+    for (int i = 0; i < MPK__DEFINITIONS; i++)
+        if (!hook->reals[i]) return i;
+    for (int i = 0; i < MPK__DEFINITIONS; i++)
+        if (hook->uses[i] == MPK__UNUSED) return i;
+    return -1;
+}
+
+static bool is_replaced(const mpk__hook *hook, const void *value) {
+    for (int i = 0; i < MPK__DEFINITIONS; i++)
+        if (hook->replacements[i] == value) return true;
+    return false;
+}
+
 static mpk__hook *find_hook(mpk__hook **hooks, size_t n, const char *name) {
+    if (strncmp(name, "PMPI_", 5) == 0) name++;
     size_t low = 0, high = n;
     while (low < high) {
         size_t mid = (low + high) / 2;
@@ -202,6 +302,14 @@ static mpk__hook *find_hook(mpk__hook **hooks, size_t n, const char *name) {
     return NULL;
 }
 
+static void say_that_one_is_left_alone(void) {
+    static bool said;
+    if (!said)
+        mpk__prim_say_in_handler("mpickpt: more definitions of one function than the memory guard can stand before: "
+                                 "calls of the others are not guarded\n");
+    said = true;
+}
+
 static int patch(const dynamic *d, const ElfW(Rela) *relocs, size_t n, size_t index, mpk__hook **hooks, size_t n_hooks) {
     object *o = &objects[index];
     for (size_t i = 0; i < n; i++) {
@@ -212,22 +320,33 @@ static int patch(const dynamic *d, const ElfW(Rela) *relocs, size_t n, size_t in
         if (!hook || (type != RELOC_CALL && relocs[i].r_addend != 0)) continue;
         void **slot = (void **)(o->base + relocs[i].r_offset);
         void *now = __atomic_load_n(slot, __ATOMIC_ACQUIRE);
-        if (!now || now == hook->replacement) continue; /* a weak function that is not there; or done */
+        if (!now || is_replaced(hook, now)) continue; /* a weak function that is not there; or done */
         if (!o->pin) o->pin = dlopen(*o->path ? o->path : NULL, RTLD_LAZY | RTLD_NOLOAD);
         if (!o->pin) return 0; /* on its way out */
-        void *real = dlsym(o->pin, hook->name); /* a slot may still lead to the loader, which would look it up */
-        if (!real || (hook->real && hook->real != real)) continue; /* another library's function of that name */
+        const char *name = d->names + symbol->st_name;
+        bool is_profiling_name = name[0] == 'P';
+        bool ask = type == RELOC_POINTER || (type == RELOC_CALL && !is_bound(o, symbol, now));
+        void *real = ask ? definition(o, name, version_of(d, ELF64_R_SYM(relocs[i].r_info))) : now;
+        if (!real) continue;
         if (type == RELOC_POINTER && now != real) continue; /* data that the program has changed */
+        if (is_profiling_name && is_inside(o, real)) continue; /* the MPI library's calls of itself are not the program's */
         int refused = make_writable(o, slot);
         if (refused) {
             o->refused = refused;
             continue;
         }
-        int error = remember(slot, now, hook->replacement, index);
+        int which = index_of(hook, real);
+        if (which < 0) {
+            say_that_one_is_left_alone();
+            continue;
+        }
+        void *replacement = hook->replacements[which];
+        int error = remember((entry){slot, now, replacement, index, &hook->uses[which]});
         if (error) return error;
-        hook->real = real;
+        hook->reals[which] = real;
+        if (hook->uses[which] == MPK__UNUSED) hook->uses[which] = MPK__USED;
         o->patched = true;
-        __atomic_store_n(slot, hook->replacement, __ATOMIC_RELEASE);
+        __atomic_store_n(slot, replacement, __ATOMIC_RELEASE);
     }
     return 0;
 }
@@ -237,12 +356,16 @@ int mpk__interpose_apply(mpk__hook **hooks, size_t n) {
     int error = 0;
     dl_iterate_phdr(count_loads, &loads_seen);
     dl_iterate_phdr(note_object, &error);
+    program = dlopen(NULL, RTLD_LAZY | RTLD_NOLOAD);
+    if (!program && !error) error = -ENOENT;
     for (size_t i = first_new; i < n_objects && !error; i++) {
-        dynamic d = read_dynamic(&objects[i]);
+        dynamic d = dynamic_of(&objects[i]);
         error = patch(&d, d.calls, d.n_calls, i, hooks, n);
         if (!error) error = patch(&d, d.others, d.n_others, i, hooks, n);
     }
     for (size_t i = 0; i < n_objects; i++) close_read_only(&objects[i]);
+    if (program) dlclose(program);
+    dlerror(); /* what was not found is no error of the program's */
     return error;
 }
 
@@ -255,16 +378,21 @@ const char *mpk__interpose_refused(size_t n, int *error) {
     return NULL;
 }
 
-void mpk__interpose_undo(void) {
+void mpk__interpose_undo(mpk__hook **hooks, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        for (int k = 0; k < MPK__DEFINITIONS; k++)
+            if (hooks[i]->uses[k] == MPK__USED) hooks[i]->uses[k] = MPK__UNUSED;
     for (size_t i = 0; i < n_objects; i++) objects[i].refused = 0; /* from here on: what was sealed after it was rewritten */
     for (size_t i = 0; i < n_entries; i++) {
         object *o = &objects[entries[i].object];
         if (__atomic_load_n(entries[i].slot, __ATOMIC_ACQUIRE) != entries[i].after) continue;
         int refused = make_writable(o, entries[i].slot);
-        if (refused) /* it stays: the replacement hands on what it gets, and a next session finds it in place */
+        if (refused) { /* it stays: the replacement hands on what it gets, and a next session finds it in place */
             o->refused = refused;
-        else
+            *entries[i].use = MPK__USED_FOR_GOOD;
+        } else {
             __atomic_store_n(entries[i].slot, entries[i].before, __ATOMIC_RELEASE);
+        }
     }
     for (size_t i = 0; i < n_objects; i++) {
         close_read_only(&objects[i]);

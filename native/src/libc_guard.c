@@ -64,14 +64,20 @@ static void release_messages(const struct mmsghdr *messages, unsigned n) {
     for (unsigned i = 0; i < n; i++) release_message(&messages[i].msg_hdr);
 }
 
-#define HOOK(type, name, parameters, arguments, action) \
-    static type guarded_##name parameters {             \
-        if (mpk__guard_is_armed()) action;              \
-        return ((type(*) parameters)hooks[CALL_##name].real)arguments; \
+/* One for each definition that the program may have of a function. */
+#define HOOK_OF(i, type, name, parameters, arguments, action) \
+    static type guarded_##name##_##i parameters {             \
+        if (mpk__guard_is_armed()) action;                    \
+        return ((type(*) parameters)hooks[CALL_##name].reals[i])arguments; \
     }
+#define HOOK(...)           \
+    HOOK_OF(0, __VA_ARGS__) \
+    HOOK_OF(1, __VA_ARGS__) \
+    HOOK_OF(2, __VA_ARGS__) \
+    HOOK_OF(3, __VA_ARGS__)
 LIBC_CALLS(HOOK)
 
-#define TABLE(type, name, parameters, arguments, action) {#name, (void *)guarded_##name, NULL},
+#define TABLE(type, name, parameters, arguments, action) {#name, MPK__REPLACEMENTS(guarded_##name), {0}, {0}},
 static mpk__hook hooks[N_CALLS] = {LIBC_CALLS(TABLE)};
 
 size_t mpk__libc_hooks(mpk__hook **out) {

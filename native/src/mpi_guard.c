@@ -279,31 +279,41 @@ static inline bool concerns_us(const target t) {
 #define P13 P12, word a12
 #define A13 A12, a12
 
+/* A call that has something to do, on its way to `real`; and one hook for each definition that the program may have. */
 #define HOOK(name, n, waits, ...)                                                        \
-    static word guarded_##name(P##n) {                                                   \
+    static __attribute__((noinline)) word guard_##name(word (*real)(P##n), P##n) {       \
         if (is_about_windows((target)__VA_ARGS__)) {                                     \
             const word args[] = {A##n};                                                  \
             word freed = window_before(&targets[CALL_##name], args);                     \
-            word done = ((word(*)(P##n))hooks[CALL_##name].real)(A##n);                  \
+            word done = real(A##n);                                                      \
             if ((int)done == 0) note_window(&targets[CALL_##name], args, freed);         \
             return done;                                                                 \
         }                                                                                \
-        bool concerns = concerns_us((target)__VA_ARGS__);                                \
-        if (!concerns && !((waits) && mpk__drain_is_active()))                           \
-            return ((word(*)(P##n))hooks[CALL_##name].real)(A##n);                       \
-        if (concerns) {                                                                  \
+        if (concerns_us((target)__VA_ARGS__)) {                                          \
             const word args[] = {A##n};                                                  \
             reach_target(&targets[CALL_##name], args);                                   \
         }                                                                                \
         bool lends_core = (waits) && mpk__waiting_begin();                               \
-        word result = ((word(*)(P##n))hooks[CALL_##name].real)(A##n);                    \
+        word result = real(A##n);                                                        \
         if (lends_core) mpk__waiting_end();                                              \
         return result;                                                                   \
+    }                                                                                    \
+    HOOK_OF(0, name, n, waits, __VA_ARGS__)                                              \
+    HOOK_OF(1, name, n, waits, __VA_ARGS__)                                              \
+    HOOK_OF(2, name, n, waits, __VA_ARGS__)                                              \
+    HOOK_OF(3, name, n, waits, __VA_ARGS__)
+#define HOOK_OF(i, name, n, waits, ...)                                                  \
+    static word guarded_##name##_##i(P##n) {                                             \
+        word (*real)(P##n) = (word(*)(P##n))hooks[CALL_##name].reals[i];                 \
+        if (!is_about_windows((target)__VA_ARGS__) && !concerns_us((target)__VA_ARGS__) && \
+            !((waits) && mpk__drain_is_active()))                                        \
+            return real(A##n);                                                           \
+        return guard_##name(real, A##n);                                                 \
     }
 #define HOOKS(name, n, waits, ...) HOOK(name, n, waits, __VA_ARGS__) HOOK(name##_c, n, waits, __VA_ARGS__)
 MPK__MPI_CALLS(HOOK, HOOKS)
 
-#define TABLE(name, n, waits, ...) {#name, (void *)guarded_##name, NULL},
+#define TABLE(name, n, waits, ...) {#name, MPK__REPLACEMENTS(guarded_##name), {0}, {0}},
 #define TABLES(name, n, waits, ...) TABLE(name, n, waits) TABLE(name##_c, n, waits)
 static mpk__hook hooks[N_CALLS] = {MPK__MPI_CALLS(TABLE, TABLES)};
 

@@ -53,28 +53,45 @@ def test_every_call_into_protected_memory(transport: str, ranks: int, tmp_path: 
     assert all(count >= 3 for count in report["done"].values())
 
 
-@pytest.fixture(scope="module")
-def plain_calls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _build_plain(folder: Path, *options: str) -> Path:
     """The library of plain calls, built for the MPI that the ranks use."""
     if MPICC is None or shutil.which("cc") is None:
         pytest.skip("no mpicc" if MPICC is None else "no C compiler")
-    path = tmp_path_factory.mktemp("plain") / "libplain.so"
-    flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC"]
+    path = folder / "libplain.so"
+    flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", *options]
     built = subprocess.run([MPICC, *flags, PLAIN_CALLS, "-o", path], capture_output=True, text=True, timeout=150)
     assert built.returncode == 0, built.stderr
     return path
+
+
+def _check_plain(library: Path, folder: Path, settings: dict[str, str]) -> None:
+    command = [HERE / "receive_plain.py", library, folder, *PLAIN]
+    with mpi_job(2, command, folder / "log", settings) as job:
+        code = job.wait(120)
+        told = job.output()
+    assert code == 0, told
+    assert _report(told)["wrong"] == []
+
+
+@pytest.fixture(scope="module")
+def plain_calls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library of plain calls."""
+    return _build_plain(tmp_path_factory.mktemp("plain"))
 
 
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_plain_calls_into_protected_memory(transport: str, plain_calls: Path, tmp_path: Path) -> None:
     """Right data, the image of the cut, and writable blocks where the call may write, and nowhere else."""
-    command = [HERE / "receive_plain.py", plain_calls, tmp_path, *PLAIN]
-    with mpi_job(2, command, tmp_path / "log", TRANSPORTS[transport]) as job:
-        code = job.wait(120)
-        told = job.output()
-    assert code == 0, told
-    assert _report(told)["wrong"] == []
+    _check_plain(plain_calls, tmp_path, TRANSPORTS[transport])
+
+
+@pytest.mark.timeout(150)
+def test_profiling_names_into_protected_memory(tmp_path: Path) -> None:
+    """The same calls by their PMPI names, as the Fortran library of Open MPI and profilers make them."""
+    names = set(re.findall(r"\bMPI_[A-Z]\w+(?=\()", PLAIN_CALLS.read_text())) - {"MPI_Comm_f2c"}
+    library = _build_plain(tmp_path, *(f"-D{name}=P{name}" for name in sorted(names)))
+    _check_plain(library, tmp_path, {})
 
 
 @pytest.mark.timeout(150)

@@ -42,6 +42,14 @@ def test_scatter(ranks: Coordinator) -> None:
         assert ranks.scatter(values, "rank 0") == (COMM.rank, b"y" * size * COMM.rank)
 
 
+def test_values_of_very_uneven_size(ranks: Coordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rooms of the largest value's size for all would be too much."""
+    monkeypatch.setattr("mpickpt.coordinator.ranks._EVEN_BYTES", 1000)
+    values = [b"z" * 5000 * r for r in range(COMM.size)]
+    assert ranks.gather(values[COMM.rank], "all") == (values if COMM.rank == 0 else None)
+    assert ranks.scatter(values if COMM.rank == 0 else None, "rank 0") == values[COMM.rank]
+
+
 def test_on_root(ranks: Coordinator) -> None:
     assert ranks.on_root(lambda: COMM.rank, "rank 0") == 0
 

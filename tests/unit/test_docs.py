@@ -141,6 +141,8 @@ def texts() -> Iterator[str]:
                 yield re.sub("…+", "…", text)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield node.value
+    for source in (ROOT / "native" / "src").glob("*.c"):
+        yield from re.findall(r'"(mpickpt: [^"\n]*)', source.read_text())
 
 
 def troubleshooting() -> list[str]:
