@@ -23,7 +23,7 @@ from mpickpt.errors import LayoutError, MpickptError, StoreError
 from mpickpt.forks import disinherit_descriptor, inherit_descriptor
 from mpickpt.layout import ArraySpec, Layout, RankLayout, SlotOffsets, objects_room_for
 from mpickpt.options import Options
-from mpickpt.policy import choose_slot
+from mpickpt.policy import Ceiling, PoolGrant, PoolRequest, choose_slot, share_out
 from mpickpt.snapshot import Progress, Snapshotter, crc32c
 from mpickpt.store import Store, look_anew, slot_path, spill_path
 from mpickpt.watching import Region, Watch
@@ -56,14 +56,20 @@ class Checkpointer:
         Directory, slots, pool.
     owner : str
         What beside the process the lock of the directory names: the batch job, if there is one.
+    job_memory : Ceiling or None
+        What the batch job may take of this node's memory, if it says so.
     """
 
-    def __init__(self, coordinator: Coordinator, options: Options, owner: str = "") -> None:
+    def __init__(
+        self, coordinator: Coordinator, options: Options, owner: str = "", job_memory: Ceiling | None = None
+    ) -> None:
         self._coordinator = coordinator
         self._options = options
         self.store = Store(options.directory, crc32c)
         self.snapshotter = Snapshotter(direct=options.direct, predict=options.predict)
-        self._watch = Watch(self.snapshotter, options.pool, coordinator.rank)
+        self._watch = Watch(self.snapshotter, options.pool, coordinator.rank, job_memory)
+        self._request: PoolRequest | None = None
+        self._grant = PoolGrant(0)
         self.bindings = Bindings(coordinator.rank)
         self.objects: dict[str, Any] = {}
         self._regions: dict[str, Region] = {}
@@ -130,6 +136,7 @@ class Checkpointer:
         """
         coordinator = self._coordinator
         error: MpickptError | None = None
+        request: PoolRequest | None = None
         regions = list(self._regions.values())
         own = RankLayout(())
         try:
@@ -147,7 +154,14 @@ class Checkpointer:
         self._watched = False
         try:
             self._watch.add(regions)
-            if watch:
+            request = self._watch.request(self._block_bytes)
+        except MpickptError as found:
+            error = found
+        requests = coordinator.gather(request, f"all ranks to say how large a pool they want at step {step}")
+        grants = None if requests is None else share_out(requests)
+        self._request, self._grant = request, coordinator.scatter(grants, "rank 0 to divide the memory of the nodes")
+        try:
+            if watch and error is None:
                 self._seal()
         except MpickptError as found:
             error = found
@@ -156,7 +170,8 @@ class Checkpointer:
         coordinator.agree(error, f"all ranks to watch their arrays at step {step}")
 
     def _seal(self) -> None:
-        self._watch.seal(self._block_bytes)
+        assert self._request is not None
+        self._watch.seal(self._block_bytes, self._request, self._grant)
         self._watched = True
 
     def _join(self, ranks: list[RankLayout]) -> tuple[bytes, int, frozenset[str]]:

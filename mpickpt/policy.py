@@ -1,13 +1,16 @@
-"""When to cut, which slot to write, and when to hurry. Pure decisions: no I/O, no clock, no messages."""
+"""When to cut, which slot to write, when to hurry, how large pools are. Pure decisions: no I/O, clock or message."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 NEVER = 2**62  # a step that no program reaches; its negative fits a 64-bit integer too
 FIRST_INTERVAL = 60.0  # seconds to the first cut of interval="auto", before anything was measured
 DOWNTIME = 60.0  # seconds from a failure to the next start of the program, in interval="auto"
+KEPT_SHARE = 8  # a pool leaves one part in so many of what a limit leaves, for what else the program will need,
+KEPT_BYTES = 16 << 20  # and so much for each rank: buffers of the drain, tables, pickled objects
 LEAST_DRAINS = 1.1  # an interval of "auto" is no shorter than so many drains
 
 
@@ -121,3 +124,111 @@ def should_hurry(saved: float, elapsed: float, left: float) -> bool:
     """
     total = elapsed + left
     return 2 * elapsed >= total > 0 and saved * total < elapsed
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """A limit of memory, and what it leaves.
+
+    Attributes
+    ----------
+    key : str
+        The same for all processes that share it, and for no others.
+    name : str
+        What it is, for messages.
+    left : int
+        Bytes.
+    counts_untouched : bool
+        Memory counts that was reserved and never touched, as for the size of the address space.
+    of_ranks : bool
+        `left` is all of it: what the ranks that share it have in use is still to be taken away.
+    """
+
+    key: str
+    name: str
+    left: int
+    counts_untouched: bool = False
+    of_ranks: bool = False
+
+
+@dataclass(frozen=True)
+class PoolRequest:
+    """What one rank says before its pool is reserved, all in bytes.
+
+    Attributes
+    ----------
+    wanted, least : int
+        The size that was asked for, and the one below which it makes no sense.
+    untouched : int
+        Memory of its arrays that is reserved and not in use yet: it will be.
+    resident : int
+        Memory that it has in use.
+    ceilings : tuple of Ceiling
+        What limits it.
+    """
+
+    wanted: int
+    least: int
+    untouched: int
+    resident: int
+    ceilings: tuple[Ceiling, ...]
+
+
+@dataclass(frozen=True)
+class PoolGrant:
+    """What one rank gets: the size of its pool, and if it is less than it asked for, why.
+
+    Attributes
+    ----------
+    nbytes : int
+        May be less than the least that makes sense.
+    limit : str
+        The name of what limits it; empty if nothing does.
+    left : int
+        What that leaves for all ranks that share it, after their arrays; may be negative.
+    ranks : int
+        How many share it.
+    """
+
+    nbytes: int
+    limit: str = ""
+    left: int = 0
+    ranks: int = 1
+
+
+def share_out(requests: Sequence[PoolRequest | None]) -> list[PoolGrant]:
+    """Divide what all limits leave by the ranks that share them: the least first, the rest in proportion.
+
+    Parameters
+    ----------
+    requests : sequence of PoolRequest or None
+        Of each rank; None of one that has failed.
+
+    Returns
+    -------
+    list of PoolGrant
+        One a rank; no rank gets more than it wants.
+    """
+    groups: dict[str, list[tuple[int, PoolRequest, Ceiling]]] = {}
+    for rank, request in enumerate(requests):
+        if request is not None:
+            for ceiling in request.ceilings:
+                groups.setdefault(ceiling.key, []).append((rank, request, ceiling))
+    grants = [PoolGrant(request.wanted if request else 0) for request in requests]
+    for group in groups.values():
+        left = min(ceiling.left for _, _, ceiling in group)
+        for _, request, ceiling in group:
+            left -= request.resident if ceiling.of_ranks else 0
+            left -= 0 if ceiling.counts_untouched else request.untouched
+        usable = left - max(0, left) // KEPT_SHARE - KEPT_BYTES * len(group)
+        wanted = sum(request.wanted for _, request, _ in group)
+        if wanted <= usable:
+            continue
+        least = sum(request.least for _, request, _ in group)
+        share = max(0, usable - least) / max(1, wanted - least)
+        for rank, request, ceiling in group:
+            own = request.least if usable >= least else max(0, usable * request.least // max(1, least))
+            nbytes = own + int(share * (request.wanted - request.least))
+            if nbytes < grants[rank].nbytes:
+                grants[rank] = PoolGrant(nbytes, ceiling.name, left, len(group))
+    return grants

@@ -80,7 +80,7 @@ class Session:
         self._closed = False
         self._inherited = False  # this is a child process of the one that opened it
         self._environment = find(os.environ)
-        self._checkpointer = Checkpointer(coordinator, options, self._environment.job)
+        self._checkpointer = Checkpointer(coordinator, options, self._environment.job, self._environment.memory)
         began = time.perf_counter()
         with ExitStack() as undo:
             undo.callback(self._checkpointer.close)

@@ -15,6 +15,8 @@ import time
 from collections.abc import Mapping
 
 from mpickpt.errors import BatchError
+from mpickpt.policy import Ceiling
+from mpickpt.quantities import human_bytes
 
 ASK_SECONDS = 30.0  # between two questions for the end of the job, which its owner may move
 ANSWER_SECONDS = 15.0  # a controller that is up answers sooner
@@ -30,10 +32,13 @@ class Environment:
         Names the job in messages; empty without one.
     restarts : int
         How often the job was started again.
+    memory : Ceiling or None
+        What the job may take of this node's memory, if that is known.
     """
 
     job: str = ""
     restarts: int = 0
+    memory: Ceiling | None = None
 
     def seconds_left(self, now: float) -> float:
         """Tell how long the program may run, at the time `now` of `time.perf_counter`; does not wait."""
@@ -71,6 +76,7 @@ class Slurm(Environment):
         self._id = f"{array}_{task}" if array and task else variables["SLURM_JOB_ID"]
         self.job = f"job {self._id}"
         self.restarts = int(variables.get("SLURM_RESTART_COUNT") or 0)
+        self.memory = _memory(variables, self.job)
         self._offset = time.time() - time.perf_counter()
         self._end = float(variables.get("SLURM_JOB_END_TIME") or math.inf)  # newer releases set it
         self._ask_at = -math.inf
@@ -206,3 +212,26 @@ def _surroundings() -> dict[str, str]:
 def _fields(text: str) -> dict[str, str]:
     """Take apart what ``scontrol show job`` prints."""
     return dict(word.split("=", 1) for word in text.split() if "=" in word)
+
+
+def _memory(variables: Mapping[str, str], job: str) -> Ceiling | None:
+    """Find what the job asked for of each node's memory, which Slurm may watch over without cgroups.
+
+    It counts what is in use by the processes of the job. ``--mem=0`` asks for all.
+    """
+    node = variables.get("SLURM_MEM_PER_NODE", "")
+    cpu = variables.get("SLURM_MEM_PER_CPU", "")
+    cpus = variables.get("SLURM_CPUS_ON_NODE", "")
+    if node.isdecimal() and int(node):
+        mib, name = int(node), "SLURM_MEM_PER_NODE"
+    elif cpu.isdecimal() and int(cpu) and cpus.isdecimal():
+        mib, name = int(cpu) * int(cpus), "SLURM_MEM_PER_CPU"
+    else:
+        return None
+    nbytes = mib << 20
+    return Ceiling(
+        key=f"{os.uname().nodename}:{job}",
+        name=f"the limit of {human_bytes(nbytes)} of {job} on this node ({name})",
+        left=nbytes,
+        of_ranks=True,
+    )

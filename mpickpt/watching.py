@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +18,15 @@ from numpy.typing import NDArray
 
 from mpickpt.errors import LayoutError, UsageError
 from mpickpt.layout import ArraySpec
+from mpickpt.memory import ceilings, resident_bytes
 from mpickpt.options import PoolSize
+from mpickpt.policy import KEPT_BYTES, Ceiling, PoolGrant, PoolRequest
 from mpickpt.quantities import human_bytes
 from mpickpt.snapshot import Mapping, Memory, Snapshotter
 
 NAMED = 5  # arrays that a sentence names
+LEAST_BLOCKS = 4  # of a pool: with fewer, one write would wait for another
+STEP_BYTES = 32 << 20  # that are taken between two looks at what is left
 _HOW = {
     Mapping.SHARED: "memory that others may have mapped as well",
     Mapping.HUGE: "huge pages of hugetlbfs, which cannot be write-protected in parts",
@@ -49,14 +54,22 @@ class Watch:
         What was asked for.
     rank : int
         For messages.
+    job_memory : Ceiling or None
+        What the batch job may take on this node, if it says so.
     """
 
-    def __init__(self, snapshotter: Snapshotter, pool: PoolSize, rank: int) -> None:
+    def __init__(
+        self, snapshotter: Snapshotter, pool: PoolSize, rank: int, job_memory: Ceiling | None = None
+    ) -> None:
         self._snapshotter = snapshotter
         self._pool = pool
         self._rank = rank
         self._regions: list[Region] = []  # those that are not empty: the snapshotter has no others
         self._pinned: list[tuple[Region, Memory]] = []
+        self._job_memory = job_memory
+        self._untouched = 0
+        self._limit = ""  # that ended the taking of memory
+        self._goal: int | None = None  # how much is to be taken, where that is known
         self._told: set[str] = set()
 
     def add(self, regions: Iterable[Region]) -> None:
@@ -75,7 +88,8 @@ class Watch:
         try:
             for region in self._regions:
                 self._snapshotter.add(region.memory, owned=region.owned)
-            found = self._snapshotter.look_up()
+            with self._asking(None):
+                found = self._snapshotter.look_up()
         except OSError as error:
             raise _cannot_watch(error) from error
         pairs = list(zip(self._regions, found, strict=True))
@@ -83,14 +97,15 @@ class Watch:
             if memory.errno:
                 raise LayoutError(_flaw(region.spec.name, memory))
         self._pinned = [(region, memory) for region, memory in pairs if memory.pinned]
+        self._untouched = sum(memory.absent for memory in found)
 
-    def seal(self, block_bytes: int) -> None:
-        """Reserve the pool and begin to watch; tell on stderr what is pinned, once an array.
+    def request(self, block_bytes: int) -> PoolRequest:
+        """Say how large a pool is asked for, and what limits it.
 
         Raises
         ------
         UsageError
-            If the pool does not hold what is pinned, or cannot be reserved; or if another session is open.
+            If it does not hold what is pinned.
         """
         state = sum(region.spec.nbytes for region in self._regions)
         pinned = sum(-(-region.spec.nbytes // block_bytes) * block_bytes for region, _ in self._pinned)
@@ -102,11 +117,65 @@ class Watch:
                 f"is copied at each cut: {human_bytes(pinned)} are needed. Give pool={pinned} or more (--pool, "
                 f"MPICKPT_POOL), or none, which makes it large enough."
             )
+        wanted = -(-pool // block_bytes) * block_bytes
+        least = min(wanted, max(pinned, LEAST_BLOCKS * block_bytes))
+        found = ceilings() if self._job_memory is None else [*ceilings(), self._job_memory]
+        return PoolRequest(wanted, least, self._untouched, resident_bytes(), tuple(found))
+
+    def seal(self, block_bytes: int, request: PoolRequest, grant: PoolGrant) -> None:
+        """Reserve the pool and begin to watch; tell on stderr what is pinned, and if the pool is smaller.
+
+        Parameters
+        ----------
+        block_bytes : int
+            Of the layout.
+        request, grant : PoolRequest, PoolGrant
+            What was asked for, and what this rank gets of what is left.
+
+        Raises
+        ------
+        UsageError
+            If less is left than makes sense, the pool cannot be reserved, or another session is open.
+        """
+        if grant.nbytes < request.least:
+            raise UsageError(_too_little(request, grant))
+        self._limit = grant.limit
         try:
-            self._snapshotter.seal(block_bytes, pool)
+            with self._asking(grant.nbytes):
+                pool = self._snapshotter.seal(block_bytes, grant.nbytes)
         except OSError as error:
+            if error.errno == errno.EDQUOT:
+                raise UsageError(_too_little(request, PoolGrant(0, self._limit))) from error
             raise _cannot_watch(error) from error
         self._tell()
+        if pool < request.wanted:
+            shared = f" for {grant.ranks} ranks" if grant.ranks > 1 else ""
+            print(
+                f"mpickpt: rank {self._rank}: the pool has {human_bytes(pool)} in place of "
+                f"{human_bytes(request.wanted)}, which is what {self._limit} leaves{shared}: writes to what is not "
+                f"saved yet may wait for the drain.",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    @contextmanager
+    def _asking(self, goal: int | None) -> Iterator[None]:
+        """Have the snapshotter ask before it takes memory, `goal` bytes in all if that is known."""
+        self._goal = goal
+        self._snapshotter.ask_before_taking(self._may_take)
+        try:
+            yield
+        finally:
+            self._snapshotter.ask_before_taking(None)
+
+    def _may_take(self, taken: int) -> bool:
+        """Whether more memory may be taken now; other programs may have taken some meanwhile."""
+        step = STEP_BYTES if self._goal is None else min(STEP_BYTES, self._goal - taken)
+        for ceiling in ceilings():
+            if not ceiling.counts_untouched and ceiling.left < self._untouched + step + KEPT_BYTES // 2:
+                self._limit = ceiling.name
+                return False
+        return True
 
     def close(self) -> None:
         """Let go of the regions; the snapshotter is closed."""
@@ -140,6 +209,15 @@ def _named(names: Sequence[str]) -> str:
     listed = ", ".join(repr(name) for name in names[:NAMED])
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"array{'s' if len(names) > 1 else ''} {listed}{more}"
+
+
+def _too_little(request: PoolRequest, grant: PoolGrant) -> str:
+    ranks = f" for {grant.ranks} ranks" if grant.ranks > 1 else ""
+    return (
+        f"The pool needs {human_bytes(request.least)} at the least, and {grant.limit} leaves "
+        f"{human_bytes(max(0, grant.left))}{ranks}, some of which the program needs. Ask for more memory, or start "
+        f"fewer ranks on a node."
+    )
 
 
 def _printable(text: str) -> str:

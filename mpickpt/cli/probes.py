@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 
 from mpickpt.layout import MAX_BLOCKS, ArraySpec, Layout, RankLayout
+from mpickpt.memory import ceilings
 from mpickpt.quantities import human_bytes
 from mpickpt.snapshot import DrainState, Snapshotter, crc32c
 from mpickpt.store import Store, clones, reserve
@@ -126,13 +127,12 @@ def _locked_memory() -> Finding:
 
 
 def _memory_limit() -> Finding:
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    limit = Path("/sys/fs/cgroup/memory.max")
-    group = limit.read_text().strip() if limit.exists() else "max"
-    limits = [n for n in (soft if soft != resource.RLIM_INFINITY else 0, int(group) if group.isdecimal() else 0) if n]
-    if not limits:
+    found = [ceiling for ceiling in ceilings() if not ceiling.key.endswith(":node")]
+    if not found:
         return Finding("memory limit", "none")
-    return Finding("memory limit", human_bytes(min(limits)), "note", "the pool (a quarter of the state) must fit too")
+    least = min(found, key=lambda ceiling: ceiling.left)
+    meaning = f"left by {least.name}: the pool (a quarter of the state) must fit too"
+    return Finding("memory limit", human_bytes(max(0, least.left)), "note", meaning)
 
 
 def _file_system(work: Path) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -49,12 +50,15 @@ class Memory:
         The file or the segment, for messages; empty if there is none.
     errno : int
         Why it cannot be saved; 0 otherwise.
+    absent : int
+        Bytes of its pages that take no memory yet.
     """
 
     mapping: Mapping
     pinned: bool
     path: str
     errno: int
+    absent: int
 
 
 @dataclass
@@ -178,19 +182,36 @@ class Snapshotter:
             If the kernel does not tell of its mappings, or there is no memory. What is wrong with a region is told.
         """
         return [
-            Memory(Mapping(mapping), pinned, path, errno) for mapping, pinned, path, errno in self._session.look_up()
+            Memory(Mapping(mapping), pinned, path, errno, absent)
+            for mapping, pinned, path, errno, absent in self._session.look_up()
         ]
 
-    def seal(self, block_bytes: int, pool_bytes: int) -> None:
+    def ask_before_taking(self, may: Callable[[int], bool] | None) -> None:
+        """Have `may` asked before each 32 MiB that are taken for the pool and for views of files.
+
+        Parameters
+        ----------
+        may : callable or None
+            Gets the number of bytes that are taken so far, and says whether more may be.
+        """
+        self._session.ask_before_taking(may)
+
+    def seal(self, block_bytes: int, pool_bytes: int) -> int:
         """Fix the regions, reserve the pool (rounded up to whole blocks) and start the drain threads.
+
+        Returns
+        -------
+        int
+            The size of the pool: smaller if whom `ask_before_taking` named said so.
 
         Raises
         ------
         OSError
-            ENOMEM if the pool does not fit into memory; ENOBUFS if it does not hold all that is pinned; EBUSY if
-            another snapshotter is sealed; EINVAL for a block size that is no power of two of at least 4096.
+            ENOMEM if the pool does not fit into memory, EDQUOT if too little of it may be taken; ENOBUFS if
+            it does not hold all that is pinned; EBUSY if another snapshotter is sealed; EINVAL for a block size that
+            is no power of two of at least 4096.
         """
-        self._session.seal(block_bytes, pool_bytes)
+        return int(self._session.seal(block_bytes, pool_bytes))
 
     def resume(self, path: Path, offsets: SlotOffsets, epoch: int) -> None:
         """Say before the first cut that the regions were restored from a slot, which need not get all of them again.

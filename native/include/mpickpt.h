@@ -81,6 +81,7 @@ typedef struct mpk_memory {
     enum mpk_mapping mapping;
     int is_pinned;
     int error;        /* errno: why it cannot be saved, or 0 */
+    size_t absent_bytes; /* of its pages, those that take no memory yet */
     const char *path; /* of the file or the segment, for messages; valid until the region goes */
 } mpk_memory;
 
@@ -137,6 +138,15 @@ MPK_API int mpk_region_add(mpk_session *session, void *memory, size_t bytes, uns
  * not mapped; -EIO, its file is shorter or cannot be read; -ENOMEM. Sealing does it too if it was not done. */
 MPK_API int mpk_session_look_up(mpk_session *session);
 MPK_API int mpk_region_memory(const mpk_session *session, uint32_t region, mpk_memory *out);
+
+/* Has `may` asked before each step in which memory is taken (the pool, and pages of files that become the process's own), and told
+ * how much is taken already: where the kernel ends a process that takes too much, somebody must stop before. When it says 0,
+ * the pool stays as large as it is by then, or sealing fails with -EDQUOT if that does not hold what is pinned. NULL: nobody is
+ * asked. */
+typedef int mpk_may_take(void *context, size_t taken);
+MPK_API void mpk_session_ask_before_taking(mpk_session *session, mpk_may_take *may, void *context);
+#define MPK_TAKING_STEP ((size_t)32 << 20) /* bytes, at most, between two questions */
+MPK_API size_t mpk_session_pool_bytes(const mpk_session *session); /* of a sealed session */
 
 /* Fixes the regions, reserves the pool and starts the drain threads. block_bytes is a power of two and at least a
  * page; pool_bytes is rounded up to whole blocks. -EBUSY while another session of the process is sealed; -ENOBUFS if the pool

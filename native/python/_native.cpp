@@ -111,6 +111,10 @@ class Session {
         check(mpk_region_add(session_, data.data(), data.size(), owned ? MPK_REGION_OWNED : 0));
         kept_.push_back(data);
     }
+    void ask_before_taking(nb::object may) {
+        may_ = may;
+        mpk_session_ask_before_taking(session_, may.is_none() ? nullptr : ask, this);
+    }
     nb::list look_up() { /* for each region the fields of mpickpt.snapshot.Memory */
         int result;
         {
@@ -124,18 +128,20 @@ class Session {
             check(mpk_region_memory(session_, i, &memory));
             told |= memory.error != 0;
             nb::object path = nb::steal(PyUnicode_DecodeFSDefault(memory.path));
-            all.append(nb::make_tuple(static_cast<int>(memory.mapping), memory.is_pinned != 0, path, memory.error));
+            int mapping = static_cast<int>(memory.mapping);
+            all.append(nb::make_tuple(mapping, memory.is_pinned != 0, path, memory.error, memory.absent_bytes));
         }
         if (!told) check(result);
         return all;
     }
-    void seal(size_t block_bytes, size_t pool_bytes) {
+    size_t seal(size_t block_bytes, size_t pool_bytes) {
         int result;
         {
             nb::gil_scoped_release release;
             result = mpk_session_seal(session_, block_bytes, pool_bytes);
         }
         check(result);
+        return mpk_session_pool_bytes(session_);
     }
     void resume(const std::string &path, uint64_t record_offset, const std::vector<uint64_t> &checksum_offsets,
                 uint64_t epoch) {
@@ -218,7 +224,18 @@ class Session {
     }
 
   private:
+    static int ask(void *self, size_t taken) {
+        nb::gil_scoped_acquire hold;
+        try {
+            return nb::cast<bool>(static_cast<Session *>(self)->may_(taken));
+        } catch (nb::python_error &error) {
+            error.discard_as_unraisable("mpickpt: before memory is taken");
+            return 0;
+        }
+    }
+
     mpk_session *session_ = nullptr;
+    nb::object may_ = nb::none();
     std::vector<bytes_array> kept_; // the arrays live as long as their pages are watched
 };
 
@@ -309,6 +326,7 @@ NB_MODULE(_native, m) {
     nb::class_<Session>(m, "Session")
         .def(nb::init<bool, bool>(), "direct"_a, "predict"_a)
         .def("add", &Session::add, "data"_a.noconvert(), "owned"_a)
+        .def("ask_before_taking", &Session::ask_before_taking, "may"_a.none())
         .def("look_up", &Session::look_up)
         .def("seal", &Session::seal, "block_bytes"_a, "pool_bytes"_a)
         .def("resume", &Session::resume, "path"_a, "record_offset"_a, "checksum_offsets"_a, "epoch"_a)

@@ -306,7 +306,7 @@ int mpk__drain_start_threads(mpk_session *s) {
         mpk__drain_thread *t = &s->drains[i];
         *t = (mpk__drain_thread){.session = s, .urgent = i >= MPK__IDLE_THREADS};
         t->kind = i == 0 ? CHECKS : i == MPK__IDLE_THREADS ? OPENS : HELPS;
-        t->bounce = mpk__prim_map(MPK__BOUNCE_BYTES, false, false);
+        t->bounce = mpk__prim_map(MPK__BOUNCE_BYTES, false);
         if (!queues[i]) queues[i] = mpk__prim_open_queue(MPK__CHUNK_BLOCKS);
         t->queue = queues[i];
         error = t->bounce ? -pthread_create(&t->thread, NULL, run_thread, t) : -ENOMEM;

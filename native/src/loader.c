@@ -130,7 +130,7 @@ static int start_threads(mpk_loader *l) {
     while (l->n_threads < LOADER_THREADS && !error) {
         loader_thread *t = &l->threads[l->n_threads];
         *t = (loader_thread){.loader = l, .urgent = l->n_threads >= IDLE_THREADS};
-        t->buffer = mpk__prim_map(l->chunk, false, false);
+        t->buffer = mpk__prim_map(l->chunk, false);
         error = t->buffer ? -pthread_create(&t->thread, NULL, run_thread, t) : -ENOMEM;
         if (error)
             mpk__prim_unmap(t->buffer, l->chunk);

@@ -43,7 +43,19 @@ static void note(mpk__region *r, enum mpk_mapping mapping, const char *path) {
     r->mapped_path = path && *path ? strdup(path) : NULL; /* for a message: it may be missing */
 }
 
-static int take_part(mpk__region *r, const mpk__mapped *m, uintptr_t from, uintptr_t to, bool of_files) {
+/* The pages of a mapping become the process's own, step by step. */
+static int own_pages(const mpk_session *s, uintptr_t from, uintptr_t to) {
+    for (uintptr_t at = from; at < to;) {
+        if (s->may_take && !s->may_take(s->may_take_context, at - from)) return -ENOMEM;
+        size_t step = to - at < MPK_TAKING_STEP ? to - at : MPK_TAKING_STEP;
+        int error = mpk__prim_own_pages((void *)at, step);
+        if (error) return error;
+        at += step;
+    }
+    return 0;
+}
+
+static int take_part(const mpk_session *s, mpk__region *r, const mpk__mapped *m, uintptr_t from, uintptr_t to, bool of_files) {
     if (!of_files) {
         r->mapped_bytes += to - from;
         note(r, m->is_shared ? MPK_MAPPED_SHARED : MPK_MAPPED_PRIVATE, m->path);
@@ -52,7 +64,7 @@ static int take_part(mpk__region *r, const mpk__mapped *m, uintptr_t from, uintp
         if (m->page_bytes > mpk__prim_page_size())
             note(r, MPK_MAPPED_HUGE, m->path);
         else
-            return mpk__prim_own_pages((void *)from, to - from);
+            return own_pages(s, from, to);
     }
     return 0;
 }
@@ -67,7 +79,7 @@ static int take_mapping(void *context, const mpk__mapped *m) {
         uintptr_t from = first_page(r), to = behind_pages(r);
         if (from >= m->to) break;
         if (all->of_files && !r->has_file) continue;
-        int error = take_part(r, m, from > m->from ? from : m->from, to < m->to ? to : m->to, all->of_files);
+        int error = take_part(s, r, m, from > m->from ? from : m->from, to < m->to ? to : m->to, all->of_files);
         if (error) return r->mapping_error = error;
     }
     return 0;
@@ -120,6 +132,7 @@ int mpk_region_memory(const mpk_session *s, uint32_t region, mpk_memory *out) {
     const mpk__region *r = &s->regions[region];
     *out = (mpk_memory){.mapping = r->mapping, .error = -r->mapping_error, .path = r->mapped_path ? r->mapped_path : ""};
     out->is_pinned = is_pinned(r);
+    out->absent_bytes = mpk__prim_absent_bytes(r->memory, r->bytes);
     return 0;
 }
 

@@ -14,14 +14,40 @@
 #define PIECE ((size_t)1536) /* bytes that are checked and then copied: their stores are on the way while the next are loaded */
 #define WAIT_NS 20000000 /* a writer looks again this often even if nobody woke it */
 
-int mpk__pool_create(mpk__pool *pool, size_t slot_bytes, size_t n_slots) {
+/* Makes the memory present step by step; gives the bytes that are. */
+static size_t populate(uint8_t *memory, size_t bytes, mpk_may_take *may, void *context, int *error) {
+    size_t done = 0;
+    while (done < bytes && (!may || may(context, done))) {
+        size_t step = bytes - done < MPK_TAKING_STEP ? bytes - done : MPK_TAKING_STEP;
+        *error = mpk__prim_populate(memory + done, step);
+        if (*error) break;
+        done += step;
+    }
+    return done;
+}
+
+int mpk__pool_create(mpk__pool *pool, size_t slot_bytes, size_t n_slots, size_t least, mpk_may_take *may, void *context) {
     if (n_slots == 0 || n_slots >= MPK__NO_SLOT || n_slots > SIZE_MAX / slot_bytes) return -EINVAL;
-    pool->memory = mpk__prim_map(slot_bytes * n_slots, true, true);
+    size_t bytes = slot_bytes * n_slots, taken = 0;
+    int error = -ENOMEM;
+    pool->memory = mpk__prim_map(bytes, true);
+    if (pool->memory) {
+        error = 0;
+        taken = populate(pool->memory, bytes, may, context, &error) / slot_bytes * slot_bytes;
+        if (!error && (taken == 0 || taken < least * slot_bytes)) error = -EDQUOT;
+        mpk__prim_unmap(taken < bytes ? pool->memory + taken : NULL, bytes - taken);
+    }
+    if (error) {
+        if (taken) mpk__prim_unmap(pool->memory, taken);
+        pool->memory = NULL;
+        return error;
+    }
+    n_slots = taken / slot_bytes;
     pool->next = calloc(n_slots, sizeof *pool->next);
     pool->crc = calloc(n_slots, sizeof *pool->crc);
     pool->slot_bytes = slot_bytes;
     pool->n_slots = (uint32_t)n_slots;
-    if (!pool->memory || !pool->next || !pool->crc) {
+    if (!pool->next || !pool->crc) {
         mpk__pool_destroy(pool);
         return -ENOMEM;
     }

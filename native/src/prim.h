@@ -21,9 +21,12 @@ size_t mpk__prim_page_size(void);
 uint64_t mpk__prim_now_ns(void);       /* monotonic */
 uint64_t mpk__prim_wall_clock_ns(void); /* since 1970 */
 
-/* Anonymous zeroed memory. huge: aligned for huge pages, which are advised. populate: every page is present when it
- * returns, so that a handler that writes to it never waits for the kernel to find one. NULL when there is none. */
-void *mpk__prim_map(size_t bytes, bool huge, bool populate);
+/* Anonymous zeroed memory. huge: aligned for huge pages, which are advised. NULL when there is none. */
+void *mpk__prim_map(size_t bytes, bool huge);
+/* Makes every page of such memory present, so that a handler that writes to it never waits for the kernel to find one. 0 or
+ * -errno. */
+int mpk__prim_populate(void *pages, size_t bytes);
+size_t mpk__prim_absent_bytes(const void *memory, size_t bytes); /* of whole pages that are not in memory */
 void mpk__prim_unmap(void *memory, size_t bytes);
 
 /* A mapping of the process, and what is to be done with it: a negative errno ends the search. */

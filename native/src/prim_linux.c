@@ -41,7 +41,7 @@ uint64_t mpk__prim_wall_clock_ns(void) { return clock_ns(CLOCK_REALTIME); }
 
 static size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
-void *mpk__prim_map(size_t bytes, bool huge, bool populate) {
+void *mpk__prim_map(size_t bytes, bool huge) {
     size_t page = mpk__prim_page_size();
     size_t wanted = round_up(bytes ? bytes : 1, page);
     size_t spare = huge && wanted >= MPK__HUGE_PAGE ? MPK__HUGE_PAGE : 0;
@@ -56,14 +56,27 @@ void *mpk__prim_map(size_t bytes, bool huge, bool populate) {
         base = aligned;
         madvise(base, wanted, MADV_HUGEPAGE);
     }
-    if (populate && madvise(base, wanted, MADV_POPULATE_WRITE) != 0) {
-        if (errno != EINVAL) { /* no memory: better now than in the handler */
-            munmap(base, wanted);
-            return NULL;
-        }
-        for (size_t i = 0; i < wanted; i += page) ((volatile uint8_t *)base)[i] = 0; /* a kernel before 5.14 */
-    }
     return base;
+}
+
+int mpk__prim_populate(void *pages, size_t bytes) {
+    if (madvise(pages, round_up(bytes, mpk__prim_page_size()), MADV_POPULATE_WRITE) == 0) return 0;
+    if (errno != EINVAL) return -errno; /* no memory: better now than in the handler */
+    for (size_t i = 0; i < bytes; i += mpk__prim_page_size()) ((volatile uint8_t *)pages)[i] = 0; /* a kernel before 5.14 */
+    return 0;
+}
+
+size_t mpk__prim_absent_bytes(const void *memory, size_t bytes) {
+    unsigned char present[4096];
+    size_t page = mpk__prim_page_size(), absent = 0;
+    uintptr_t at = (uintptr_t)memory / page * page, end = round_up((uintptr_t)memory + bytes, page);
+    while (at < end) {
+        size_t n = (end - at) / page < sizeof present ? (end - at) / page : sizeof present;
+        if (mincore((void *)at, n * page, present) != 0) return absent;
+        for (size_t i = 0; i < n; i++) absent += present[i] & 1 ? 0 : page;
+        at += n * page;
+    }
+    return absent;
 }
 
 void mpk__prim_unmap(void *memory, size_t bytes) {
@@ -71,7 +84,7 @@ void mpk__prim_unmap(void *memory, size_t bytes) {
 }
 
 void *mpk__prim_map_fork_marker(void) {
-    uint32_t *page = mpk__prim_map(sizeof *page, false, false);
+    uint32_t *page = mpk__prim_map(sizeof *page, false);
     if (!page) return NULL;
     if (madvise(page, mpk__prim_page_size(), MADV_WIPEONFORK) != 0) {
         mpk__prim_unmap(page, sizeof *page);

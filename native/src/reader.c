@@ -51,7 +51,7 @@ static int64_t read_and_check(reading *r, uint8_t *bounce, size_t at) {
 
 static void *read_chunks(void *argument) {
     reading *r = argument;
-    uint8_t *bounce = mpk__prim_map(r->chunk, false, false);
+    uint8_t *bounce = mpk__prim_map(r->chunk, false);
     int64_t have = bounce ? 0 : -ENOMEM;
     size_t at;
     while (have >= 0 && !atomic_load(&r->error) && (at = atomic_fetch_add(&r->next, r->chunk)) < r->bytes)

@@ -8,7 +8,7 @@
 
 #define SWEEP_US 10000 /* a huge page in so long, or it is too slow for a sweep: 200 MiB/s */
 
-void *mpk_alloc(size_t bytes, unsigned flags) { return mpk__prim_map(bytes, flags & MPK_ALLOC_HUGE, false); }
+void *mpk_alloc(size_t bytes, unsigned flags) { return mpk__prim_map(bytes, flags & MPK_ALLOC_HUGE); }
 void mpk_free(void *memory, size_t bytes) { mpk__prim_unmap(memory, bytes); }
 
 int mpk_session_create(mpk_session **out, unsigned flags) {
@@ -24,6 +24,13 @@ int mpk_session_create(mpk_session **out, unsigned flags) {
     *out = s;
     return 0;
 }
+
+void mpk_session_ask_before_taking(mpk_session *s, mpk_may_take *may, void *context) {
+    s->may_take = may;
+    s->may_take_context = context;
+}
+
+size_t mpk_session_pool_bytes(const mpk_session *s) { return s->pool.slot_bytes * s->pool.n_slots; }
 
 static void forget_regions(mpk_session *s) {
     for (uint32_t i = 0; i < s->n_regions; i++) {
@@ -185,7 +192,7 @@ int mpk_session_seal(mpk_session *s, size_t block_bytes, size_t pool_bytes) {
     if (!error && s->n_pinned > n_slots) error = -ENOBUFS;
     if (!error) error = mpk__history_create(s);
     if (!error) error = mpk__order_create(s);
-    if (!error) error = mpk__pool_create(&s->pool, block_bytes, n_slots);
+    if (!error) error = mpk__pool_create(&s->pool, block_bytes, n_slots, s->n_pinned, s->may_take, s->may_take_context);
     if (!error) error = mpk__fault_watch(s);
     if (error) {
         release_blocks(s);

@@ -185,6 +185,8 @@ struct mpk_session {
     _Atomic uint32_t *deadlines_us; /* from the cut to the expected first write to each of these */
     _Atomic uint32_t n_ordered;
     _Atomic uint32_t run_us; /* that the drain of a run takes, of late; 0: not known */
+    mpk_may_take *may_take; /* NULL, or asked before memory is taken */
+    void *may_take_context;
     mpk__pool pool;
     mpk__drain_thread drains[MPK__DRAIN_THREADS];
     uint32_t drains_running;
@@ -240,7 +242,8 @@ int64_t mpk__block_at_in_handler(const mpk_session *s, uintptr_t address);
 MPK_API int mpk__session_is_valid(const mpk_session *s);
 
 /* pool.c */
-int mpk__pool_create(mpk__pool *pool, size_t slot_bytes, size_t n_slots);
+/* At least so many slots, up to n_slots, as many as `may` allows; -EDQUOT if those are fewer. */
+int mpk__pool_create(mpk__pool *pool, size_t slot_bytes, size_t n_slots, size_t least, mpk_may_take *may, void *context);
 void mpk__pool_destroy(mpk__pool *pool);
 uint32_t mpk__pool_take_in_handler(mpk__pool *pool); /* MPK__NO_SLOT when it is full */
 void mpk__pool_give_in_handler(mpk__pool *pool, uint32_t slot);

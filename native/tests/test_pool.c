@@ -24,9 +24,26 @@ static void *take_and_give(void *unused) {
     return NULL;
 }
 
+static int may_take(void *context, size_t taken) { return taken < *(size_t *)context; }
+
+/* A pool is as large as somebody who is asked step by step allows, or is not made. */
+static void test_steps(void) {
+    enum { SLOT = 1 << 20, STEP = MPK_TAKING_STEP / SLOT };
+    size_t allowed = 2 * MPK_TAKING_STEP;
+    CHECK(mpk__pool_create(&pool, SLOT, 4 * STEP, 1, may_take, &allowed) == 0);
+    CHECK(pool.n_slots == 2 * STEP && mpk__prim_absent_bytes(pool.memory, 2 * MPK_TAKING_STEP) == 0);
+    for (uint32_t i = 0; i < 2 * STEP; i++) CHECK(mpk__pool_take_in_handler(&pool) < 2 * STEP);
+    CHECK(mpk__pool_take_in_handler(&pool) == MPK__NO_SLOT);
+    mpk__pool_destroy(&pool);
+    CHECK(mpk__pool_create(&pool, SLOT, 4 * STEP, 2 * STEP + 1, may_take, &allowed) == -EDQUOT && !pool.memory);
+    allowed = 0;
+    CHECK(mpk__pool_create(&pool, SLOT, 4 * STEP, 0, may_take, &allowed) == -EDQUOT && !pool.memory);
+}
+
 int main(void) {
-    CHECK(mpk__pool_create(&pool, 4096, 0) == -EINVAL);
-    CHECK(mpk__pool_create(&pool, 4096, SLOTS) == 0);
+    test_steps();
+    CHECK(mpk__pool_create(&pool, 4096, 0, 0, NULL, NULL) == -EINVAL);
+    CHECK(mpk__pool_create(&pool, 4096, SLOTS, 0, NULL, NULL) == 0);
     pthread_t threads[THREADS];
     for (int i = 0; i < THREADS; i++) CHECK(pthread_create(&threads[i], NULL, take_and_give, NULL) == 0);
     for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);

@@ -18,7 +18,7 @@ ROWS = (
         *("api", "session", "driver", "epochs", "checkpointer", "recorder", "triggers", "restore", "sources", "lazy"),
         *("archive", "compare", "reader", "stored", "image", "watching"),
     ),
-    ("snapshot", "guard", "forks", "store", "coordinator", "slurm", "progress"),
+    ("snapshot", "guard", "memory", "forks", "store", "coordinator", "slurm", "progress"),
     (
         *("protocol", "channels", "replay", "inflight", "bindings"),
         *("policy", "options", "layout", "parts", "slicing", "subclasses", "stats", "notes", "figures", "quantities"),
