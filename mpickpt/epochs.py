@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpickpt.checkpointer import Checkpointer
@@ -351,4 +352,18 @@ def _explain(number: int) -> str:
             "place, or this machine does not know yet that it was made anew; nothing was written to it, and the next "
             "epoch there saves everything"
         )
+    mappings = _mappings() if number == errno.ENOMEM else None
+    if mappings is not None:
+        return (
+            f"not all arrays could be protected: the process has {mappings[0]} memory mappings, and vm.max_map_count "
+            f"allows {mappings[1]}"
+        )
     return os.strerror(number)
+
+
+def _mappings() -> tuple[int, int] | None:
+    """Count the process's memory mappings beside their limit, if it is used up."""
+    limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    with Path("/proc/self/maps").open("rb", buffering=1 << 20) as maps:
+        count = sum(1 for _ in maps)
+    return (count, limit) if count >= 0.999 * limit else None

@@ -41,16 +41,6 @@ static void die_in_handler(const char *text) {
     raise(SIGABRT);
 }
 
-/* Makes adjacent blocks of a region writable. */
-static void open_pages_in_handler(mpk_session *s, uint32_t first, uint32_t count) {
-    mpk__place from = mpk__block_place(s, first), to = mpk__block_place(s, first + count - 1);
-    if (mpk__prim_protect_in_handler(from.memory, (size_t)(to.memory - from.memory) + to.span, true) != 0)
-        die_in_handler("mpickpt: cannot make a page writable again: the process has too many memory mappings; "
-                       "raise vm.max_map_count\n");
-    for (uint32_t b = first; b < first + count; b++)
-        if (!atomic_exchange(&s->opened[b], 1)) atomic_fetch_sub(&s->n_closed, 1);
-}
-
 /* Waits for room in the pool: the one place where the program waits for the drain. */
 static void wait_for_room_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
     uint32_t given = atomic_load(&s->pool.given);
@@ -122,6 +112,64 @@ static void release_ahead_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns
     if (!release_block_in_handler(s, b)) return;
     mpk__history_note_write_in_handler(s, b, now_ns);
     atomic_store(&s->history[b].is_ahead, true);
+}
+
+/* -- opening ---------------------------------------------------------------------------------------------------------- */
+
+/* Makes blocks writable that follow each other in memory, from `first` to `last`, of one region or of several. */
+static int open_blocks_in_handler(mpk_session *s, uint32_t first, uint32_t last) {
+    mpk__place from = mpk__block_place(s, first), to = mpk__block_place(s, last);
+    int error = mpk__prim_protect_in_handler(from.memory, (size_t)(to.memory - from.memory) + to.span, true);
+    for (uint32_t b = first; !error; mpk__block_beside_in_handler(s, b, true, &b)) {
+        if (!atomic_exchange(&s->opened[b], 1)) atomic_fetch_sub(&s->n_closed, 1);
+        if (b == last) break;
+    }
+    return error;
+}
+
+/* The last closed block before or behind b, and how many there are; bounded: a block that is open lies beyond it. */
+static uint32_t last_closed_in_handler(const mpk_session *s, uint32_t b, bool behind, uint32_t *count, bool *bounded) {
+    uint32_t next;
+    *bounded = false;
+    for (*count = 0; mpk__block_beside_in_handler(s, b, behind, &next); b = next, ++*count) {
+        *bounded = atomic_load(&s->opened[next]);
+        if (*bounded) break;
+    }
+    return b;
+}
+
+static int release_and_open_in_handler(mpk_session *s, uint32_t first, uint32_t last) {
+    uint64_t now = mpk__prim_now_ns();
+    for (uint32_t b = first; !mpk__is_forked_in_handler(); mpk__block_beside_in_handler(s, b, true, &b)) {
+        if (!atomic_load(&s->opened[b])) release_ahead_in_handler(s, b, now);
+        if (b == last) break;
+    }
+    return open_blocks_in_handler(s, first, last);
+}
+
+/* The process has as many mappings as it may have, so that no mapping can be split: to open some blocks of a closed run in its
+ * midst makes two more. So more is opened than was asked for, which needs no more mappings: all up to the nearest open block, as
+ * what is open then is joined to it; or the whole run, which is one mapping. */
+static int open_more_in_handler(mpk_session *s, uint32_t first, uint32_t last) {
+    uint32_t before_it, behind_it;
+    bool is_open_before, is_open_behind;
+    uint32_t low = last_closed_in_handler(s, first, false, &before_it, &is_open_before);
+    uint32_t high = last_closed_in_handler(s, last, true, &behind_it, &is_open_behind);
+    int error = -ENOMEM;
+    if (is_open_before && (!is_open_behind || before_it <= behind_it))
+        error = release_and_open_in_handler(s, low, last);
+    else if (is_open_behind)
+        error = release_and_open_in_handler(s, first, high);
+    return error ? release_and_open_in_handler(s, low, high) : 0;
+}
+
+/* Makes adjacent blocks of a region writable, whose images are saved. */
+static void open_pages_in_handler(mpk_session *s, uint32_t first, uint32_t count) {
+    int error = open_blocks_in_handler(s, first, first + count - 1);
+    if (error == -ENOMEM) error = open_more_in_handler(s, first, first + count - 1);
+    if (error)
+        die_in_handler("mpickpt: cannot make a page of a saved array writable again: the program has sealed or unmapped it, or "
+                       "the process has too many memory mappings (vm.max_map_count)\n");
 }
 
 void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b) {
@@ -241,19 +289,9 @@ int mpk__fault_install(void) {
     return 0;
 }
 
-/* What was not inherited (MADV_DONTFORK, which libraries of RDMA ask for) is left out: page by page where there is some. */
-static void open_inherited(const mpk_session *s) {
-    size_t page = mpk__prim_page_size();
-    for (uint32_t i = 0; i < s->n_regions; i++) {
-        const mpk__region *r = &s->regions[i];
-        if (!r->span || mpk__prim_protect_in_handler(r->pages, r->span, true) == 0) continue;
-        for (size_t at = 0; at < r->span; at += page) mpk__prim_protect_in_handler(r->pages + at, page, true);
-    }
-}
-
 void mpk__fault_disown(void) {
     mpk_session *s = atomic_load(&mpk__watched);
-    if (s && atomic_load(&s->n_closed) != 0) open_inherited(s);
+    if (s && atomic_load(&s->n_closed) != 0) mpk__open_all(s);
     mpk__fault_unwatch();
 }
 

@@ -209,10 +209,35 @@ int mpk_session_seal(mpk_session *s, size_t block_bytes, size_t pool_bytes) {
     return 0;
 }
 
-static void open_all(mpk_session *s) {
+bool mpk__block_beside_in_handler(const mpk_session *s, uint32_t b, bool behind, uint32_t *beside) {
+    const mpk__region *r = &s->regions[s->block_region[b]];
+    *beside = behind ? b + 1 : b - 1;
+    if (behind ? b + 1 < r->first_block + r->n_blocks : b > r->first_block) return true;
     for (uint32_t i = 0; i < s->n_regions; i++) {
-        const mpk__region *r = &s->regions[i]; /* one mapping: this only joins what was split, and needs no room */
-        if (r->span && r->mapping == MPK_MAPPED_PRIVATE) mpk__prim_protect_in_handler(r->pages, r->span, true);
+        const mpk__region *other = &s->regions[i];
+        if (!other->n_blocks || other->mapping != MPK_MAPPED_PRIVATE) continue;
+        if (behind ? other->pages != r->pages + r->span : other->pages + other->span != r->pages) continue;
+        *beside = behind ? other->first_block : other->first_block + other->n_blocks - 1;
+        return true;
+    }
+    return false;
+}
+
+/* Regions that lie side by side may be one mapping, which to split there may be no room; opened in one call they are only
+ * joined. Where that fails, some pages are not there: a child has no pages that it was not to inherit (MADV_DONTFORK, which
+ * libraries of RDMA ask for). */
+void mpk__open_all(mpk_session *s) {
+    size_t page = mpk__prim_page_size();
+    for (uint32_t i = 0, next; i < s->n_regions; i = next) {
+        const mpk__region *first = &s->regions[s->by_address[i]];
+        size_t span = first->mapping == MPK_MAPPED_PRIVATE ? first->span : 0;
+        for (next = i + 1; next < s->n_regions; next++) {
+            const mpk__region *other = &s->regions[s->by_address[next]];
+            if (!span || other->pages != first->pages + span || other->mapping != MPK_MAPPED_PRIVATE) break;
+            span += other->span;
+        }
+        if (!span || mpk__prim_protect_in_handler(first->pages, span, true) == 0) continue;
+        for (size_t at = 0; at < span; at += page) mpk__prim_protect_in_handler(first->pages + at, page, true);
     }
 }
 
@@ -284,7 +309,7 @@ void mpk_session_unseal(mpk_session *s) {
         mpk_session_wait(s, -1);
         mpk_session_hurry(s, 0);
         mpk__drain_stop_threads(s);
-        open_all(s);
+        mpk__open_all(s);
         mpk__fault_unwatch();
         release_blocks(s);
         release_plan(&s->epoch);

@@ -238,6 +238,10 @@ static inline size_t mpk__bytes_before_border(const mpk_session *s, const mpk__p
 void mpk__checksum_in_handler(const mpk_session *s, const mpk__place *place, const uint8_t *image, uint32_t crc[2]);
 /* The block that owns address, or -1. */
 int64_t mpk__block_at_in_handler(const mpk_session *s, uintptr_t address);
+/* The block that ends where b begins, or begins where b ends, in memory; false when there is none. */
+bool mpk__block_beside_in_handler(const mpk_session *s, uint32_t b, bool behind, uint32_t *beside);
+/* Makes all pages writable, whatever the states say: at the end, and in a child process. */
+void mpk__open_all(mpk_session *s);
 /* True when the states add up: called by the tests after each epoch. */
 MPK_API int mpk__session_is_valid(const mpk_session *s);
 

@@ -142,7 +142,8 @@ def texts() -> Iterator[str]:
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield node.value
     for source in (ROOT / "native" / "src").glob("*.c"):
-        yield from re.findall(r'"(mpickpt: [^"\n]*)', source.read_text())
+        for literals in re.findall(r'(?:"(?:[^"\\\n]|\\.)*"\s*)+', source.read_text()):
+            yield "".join(re.findall(r'"((?:[^"\\\n]|\\.)*)"', literals))
 
 
 def troubleshooting() -> list[str]:
