@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         UsageError,
         WaitTimeout,
     )
+    from mpickpt.outcome import Outcome
     from mpickpt.parts import Part
     from mpickpt.reader import Checkpoint
     from mpickpt.session import Session
@@ -41,6 +42,7 @@ __all__ = [
     "LayoutError",
     "MpickptError",
     "NothingToRestore",
+    "Outcome",
     "Part",
     "Restored",
     "Session",
@@ -54,6 +56,7 @@ __all__ = [
 
 _HOMES = {
     "api": ("open",),
+    "outcome": ("Outcome",),
     "parts": ("Part",),
     "reader": ("Checkpoint",),
     "session": ("Session",),

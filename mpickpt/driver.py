@@ -18,6 +18,7 @@ from mpickpt.coordinator import Coordinator, abort
 from mpickpt.epochs import GLANCE_SECONDS, Epochs
 from mpickpt.errors import EpochError, Stopped
 from mpickpt.lazy import Loading
+from mpickpt.outcome import Outcome
 from mpickpt.policy import Clock
 from mpickpt.progress import Bar, RunLine
 from mpickpt.protocol import (
@@ -29,6 +30,7 @@ from mpickpt.protocol import (
     Closing,
     Cut,
     Drained,
+    EndSave,
     Event,
     GaveUp,
     Hurry,
@@ -47,6 +49,7 @@ from mpickpt.protocol import (
     Stop,
 )
 from mpickpt.recorder import Recorder
+from mpickpt.saving import Saver
 from mpickpt.stats import Stats
 from mpickpt.triggers import Triggers
 
@@ -135,6 +138,8 @@ class Driver:
         self._recorder = recorder
         self._line = line
         self._rounds = coordinator.rounds
+        self._saver = Saver(coordinator, protocol, self._epochs, self._next_event, self._handle)
+        self._saved: Outcome | None = None
         self._todo: deque[Instruction] = deque()
         self._step = -1
         self._closing = False
@@ -187,7 +192,11 @@ class Driver:
         if self.stats.cuts == cuts:  # after a cut the program goes on at once: what has come can wait for the next look
             self._look(now)
         if self._protocol.stands is not Stand.NO:
-            self._wait()
+            self._wait(self._stand)
+        self._go_on(step, now)
+
+    def _go_on(self, step: int, now: float) -> None:
+        """Leave the safe point of `step`, and find out when to look again; raise `Stopped` if the program is to end."""
         self._protocol.handle(Left())
         is_quiet = self._line is None and not self._epochs.loads and not self._epochs.awaits_messages
         end, seconds = self._protocol.next_step, self._protocol.seconds_to_next_look(quiet=is_quiet)
@@ -198,6 +207,31 @@ class Driver:
             self._lull = _Lull(end, tests, self._triggers.due_at, seconds, steps, self._epochs.drains)
         if self.stopped is not None:
             raise self.stopped
+
+    def save(self, step: int) -> Outcome:
+        """Make a checkpoint that records `step`, and wait until it is decided on all ranks; collective."""
+        self._step, self._saved = step, None
+        try:
+            self._handle(Reached(step, time.perf_counter(), save=True))
+            self._wait(lambda: self._saver.save(step, self._is_stopped))
+        except BaseException:
+            self._protocol.handle(Left())  # which also ends the save
+            raise
+        self._go_on(step, time.perf_counter())
+        assert self._saved is not None
+        return self._saved
+
+    def wait(self, step: int) -> Outcome | None:
+        """Wait in the midst of `step` until the epoch in progress is decided; what became of it, or of the last one."""
+        self._protocol.handle(Left(step))
+        self._wait(lambda: self._saver.wait(step, self._is_stopped))
+        self.next_step, self.next_look = self._protocol.next_step, 0.0
+        if self.stopped is not None:
+            raise self.stopped
+        return self._epochs.last
+
+    def _is_stopped(self) -> bool:
+        return self.stopped is not None
 
     def _seconds_left(self, now: float) -> float:
         """Estimate how long it is to the next cut."""
@@ -237,10 +271,10 @@ class Driver:
 
     # -- standing still ------------------------------------------------------------------------------------------
 
-    def _wait(self) -> None:
-        """Stand still at a safe point, and count for how long: without the cut that may be made meanwhile."""
+    def _wait(self, stand: Callable[[], None]) -> None:
+        """Stand still, and count for how long: without the cut that may be made meanwhile."""
         since, blocked = time.perf_counter(), self.stats.blocked_seconds
-        self._stand()
+        stand()
         seconds = time.perf_counter() - since - (self.stats.blocked_seconds - blocked)
         self.stats.waited_seconds += seconds
         self._recorder.waited(since, seconds)
@@ -336,6 +370,8 @@ class Driver:
                 self._epochs.post(epoch, complete)
             case Hurry():
                 self._epochs.hurry()
+            case EndSave():
+                self._saved = self._epochs.last
             case Stop(whole):
                 self.stopped = self._stopped(whole)
             case Abandon(left):

@@ -19,6 +19,7 @@ from mpickpt.checkpointer import Checkpointer
 from mpickpt.coordinator import Commit, Coordinator, Share
 from mpickpt.errors import MpickptError, StoreError, UsageError, warn
 from mpickpt.lazy import Loading
+from mpickpt.outcome import Outcome
 from mpickpt.policy import Clock, should_hurry
 from mpickpt.progress import RunState
 from mpickpt.protocol import PATIENCE, Drained, Epoch, Event, Protocol, Refused, Settled
@@ -56,6 +57,8 @@ class Epochs:
     ----------
     stats : Stats
         What it cost so far.
+    last : Outcome or None
+        What became of the epoch that was decided last.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Epochs:
         loading: Loading | None,
     ) -> None:
         self.stats = Stats()
+        self.last: Outcome | None = None
         self._coordinator = coordinator
         self._checkpointer = checkpointer
         self._protocol = protocol
@@ -80,6 +84,7 @@ class Epochs:
         self._restart_seconds = 0.0
         self._channels_due = False
         self._fault: str | None = None  # why the epoch fails on this rank, if it is not the storage
+        self._failure: tuple[int, str] = (0, "")  # the errno and the reason, if it failed on this rank
 
     def start(self, restart_seconds: float) -> None:
         """Begin to keep time; reading the checkpoint took `restart_seconds`."""
@@ -126,6 +131,7 @@ class Epochs:
             self._checkpointer.provide(slot, step)
         except StoreError as error:
             self.stats.failed += 1
+            self.last = Outcome(number, step, complete=False, path=self._path(slot), reason=str(error))
             if self._coordinator.rank == 0:
                 warn(f"Epoch {number} (step {step}) failed: {error}")
             return Refused()
@@ -141,12 +147,14 @@ class Epochs:
         self._warn_of_unseen_writes(before)
         self._cut_at, self._costs = began, (0.0, 0.0)
         self._channels_due, self._fault = self._checkpointer.traffic is not None, None
+        self._failure = 0, "its cut raised an exception"
         try:
             self._checkpointer.arm(number, step, slot)
         except OSError as error:
             if self.is_cut(number):
                 raise
-            self._warn(number, step, slot, error.strerror or str(error))
+            self._failure = error.errno or 0, error.strerror or str(error)
+            self._warn(number, step, slot, self._failure[1])
             return Drained(False)
         self._blocked_seconds = time.perf_counter() - began
         self.stats.cuts += 1
@@ -161,6 +169,7 @@ class Epochs:
     def miss(self, number: int, step: int, slot: int) -> Event:
         """Do what the others did at the cut, without making one."""
         self.finish_loading()
+        self._failure = 0, MISSED
         refused = self.prepare(number, step, slot)
         if refused is None and self._checkpointer.traffic is not None:
             self._checkpointer.traffic.cut(number)
@@ -220,6 +229,11 @@ class Epochs:
         if self._channels_due and (not traffic.exchanging or stood > PATIENCE):
             self._give_up(f"{traffic.missing()} The next cut cannot wait for them")
 
+    def receive_ahead(self) -> None:
+        """Receive what has come on ``ckpt.comm`` in the name of the program, which waits for an epoch."""
+        if self._checkpointer.traffic is not None:
+            self._checkpointer.traffic.receive_ahead()
+
     @property
     def awaits_messages(self) -> bool:
         """Whether the epoch waits for messages in flight, or for word of them."""
@@ -259,6 +273,7 @@ class Epochs:
         self._costs = (progress.drain_seconds, self._blocked_seconds + progress.fault_seconds)
         if progress.state is DrainState.FAILED:
             reason = self._fault or self._checkpointer.torn(progress) or _explain(progress.errno)
+            self._failure = progress.errno, reason
             self._warn(epoch.number, epoch.step, epoch.slot, reason)
         return Drained(progress.state is DrainState.COMPLETE, progress.drain_seconds)
 
@@ -266,7 +281,7 @@ class Epochs:
         """Tell all ranks what became of the epoch here."""
         drain, lost = self._costs
         self._coordinator.post_commit(
-            Share(epoch.number, epoch.step, epoch.slot, complete, epoch.missed, drain, lost)
+            Share(epoch.number, epoch.step, epoch.slot, complete, epoch.missed, drain, lost, self._failure[0])
         )
 
     def _settled(self, epoch: Epoch, commit: Commit) -> Event:
@@ -278,6 +293,9 @@ class Epochs:
             self._clock.measured(commit.drain_seconds, commit.lost_seconds, self._restart_seconds)
         else:
             self.stats.failed += 1
+        reason = "" if commit.whole else self._why_not(commit)
+        failed = None if commit.whole else commit.failed
+        self.last = Outcome(epoch.number, epoch.step, commit.whole, self._path(epoch.slot), reason, failed)
         if commit.missed and self._coordinator.rank == 0:
             self._warn(epoch.number, epoch.step, epoch.slot, MISSED)
         if not commit.same_cut and commit.left is None:
@@ -287,10 +305,25 @@ class Epochs:
             )
         return Settled(commit.whole, commit.missed, commit.left)
 
+    def _why_not(self, commit: Commit) -> str:
+        """Say why an epoch failed, as far as this rank knows."""
+        if commit.missed:
+            return MISSED
+        if commit.failed == self._coordinator.rank:
+            reason = self._failure[1]
+        elif commit.errno == errno.ECANCELED:
+            reason = "the messages in flight to it were not known in time; that rank says which"
+        else:
+            reason = _explain(commit.errno) if commit.errno else "that rank says why"
+        return f"Rank {commit.failed}: {reason}"
+
+    def _path(self, slot: int) -> Path:
+        return slot_path(self._checkpointer.directory, slot)
+
     def _warn(self, number: int, step: int, slot: int, reason: str) -> None:
         kept = self._protocol.newest_whole
         older = "No epoch is whole yet" if kept is None else f"Epoch {kept} stays"
-        path = slot_path(self._checkpointer.directory, slot)
+        path = self._path(slot)
         warn(
             f"Epoch {number} (step {step}) failed on rank {self._coordinator.rank}: {path}: {reason}. {older}, and the "
             f"program goes on."

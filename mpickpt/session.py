@@ -30,6 +30,7 @@ from mpickpt.guard import close_guard, held, open_guard, refresh_guard, tell_ung
 from mpickpt.layout import ArraySpec
 from mpickpt.lazy import Loading
 from mpickpt.options import OnRebind, Options, parse_on_rebind
+from mpickpt.outcome import Outcome
 from mpickpt.parts import Part
 from mpickpt.policy import NEVER, Clock
 from mpickpt.progress import RunLine
@@ -40,6 +41,7 @@ from mpickpt.slurm import find
 from mpickpt.snapshot import crc32c
 from mpickpt.sources import OtherRanks, Remap, Source
 from mpickpt.stats import Restored, Stats
+from mpickpt.steps import Steps
 from mpickpt.subclasses import check_plain, check_values
 from mpickpt.triggers import Triggers
 
@@ -99,8 +101,7 @@ class Session:
         self._traffic = coordinator.track(self._idle, crc32c)
         self._restart_seconds = time.perf_counter() - began
         self._started = False
-        self._resume = start.restored.step if start.restored else 0
-        self._step = self._resume - 1
+        self._steps = Steps(start.restored.step if start.restored else 0)
         self._next_step = -1
         self._next_look = 0.0
         atexit.register(self._leave)
@@ -340,36 +341,98 @@ class Session:
         UsageError
             If it would count downwards, below 0, or over steps that were done already.
         """
-        steps = builtins.range(*args)
-        if steps.start < 0 or steps.step < 1:
-            raise UsageError(f"{steps} does not count upwards from 0 or more: a step's number tells the progress.")
-        if steps and steps[0] < self._resume:
-            left = steps[-(-(self._resume - steps[0]) // steps.step) :]
-            if left and left[0] != self._resume:
-                raise UsageError(f"The restored step {self._resume} is not one of {steps}. Was the program changed?")
-            steps = left
-        if steps and steps[0] <= self._step:
-            raise UsageError(f"{steps} starts at or below step {self._step}, which was done already: go on counting.")
-        return self._walk(steps)
+        return self._walk(self._steps.left_of(builtins.range(*args)))
 
-    def _walk(self, steps: builtins.range) -> Iterator[int]:
-        clock = time.perf_counter
-        for step in steps:
-            self._step = step
-            if refresh_guard():
-                tell_unguarded()
-            if step >= self._next_step or clock() >= self._next_look:
-                self._act(step)
-            yield step
+    def _walk(self, loop: builtins.range) -> Iterator[int]:
+        clock, steps = time.perf_counter, self._steps
+        if loop:
+            steps.begin(loop)
+        try:
+            for step in loop:
+                steps.current = step
+                if refresh_guard():
+                    tell_unguarded()
+                if step >= self._next_step or clock() >= self._next_look:
+                    self._act(step)
+                yield step
+        except GeneratorExit:
+            steps.leave()
+            raise
+        if loop:
+            steps.end()
 
     def step(self) -> int:
         """Make a safe point here, for programs without a ``for`` loop; gives the number of the step that begins."""
-        step = self._step = self._step + 1
+        step = self._steps.next()
         if refresh_guard():
             tell_unguarded()
         if step >= self._next_step or time.perf_counter() >= self._next_look:
             self._act(step)
         return step
+
+    def save(self, *, next_step: bool | None = None) -> Outcome:
+        """Make a checkpoint here and now, and wait until it is complete, or failed, on all ranks.
+
+        Collective, as a barrier is: no rank goes on before all have called it. It is a safe point. The cuts of `range`
+        and `step` need no waiting; this is for programs that have to know that their state is on disk before they do
+        something else, and for those that are to be cut at some places alone.
+
+        Parameters
+        ----------
+        next_step : bool, optional
+            With which step a restart from this checkpoint begins. Inside a step False, the default, stands for the one
+            that is under way: nothing of it may have been changed yet. True stands for the next one: all of this one is
+            done. After a loop that came to its end, and before the first one, there is nothing to choose. A program
+            that never calls `range` or `step` counts its steps by ``save(next_step=True)`` at the end of each.
+
+        Returns
+        -------
+        Outcome
+            The number of the epoch, and whether it is complete; false if it failed, and then says why. After a failure
+            the older epoch stays.
+
+        Raises
+        ------
+        UsageError
+            If a loop was left by ``break`` and `next_step` is not given, or ranks call it at different steps.
+        WaitTimeout
+            If not all ranks call it; names those that are late.
+        """
+        self._check_open()
+        if self._inherited:
+            raise UsageError("This process was made by fork(): its session belongs to the parent, which can save.")
+        step = self._steps.to_record(next_step)
+        if refresh_guard():
+            tell_unguarded()
+        if not self._started:
+            self._start(step)
+        try:
+            return self._driver.save(step)
+        finally:
+            self._next_step, self._next_look = self._driver.next_step, self._driver.next_look
+
+    def wait(self) -> Outcome | None:
+        """Wait until the epoch in progress is complete, or failed, on all ranks.
+
+        Each rank may call it or not. It is no safe point, and makes no checkpoint.
+
+        Returns
+        -------
+        Outcome or None
+            What became of that epoch, or of the last one if none is in progress; None if this session had none.
+
+        Raises
+        ------
+        WaitTimeout
+            If not all ranks come to the step at which the epoch was cut.
+        """
+        self._check_open()
+        if self._inherited or not self._started:
+            return None
+        try:
+            return self._driver.wait(self._steps.current)
+        finally:
+            self._next_step, self._next_look = self._driver.next_step, self._driver.next_look
 
     def request(self, *, stop: bool = False) -> None:
         """Ask for a cut at one of the next safe points of all ranks; a call on one rank is enough.
@@ -401,7 +464,7 @@ class Session:
     def _idle(self) -> None:
         """Take in what has come while a call of ``ckpt.comm`` waits, in the midst of a step."""
         try:
-            self._driver.idle(self._step if self._started else -1)
+            self._driver.idle(self._steps.current if self._started else -1)
         finally:
             if self._started and not self._closed:
                 self._next_step = self._driver.next_step  # a cut may have been agreed on meanwhile

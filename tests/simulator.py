@@ -56,6 +56,9 @@ class Job:
         Options of the session.
     look, rest : float
         Ranks look that often at their safe points, and at rest that often.
+    saves : callable
+        How the program saves in a step, of the step: "" not at all, "head" before anything of the step is changed,
+        "end" when it is done. The step after the last stands for the end of the loop.
     """
 
     size: int
@@ -73,6 +76,7 @@ class Job:
     keep: int = 2
     look: float = 0.0
     rest: float = 0.0
+    saves: Callable[[int], str] = lambda step: ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ class Rank:
         Seconds that it stood still, and how often it gave up.
     asked_at, cut_at : list of float
         When it was asked for a cut, and when it was cut.
+    saved : list of (int, int, bool)
+        What it was told of its saves: the step that was asked for, the epoch, whether that is complete.
     sent : Counter
         Messages that it sent, by kind.
     """
@@ -124,6 +130,8 @@ class Rank:
         self.gave_up = 0
         self.asked_at: list[float] = []
         self.cut_at: list[float] = []
+        self.saved: list[tuple[int, int, bool]] = []
+        self.decided: tuple[int, bool] | None = None
         self.sent: Counter[str] = Counter()
         self.events: deque[p.Event] = deque()  # of this rank alone: wishes, the end of a drain, what comes up the tree
         self.mail: deque[tuple[str, int, Any]] = deque()
@@ -288,13 +296,19 @@ class Simulation:
             assert machine.next_step >= step, "a step was passed over"
             if machine.next_step == step or step >= rank.next_step or self.now >= rank.next_look:
                 yield from self._safe_point(rank, step)
+            if self.job.saves(step) == "head":
+                yield from self._save(rank, step)
             if rank.stopped is not None:
                 break
             yield Wait(until=self.now + self.job.seconds(rank.rank, step), in_mpi=self.job.in_mpi)
             for other, theirs in self.job.needs(rank.rank, step):
                 yield from self._receive(rank, self.ranks[other], theirs)
+            if self.job.saves(step) == "end" and rank.stopped is None:
+                yield from self._save(rank, step + 1)
             if rank.stopped is not None:
                 break
+        if self.job.saves(self.job.steps) and rank.stopped is None:
+            yield from self._save(rank, self.job.steps)
         self._perform(rank, machine.handle(p.Closing()))
         yield from self._stand(rank, closing=True)
         self._enter(rank, 2**60)
@@ -316,6 +330,18 @@ class Simulation:
         steps = machine.steps_to_next_look(seconds)
         rank.pause = (seconds, steps) if seconds > 0.0 else None
         self._look_again(rank, step, seconds, steps)
+
+    def _save(self, rank: Rank, step: int) -> Program:
+        """Wait for a checkpoint, as the driver does."""
+        if rank.stopped is not None:
+            return
+        machine, saves = rank.protocol, len(rank.saved)
+        self._perform(rank, machine.handle(p.Reached(step, self.now, save=True)))
+        yield from self._stand(rank)
+        machine.handle(p.Left())
+        assert len(rank.saved) == saves + 1 or rank.stopped is not None, "a save ended without an answer"
+        rank.pause = None
+        self._look_again(rank, step, 0.0, 1)
 
     def _look_again(self, rank: Rank, step: int, seconds: float, steps: int) -> None:
         rank.next_step, rank.next_look = step + steps, self.now + seconds
@@ -378,6 +404,8 @@ class Simulation:
             if kind == "answer":
                 return p.Agreed(content[0], None, self.now)
             if kind == "commit":
+                if take and machine.epoch is not None:
+                    rank.decided = machine.epoch.number, not content[0]
                 return p.Settled(whole=not content[0], missed=bool(content[1]))
             return p.Ended(None) if content == "end" else p.Marked(bool(content), self.now)
         if rank.events and rank.step >= 0:
@@ -409,6 +437,9 @@ class Simulation:
                     happened = p.Drained(False)
                 case p.Post(epoch, complete):
                     self._post(rank, "commit", (not complete, epoch.missed))
+                case p.EndSave():
+                    assert rank.decided is not None
+                    rank.saved.append((machine._step, *rank.decided))
                 case p.Stop(whole):
                     rank.stopped, rank.stop_whole = rank.step, whole
                 case p.Hurry():

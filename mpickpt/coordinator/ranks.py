@@ -42,8 +42,9 @@ T = TypeVar("T")
 WAIT_LIMIT = 600.0  # seconds; MPICKPT_WAIT_LIMIT
 REPORT_AFTER = 0.8  # of the limit: then a rank tells what it waits for
 _FIRST_PAUSE, _LONGEST_PAUSE = 20e-6, 1e-3  # seconds between two looks at a request
-_NOBODY = 2**62  # in a commit: no rank has left
-_SHARE = 11  # numbers that a rank says of an epoch, in `_post`
+_NOBODY = 2**62  # in a commit: no rank has left, or failed
+_ERRNO_BITS = 16  # of a number that holds a rank and an errno
+_SHARE = 12  # numbers that a rank says of an epoch, in `_post`
 # Bytes of all ranks together, up to which values travel in rooms of one size. A collective with counts, which are NULL
 # but at the root, ends a program under a profiler that looks at them everywhere (EZTrace 2.0 does).
 _EVEN_BYTES = 64 << 20
@@ -63,6 +64,8 @@ class Share:
         It came past the cut; then step and slot mean nothing.
     drain_seconds, lost_seconds : float
         How long the drain took, and for how long the program stood still for the epoch.
+    errno : int
+        Why it is not complete, where the operating system said so.
     """
 
     number: int
@@ -72,6 +75,7 @@ class Share:
     missed: bool = False
     drain_seconds: float = 0.0
     lost_seconds: float = 0.0
+    errno: int = 0
 
 
 @dataclass(slots=True)
@@ -90,6 +94,8 @@ class Commit:
         A rank that left the session by an exception.
     drain_seconds, lost_seconds : float
         The longest of any rank.
+    failed, errno : int or None, int
+        The lowest rank on which it is not complete, and why, where the operating system said so.
     """
 
     whole: bool
@@ -98,6 +104,8 @@ class Commit:
     left: int | None
     drain_seconds: float
     lost_seconds: float
+    failed: int | None = None
+    errno: int = 0
 
 
 class Coordinator:
@@ -263,7 +271,8 @@ class Coordinator:
         least, greatest = ([_NOBODY] * 3, [_NOBODY] * 3) if share.missed else (cut, [-n for n in cut])
         costs = [-round(seconds * 1e6) for seconds in (share.drain_seconds, share.lost_seconds)]
         posted = next_of(self._shares)
-        posted.kept[0][:] = [share.complete, left, not share.missed, *costs, *least, *greatest]
+        failed = _NOBODY if share.complete else self.rank << _ERRNO_BITS | share.errno
+        posted.kept[0][:] = [share.complete, left, not share.missed, failed, *costs, *least, *greatest]
         posted.start()
         posted.test()
         return posted
@@ -276,7 +285,7 @@ class Coordinator:
         """Give what was found out about the epoch that was posted, if it is there."""
         if self._commit is None or not self._commit.test():
             return None
-        complete, left, not_missed, drain, lost, *cut = self._commit.result.tolist()
+        complete, left, not_missed, failed, drain, lost, *cut = self._commit.result.tolist()
         self._commit = None
         least, greatest = cut[:3], [-n for n in cut[3:]]
         same_cut = least == greatest or least[0] == _NOBODY  # if all missed it, there is no cut to compare
@@ -287,6 +296,8 @@ class Coordinator:
             left=None if left == _NOBODY else left,
             drain_seconds=-drain / 1e6,
             lost_seconds=-lost / 1e6,
+            failed=None if failed == _NOBODY else failed >> _ERRNO_BITS,
+            errno=0 if failed == _NOBODY else failed & (1 << _ERRNO_BITS) - 1,
         )
 
     # -- the end -------------------------------------------------------------------------------------------------

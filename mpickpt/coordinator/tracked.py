@@ -44,6 +44,7 @@ class Tracked(MPI.Intracomm):
         self = cls(comm)
         self.traffic, self.path, self._children = traffic, path, 0
         self._worlds, self._locals, self._ring = {}, {}, None
+        traffic.track(self)
         return self
 
     # -- for requests and messages -------------------------------------------------------------------------------

@@ -16,16 +16,19 @@ import os
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from mpi4py import MPI
 
 from mpickpt.channels import Calls, Channel, Data, Ledger, describe
+from mpickpt.coordinator.ahead import receive_ahead
 from mpickpt.coordinator.buffers import Loopback
 from mpickpt.coordinator.comm import TrackedComm
 from mpickpt.coordinator.exchange import Exchange
 from mpickpt.coordinator.messages import TrackedMessage
 from mpickpt.coordinator.ranks import everywhere, wait_limit
 from mpickpt.coordinator.requests import TrackedRequest
+from mpickpt.coordinator.tracked import Tracked
 from mpickpt.errors import EpochError, MpickptError, WaitTimeout
 from mpickpt.inflight import InFlight, Swallow, route
 
@@ -81,6 +84,7 @@ class Traffic:
         self._pending: dict[int, TrackedRequest | TrackedMessage] = {}
         self._prune_at = _PRUNE_AT
         self._lost: str | None = None  # a message that can never be counted: no later epoch is good
+        self._communicators: WeakValueDictionary[str, Tracked] = WeakValueDictionary()
         self.group = comm.Get_group()
         self.comm: MPI.Intracomm = TrackedComm.of(plain.Dup(), self, "0")
 
@@ -130,6 +134,14 @@ class Traffic:
     def called(self, path: str, name: str, neighbours: tuple[int, int]) -> None:
         """Count a collective call."""
         self._calls.called(path, name, neighbours)
+
+    def track(self, comm: Tracked) -> None:
+        """Note that there is one more tracked communicator."""
+        self._communicators[comm.path] = comm
+
+    def receive_ahead(self) -> None:
+        """Receive what has come for the program, which waits for a checkpoint, and keep it for its next receives."""
+        receive_ahead([comm for comm in self._communicators.values() if comm])
 
     def begin(self, request: TrackedRequest | TrackedMessage) -> None:
         """Note that something is pending."""

@@ -16,6 +16,8 @@ An epoch goes through these stations: *cut*, *drained* (this rank's image is on 
 (this rank has told the others), *settled* (the answer of all ranks is here). Only the last tells which slot holds the
 newest epoch that is whole everywhere; that one is never overwritten, so the next cut waits for it.
 
+A program that calls ``ckpt.save()`` waits for its checkpoint on all ranks (`mpickpt.protocol.saving`).
+
 `Protocol.handle` is the only way in. Whoever drives it carries out the instructions in their order, feeds back what
 comes of them, and stays where it is as long as `Protocol.stands` says so: `mpickpt.driver` by MPI, a simulator in the
 tests. There is one short cut, `Protocol.glanced`, for the many looks that find nothing.
@@ -43,6 +45,7 @@ from mpickpt.protocol.instructions import (
     Announce,
     AnnounceEnd,
     Cut,
+    EndSave,
     Epoch,
     Hurry,
     Instruction,
@@ -69,6 +72,7 @@ __all__ = [
     "Closing",
     "Cut",
     "Drained",
+    "EndSave",
     "Ended",
     "Epoch",
     "Event",

@@ -10,10 +10,15 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Reached:
-    """The rank stands at the safe point of `step`, at `now` seconds of any steady clock."""
+    """The rank stands at the safe point of `step`, at `now` seconds of any steady clock.
+
+    With `save` the program wants a checkpoint there, on all ranks, and waits for it. That may be a second safe point of
+    the same step.
+    """
 
     step: int
     now: float
+    save: bool = False
 
 
 @dataclass(slots=True)

@@ -86,6 +86,11 @@ class Hurry:
 
 
 @dataclass(slots=True)
+class EndSave:
+    """Tell the program what became of the checkpoint that it waits for: the epoch that was just decided."""
+
+
+@dataclass(slots=True)
 class Stop:
     """End the program: the epoch that it was to make before is `whole`, or could not be made."""
 
@@ -119,5 +124,6 @@ class AnnounceEnd:
 
 
 Instruction = (
-    PassOn | Announce | Propose | Cut | Miss | Post | Hurry | Stop | Abandon | SayBelowClosed | PassOnLeft | AnnounceEnd
+    PassOn | Announce | Propose | Cut | Miss | Post | Hurry | EndSave | Stop | Abandon | SayBelowClosed | PassOnLeft
+    | AnnounceEnd
 )  # fmt: skip

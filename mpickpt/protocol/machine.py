@@ -31,6 +31,7 @@ from mpickpt.protocol.instructions import (
     Announce,
     AnnounceEnd,
     Cut,
+    EndSave,
     Epoch,
     Hurry,
     Instruction,
@@ -43,6 +44,7 @@ from mpickpt.protocol.instructions import (
     Stop,
 )
 from mpickpt.protocol.lookahead import LOOK_SECONDS, REST_SECONDS, Lookahead
+from mpickpt.protocol.saving import Saving
 from mpickpt.protocol.tree import children
 
 PATIENCE = 5.0  # seconds that a rank stands still at the least before it gives up
@@ -132,6 +134,7 @@ class Protocol:
         self._step = self._before = -1  # the last safe point that was looked at, and the one before it
         self._standing = False
         self._closing = False
+        self._saving: Saving | None = None  # the program waits for a checkpoint where it stands
         self._next_every = NEVER
         self._look, self._rest = look, rest
         self._lookahead = Lookahead(size, look, rest)
@@ -230,6 +233,7 @@ class Protocol:
                 return self._reached(event)
             case Left(step):
                 self._standing = self._holds = False
+                self._saving = None
                 if step > self._step:
                     self._before, self._step = self._step, step
                 return []
@@ -273,6 +277,9 @@ class Protocol:
         first = self._step < 0
         if event.step != self._step:
             self._before, self._step = self._step, event.step
+        elif event.save and not first:
+            self._before = self._step  # its safe point was passed: what was agreed on for it is missed
+        self._saving = Saving() if event.save else None
         self._standing = True
         if first and self._every is not None:
             self._next_every = (event.step // self._every + 1) * self._every  # the first is no cut: nothing is new
@@ -290,6 +297,8 @@ class Protocol:
         if self._over:
             return Stand.NO
         if self._closing:
+            return Stand.PATIENT
+        if self._standing and self._saving is not None:
             return Stand.PATIENT
         if self._standing and self._lacks_answer:
             return Stand.NO if self._gave_up else Stand.LIMITED
@@ -310,6 +319,8 @@ class Protocol:
         if self._lacks_answer and not self._gave_up and not self._waited:
             self.waits += 1
             self._waited = True
+        if self._saving is not None:
+            return self._save_on(self._saving)
         if self.stands is not Stand.NO:
             return []
         return self._cut_if_due() or self._announce_if_wanted()
@@ -335,6 +346,19 @@ class Protocol:
             return []
         due = self._appointments.popleft() if self._appointment_is_due else _Appointment(self._next_every, agreed=False)
         return self._begin(due, missed=False)
+
+    def _save_on(self, saving: Saving) -> list[Instruction]:
+        """Bring the save further in which the program waits."""
+        if self._lacks_answer or self.epoch is not None:
+            return []
+        if self._missed:
+            return self._begin(self._missed.popleft(), missed=True)
+        if not saving.needs_cut:
+            return []
+        here = _Appointment(self._step, agreed=False)
+        instructions = self._begin(self._appointments.popleft() if self._appointment_is_due else here, missed=False)
+        saving.number = self._number
+        return [*instructions, Hurry()]
 
     def _begin(self, due: _Appointment, *, missed: bool) -> list[Instruction]:
         """Begin the next epoch: by a cut here, or by missing it."""
@@ -400,10 +424,17 @@ class Protocol:
             self._protected = epoch.slot
         if event.left is not None:
             return [Abandon(event.left)]
+        ended: list[Instruction] = []
+        if self._saving is not None and self._saving.number == epoch.number:
+            self._saving, ended = None, [EndSave()]
+        return [*ended, *self._go_on_after(epoch, event)]
+
+    def _go_on_after(self, epoch: Epoch, event: Settled) -> list[Instruction]:
         if epoch.stop:
             self._stop_attempts += 1
             if event.whole or (self._stop_attempts >= STOP_ATTEMPTS and not event.missed):
                 self._no_more = True
+                self._saving = None
                 return [Stop(event.whole), *self._go_on()]
         if not event.whole and (epoch.stop or (epoch.agreed and event.missed)) and self.rank == 0:
             self._wanted = True
@@ -450,7 +481,7 @@ class Protocol:
         if self._closing:
             proposal = NEVER
         else:
-            soonest = self._step if self._standing else self._step + 1
+            soonest = self._step if self._standing and self._before < self._step else self._step + 1
             proposal = soonest + (ahead if self.size > 1 else 0)
         self._proposal, self._proposed_at, self._gave_up, self._waited = proposal, now, False, False
         hurry: list[Instruction] = [Hurry()] if stop and self.epoch is not None and not self.epoch.posted else []

@@ -16,10 +16,12 @@ ROWS = (
     ("__init__", "__main__", "cli"),
     (
         *("api", "session", "driver", "epochs", "checkpointer", "recorder", "triggers", "restore", "sources", "lazy"),
+        "saving",
         *("archive", "compare", "reader", "stored", "image", "watching"),
     ),
     ("snapshot", "guard", "memory", "forks", "store", "coordinator", "slurm", "progress"),
     (
+        *("outcome", "steps"),
         *("protocol", "channels", "replay", "inflight", "bindings"),
         *("policy", "options", "layout", "parts", "slicing", "subclasses", "stats", "notes", "figures", "quantities"),
         "errors",

@@ -67,6 +67,9 @@ def _jobs(draw: st.DrawFn) -> Job:
     if draw(st.booleans()) and asks:  # a signal to all
         asks += [(asks[0][0] + rnd.random() * unit, rank, asks[0][2]) for rank in range(size)]
     dies = (rnd.uniform(0, length), rnd.randrange(size)) if draw(st.integers(0, 5)) == 0 else None
+    # Who waits for what another rank sends in a later step waits in vain for one that is in a save before.
+    habits = ("", "", "", "head", "end") if kind != "early" and draw(st.booleans()) else ("",)
+    saves = [rnd.choice(habits) for _ in range(steps + 1)]
     return Job(
         size=size,
         steps=steps,
@@ -81,6 +84,7 @@ def _jobs(draw: st.DrawFn) -> Job:
         dies=dies,
         every=draw(st.sampled_from([None, None, 1, 7, 30])),
         keep=draw(st.integers(2, 4)),
+        saves=saves.__getitem__,
     )
 
 
@@ -98,10 +102,22 @@ def test_nothing_breaks(job: Job) -> None:
         return
     for number, cuts in simulation.cuts.items():
         assert len(cuts) == job.size or any(rank.protocol.missed for rank in simulation.ranks), f"epoch {number}"
+    _check_saves(simulation)
     stops = {(rank.stopped is None, rank.stop_whole) for rank in simulation.ranks}
     assert len(stops) == 1, "some ranks were told to stop, others not"
     if not job.tracked and not any(rank.gave_up for rank in simulation.ranks):
         assert len({rank.stopped for rank in simulation.ranks}) == 1, "ranks stopped at different steps"
+
+
+def _check_saves(simulation: Simulation) -> None:
+    """All ranks are told the same of each save, and what is true; those that were stopped may lack the last one."""
+    longest = max((rank.saved for rank in simulation.ranks), key=len)
+    for rank in simulation.ranks:
+        assert rank.saved == longest[: len(rank.saved)]
+        assert len(rank.saved) >= len(longest) - (rank.stopped is not None)
+    for step, number, whole in longest:
+        assert set(simulation.cuts[number].values()) == {step}
+        assert whole == (number in simulation.whole)
 
 
 @settings(max_examples=examples(30), deadline=None)
@@ -416,6 +432,66 @@ def test_no_cut_by_its_step_after_one_that_is_to_stop() -> None:
     machine.handle(p.Marked(True, 3.0))
     assert p.Cut(1, 3, 0) in machine.handle(p.Agreed(3, None, 3.0))
     assert machine.next_step > 10**9
+
+
+def test_a_save_waits_for_what_was_begun_before() -> None:
+    """Rank 1 proposed step 34, lacks the answer there, and an epoch is in progress: both come before the save's cut."""
+    machine = _rank_1_that_gave_up(33)
+    assert machine.epoch is None
+    machine.handle(p.Left())
+    assert machine.handle(p.Reached(35, 36.0, save=True)) == []
+    assert machine.stands is p.Stand.PATIENT
+    assert machine.handle(p.Agreed(34, None, 36.5)) == [p.Miss(1, 35, 0)]
+    machine.handle(p.Drained(False))
+    assert machine.handle(p.Settled(False, True)) == [p.Cut(2, 35, 0), p.Hurry()]
+    assert machine.stands is p.Stand.PATIENT
+    machine.handle(p.Drained(True))
+    assert machine.handle(p.Settled(True, False)) == [p.EndSave()]
+    assert machine.stands is p.Stand.NO
+
+
+def test_a_cut_that_is_due_at_a_save_is_the_same_one() -> None:
+    machine = _rank_1_that_gave_up(None)
+    assert machine.handle(p.Agreed(37, None, 35.5)) == []
+    machine.handle(p.Left())
+    assert machine.handle(p.Reached(37, 37.0, save=True)) == [p.Cut(1, 37, 0), p.Hurry()]
+    machine.handle(p.Drained(True))
+    assert machine.handle(p.Settled(True, False)) == [p.EndSave()]
+
+
+def test_a_save_behind_the_safe_point_of_its_step_misses_what_was_agreed_on_for_that() -> None:
+    """Other ranks were cut at the head of the step. Theirs is the older epoch."""
+    machine = _rank_1_that_gave_up(None)
+    machine.handle(p.Left())
+    machine.handle(p.Reached(35, 36.0, save=True))
+    assert machine.handle(p.Agreed(35, None, 36.5)) == [p.Miss(1, 35, 0)]
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_request_in_a_save_of_a_rank_alone_is_for_a_later_step(stop: bool) -> None:
+    machine = p.Protocol(0, 1)
+    machine.handle(p.Reached(4, 4.0))
+    machine.handle(p.Left())
+    assert machine.handle(p.Reached(4, 4.0, save=True)) == [p.Cut(1, 4, 0), p.Hurry()]
+    machine.handle(p.Asked(stop))
+    machine.handle(p.Drained(True))
+    todo = machine.handle(p.Settled(True, False))
+    if not stop:
+        assert todo == [p.EndSave(), p.Announce(False)]
+    assert p.Propose(5) in machine.handle(p.Marked(stop, 4.0))
+
+
+def test_a_program_that_was_stopped_saves_no_more() -> None:
+    machine = p.Protocol(0, 1)
+    machine.hold = False
+    machine.handle(p.Reached(3, 3.0))
+    machine.handle(p.Asked(True))
+    machine.handle(p.Marked(True, 3.0))
+    machine.handle(p.Agreed(3, None, 3.0))
+    machine.handle(p.Drained(True))
+    machine.handle(p.Left())
+    assert machine.handle(p.Reached(4, 4.0, save=True)) == []
+    assert machine.handle(p.Settled(True, False)) == [p.Stop(True)]
 
 
 def test_first_safe_point_is_no_cut() -> None:
