@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from mpickpt.errors import DamageError, LayoutError, StoreError
 from mpickpt.layout import ArraySpec, Layout, SlotOffsets, blocks_in
 from mpickpt.parts import Box
+from mpickpt.retry import read_again
 from mpickpt.snapshot import crc32c, read_blocks
 from mpickpt.store import PayloadKind, plain, spill_path
 
@@ -112,11 +113,14 @@ class RankImage:
         table = self.checksums(index, first, count)
         if len(table) < count:
             return [self.damage(index, None, "the file ends within its checksums")]
-        if self.packed:
-            damaged = self._read_packed(index, out, first, table)
-        else:
-            start = self.offsets.arrays[index] + first * self.block_bytes
-            damaged = read_blocks(self.path, start, out, self.block_bytes, table, direct=direct)
+        start = self.offsets.arrays[index] + first * self.block_bytes
+
+        def read() -> list[int]:
+            if self.packed:
+                return self._read_packed(index, out, first, table)
+            return read_blocks(self.path, start, out, self.block_bytes, table, direct=direct)
+
+        damaged = read_again(self.path, read)
         return [self.damage(index, first + block, "wrong checksum") for block in damaged]
 
     def checksums(self, index: int, first: int, count: int) -> NDArray[np.uint32]:
@@ -321,9 +325,13 @@ def _raise_first(damage: Sequence[Damage]) -> None:
 
 def _read(path: Path, offset: int, nbytes: int) -> tuple[bytes, int]:
     """Read up to `nbytes` at `offset`, fewer only where the file ends; also who owns the file."""
-    with plain(path) as fd, open(fd, "rb", closefd=False) as file:
-        file.seek(offset)
-        return file.read(nbytes), os.fstat(fd).st_uid
+
+    def read() -> tuple[bytes, int]:
+        with plain(path) as fd, open(fd, "rb", closefd=False) as file:
+            file.seek(offset)
+            return file.read(nbytes), os.fstat(fd).st_uid
+
+    return read_again(path, read)
 
 
 def page_aligned(nbytes: int) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ import numpy as np
 from mpickpt.errors import DamageError, EpochError, StoreError, UsageError
 from mpickpt.image import Damage, RankImage, images_of
 from mpickpt.layout import blocks_in
+from mpickpt.retry import read_again, reason_of, system_errno
 from mpickpt.snapshot import Snapshotter, crc32c
 from mpickpt.store import SlotInfo, Store, is_unchanged, read_slot, read_structure
 from mpickpt.stored import StoredArray, global_array, html_table, rank_array
@@ -262,7 +264,9 @@ class Checkpoint:
         except OSError as error:
             self.check_unchanged()
             raise StoreError(
-                f"{error.filename or self.path} cannot be read: {error.strerror}.", errno=error.errno, path=self.path
+                f"{error.filename or self.path} cannot be read: {reason_of(error)}.",
+                errno=system_errno(error),
+                path=self.path,
             ) from error
         except DamageError:
             self.check_unchanged()
@@ -281,13 +285,15 @@ class Checkpoint:
 def _whole_epochs(where: Path) -> tuple[list[SlotInfo], list[str]]:
     """All files with a whole epoch, oldest first, and a slot after an archive of it; and why others have none."""
     try:
-        is_directory, exists = where.is_dir(), where.exists()
+        mode = read_again(where, where.stat).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = 0
     except OSError as error:
         raise StoreError(f"{where} cannot be looked at: {error.strerror}.", errno=error.errno, path=where) from None
-    if is_directory:
+    if stat.S_ISDIR(mode):
         store = Store(where, crc32c)
         slots = [*store.archives(), *store.slots()]
-    elif exists:
+    elif mode:
         slots = [read_slot(where, crc32c)]
         if not slots[0].readable:
             raise StoreError(slots[0].why_not, errno=_access_errno(where), path=where)

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mpickpt.errors import LayoutError
+from mpickpt.errors import LayoutError, StoreError
 from mpickpt.image import RankImage, gather
 from mpickpt.layout import ArraySpec, Layout, blocks_in
+from mpickpt.retry import reason_of
 from mpickpt.snapshot import Snapshotter
 from mpickpt.subclasses import check_values
 
@@ -252,8 +253,8 @@ def read_own(
                 damage += map(str, found)
                 done += nbytes
                 tell(done, total)
-    except OSError as error:
-        damage.append(f"rank {image.rank}: {error}")
+    except (OSError, StoreError) as error:
+        damage.append(f"rank {image.rank}: {reason_of(error)}")
     return arrays, list(dict.fromkeys(damage))  # that a file ends too early is found in each piece
 
 
@@ -261,8 +262,8 @@ def check_payloads(image: RankImage) -> list[str]:
     """Say what is wrong with one rank's objects and messages in flight, in words."""
     try:
         return [str(found) for found in image.check_payloads()]
-    except OSError as error:
-        return [f"rank {image.rank}: {error}"]
+    except (OSError, StoreError) as error:
+        return [f"rank {image.rank}: {reason_of(error)}"]
 
 
 def check_share(images: list[RankImage], rank: int, size: int, direct: bool, tell: Tell = _nobody) -> list[str]:
@@ -286,8 +287,9 @@ def check_share(images: list[RankImage], rank: int, size: int, direct: bool, tel
                 continue
             buffer = buffer if buffer.size >= nbytes else np.empty(nbytes, np.uint8)
             damage += map(str, image.read_array(index, buffer[:nbytes], first, direct))
-        except OSError as error:
-            damage.append(f"rank {image.rank}: {error}")
+        except (OSError, StoreError) as error:
+            damage.append(f"rank {image.rank}: {reason_of(error)}")
+            break  # it was tried more than once, and what else is there is of no use
     return damage
 
 

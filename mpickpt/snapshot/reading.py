@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpickpt import _native
+from mpickpt.retry import tell
 
 
 def _as_bytes(data: NDArray[Any] | bytes | bytearray | memoryview) -> NDArray[np.uint8]:
@@ -62,7 +63,19 @@ def read_blocks(
     if len(out) == 0:
         return []
     table = np.ascontiguousarray(checksums, dtype=np.uint32)
-    return list(_native.read_blocks(str(path), offset, out, block_bytes, table, direct))
+    before, _ = _native.reads_repeated()
+    try:
+        return list(_native.read_blocks(str(path), offset, out, block_bytes, table, direct))
+    finally:
+        _tell_if_repeated(path, before)
+
+
+def _tell_if_repeated(path: Path, before: int) -> int:
+    """Say that reads of a file were repeated, if any were since there were `before`; gives how many there are now."""
+    count, number = _native.reads_repeated()
+    if count != before:
+        tell(path, number)
+    return count
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,8 @@ class Loader:
 
     def __init__(self, path: Path, block_bytes: int) -> None:
         self._loader = _native.Loader(str(path), block_bytes)
+        self._path = path
+        self._repeated, _ = _native.reads_repeated()
 
     def map(self, offset: int, nbytes: int, checksums: NDArray[np.uint32]) -> NDArray[np.uint8]:
         """Return memory that shows `nbytes` (1 or more) at `offset` of the file, and begin to load it.
@@ -129,6 +144,7 @@ class Loader:
     def progress(self) -> LoadProgress:
         """Tell what is loaded and what was found; may be called at any time before `close`."""
         now = self._loader.progress()
+        self._repeated = _tell_if_repeated(self._path, self._repeated)
         return LoadProgress(now["bytes"], now["bytes_loaded"], now["damage"], now["errno"])
 
     def close(self) -> None:

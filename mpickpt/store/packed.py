@@ -18,8 +18,9 @@ from h5py import h5d, h5f, h5g, h5s
 from numpy.typing import NDArray
 
 from mpickpt.parts import boxes_of_run
+from mpickpt.retry import system_errno
 from mpickpt.store.preface import Checksum, Range, write_preface
-from mpickpt.store.structure import offset_of, opened, opened_unchecked
+from mpickpt.store.structure import offset_of, opened_unchecked, reading
 
 Transfer = Callable[[int, NDArray[np.uint8]], bool]
 
@@ -36,7 +37,7 @@ def open_packed(path: Path, rank: int, name: str, checksum: Checksum | None) -> 
         if checksum is None:
             file = stack.enter_context(opened_unchecked(path, h5f.ACC_RDWR))
         else:
-            file, _ = stack.enter_context(opened(path, checksum))
+            file, _ = stack.enter_context(reading(path, checksum))
         dataset = h5d.open(file, f"ranks/{rank:05d}/{name}".encode())
         kind, itemsize, shape = dataset.get_type(), dataset.get_type().get_size(), dataset.shape
 
@@ -54,8 +55,8 @@ def open_packed(path: Path, rank: int, name: str, checksum: Checksum | None) -> 
                 piece = cells[at : at + nbytes]
                 try:
                     dataset.write(here, there, piece, kind) if writing else dataset.read(here, there, piece, kind)
-                except OSError:
-                    if writing:
+                except OSError as error:
+                    if writing or system_errno(error) is not None:  # the storage's fault, which may pass
                         raise
                     return False
                 at += nbytes

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from mpickpt.errors import MpickptError, StoreError, warn
 from mpickpt.layout import PAGE_BYTES, RECORD, RECORD_MAGIC, Layout, RecordState, SlotOffsets, blocks_in, round_up
+from mpickpt.retry import read_again, reason_of, system_errno
 from mpickpt.store.files import create_file, make_folder, reserve, sync_folder, sync_folder_above
 from mpickpt.store.lock import LOCK, give_lock_back, lock_holder, take_lock
 from mpickpt.store.preface import Checksum, plain, read_preface
@@ -184,8 +185,13 @@ class Store:
         return read_slot(path, self._crc32c)
 
     def _files(self, name: re.Pattern[str]) -> list[Path]:
+        """List the files of such names. Only a directory that does not exist is an empty one: not one that fails."""
         with os_errors(f"The checkpoint directory {self.directory} cannot be read", self.directory):
-            return [p for p in self.directory.iterdir() if name.fullmatch(p.name)] if self.directory.exists() else []
+            try:
+                found = read_again(self.directory, lambda: list(self.directory.iterdir()))
+            except FileNotFoundError:
+                return []
+        return [path for path in found if name.fullmatch(path.name)]
 
     def remove(self, path: Path) -> None:
         """Delete a slot or an archived epoch with the files that belong to it.
@@ -296,10 +302,14 @@ def is_unchanged(slot: SlotInfo, crc32c: Checksum) -> bool:
     if not slot.preface:
         now = read_slot(slot.path, crc32c)
         return now.digest == slot.digest and now.records.tobytes() == slot.records.tobytes()
-    try:
+
+    def own_preface() -> bytes:
         with plain(slot.path) as fd:
-            if read_preface(fd, crc32c) != slot.preface:
-                return False
+            return read_preface(fd, crc32c)
+
+    try:
+        if read_again(slot.path, own_preface) != slot.preface:
+            return False
         records = _read_records(slot.path, slot.records_at, slot.world_size)
     except (OSError, ValueError, StoreError):
         return False
@@ -309,8 +319,13 @@ def is_unchanged(slot: SlotInfo, crc32c: Checksum) -> bool:
 
 def _read_records(path: Path, offset: int, world_size: int) -> NDArray[np.void]:
     nbytes = world_size * PAGE_BYTES
-    with os_errors(f"The records of {path} cannot be read", path), plain(path) as fd:
-        raw = os.pread(fd, nbytes, offset)
+
+    def read() -> bytes:
+        with plain(path) as fd:
+            return os.pread(fd, nbytes, offset)
+
+    with os_errors(f"The records of {path} cannot be read", path):
+        raw = read_again(path, read)
     if len(raw) != nbytes:
         raise StoreError(f"{path} is truncated: it ends before its records do.", path=path)
     records: NDArray[np.void] = np.frombuffer(bytearray(raw), RECORD)
@@ -354,8 +369,8 @@ def os_errors(what: str, path: Path, need: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        number = error.errno
-        reason = os.strerror(number) if number else str(error)
+        number = system_errno(error)
+        reason = os.strerror(number) if number not in (None, errno.EINVAL) else reason_of(error)
         advice = "See to it and try again."
         if number in (errno.ENOSPC, errno.EDQUOT):
             there = next(p for p in (path, *path.parents) if p.exists())

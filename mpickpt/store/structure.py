@@ -36,6 +36,7 @@ from mpickpt.layout import (
     round_up,
 )
 from mpickpt.parts import Box, Part
+from mpickpt.retry import TRANSIENT, read_again, reason_of, system_errno
 from mpickpt.store import preface
 from mpickpt.store.preface import Checksum, plain
 
@@ -62,8 +63,12 @@ class Head(NamedTuple):
 
 def read_head(path: Path, checksum: Checksum) -> Head:
     """Read the root of a slot; StoreError if the file is not a slot, or its structure is damaged."""
-    with _reading(path, checksum) as (file, own):
-        return _head(file)._replace(preface=own)
+
+    def read() -> Head:
+        with reading(path, checksum) as (file, own):
+            return _head(file)._replace(preface=own)
+
+    return read_again(path, read)
 
 
 def read_structure(path: Path, checksum: Checksum) -> tuple[Layout, list[SlotOffsets]]:
@@ -74,17 +79,21 @@ def read_structure(path: Path, checksum: Checksum) -> tuple[Layout, list[SlotOff
     StoreError
         If the file is not a readable slot, or its structure is not the one that it was created with.
     """
-    with _reading(path, checksum) as (file, _):
-        head = _head(file)
-        layout, offsets = _structure(file, head)
-    if layout.digest != head.digest:
+
+    def read() -> tuple[bytes, Layout, list[SlotOffsets]]:
+        with reading(path, checksum) as (file, _):
+            head = _head(file)
+            return head.digest, *_structure(file, head)
+
+    digest, layout, offsets = read_again(path, read)
+    if layout.digest != digest:
         raise StoreError(f"The structure of {path} is not the one that it was created with: it is damaged.", path=path)
     return layout, offsets
 
 
 def offset_of(dataset: h5d.DatasetID) -> int:
-    """Return the byte offset of a dataset's raw data in the file; 0 if it has none, whatever HDF5 says then."""
-    return dataset.get_offset() if dataset.get_storage_size() else 0
+    """Return the byte offset of a dataset's raw data in the file; 0 if it has none or they are in chunks."""
+    return (dataset.get_offset() or 0) if dataset.get_storage_size() else 0
 
 
 def _structure(file: h5f.FileID, head: Head) -> tuple[Layout, list[SlotOffsets]]:
@@ -146,15 +155,16 @@ def opened_unchecked(path: Path, flags: int = h5f.ACC_RDONLY) -> Iterator[h5f.Fi
 
 
 @contextmanager
-def _reading(path: Path, checksum: Checksum) -> Iterator[tuple[h5f.FileID, bytes]]:
+def reading(path: Path, checksum: Checksum) -> Iterator[tuple[h5f.FileID, bytes]]:
     """Open a slot for reading its structure; what h5py says about files that are none becomes a `StoreError`."""
     try:
         with opened(path, checksum) as (file, own):
             yield file, own
     except (KeyError, ValueError, TypeError, RuntimeError, OSError, LayoutError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip("'\"")
-        message = f"{path} cannot be read as a slot: {reason.rstrip('.')}. It is foreign, truncated or damaged."
-        raise StoreError(message, errno=getattr(error, "errno", None), path=path) from error
+        number = system_errno(error)
+        likely = "Look into the storage" if number in TRANSIENT else "It is foreign, truncated or damaged"
+        message = f"{path} cannot be read as a slot: {reason_of(error)}. {likely}."
+        raise StoreError(message, errno=number, path=path) from error
 
 
 def _head(file: h5f.FileID) -> Head:

@@ -223,6 +223,10 @@ MPK_API uint32_t mpk_crc32c(uint32_t crc, const void *data, size_t bytes);
 MPK_API int mpk_read_blocks(const char *path, uint64_t offset, void *memory, size_t bytes, size_t block_bytes,
                             const uint32_t *checksums, int direct, size_t *damaged, size_t *n_damaged);
 
+/* How many reads of the process were repeated since its start, as an error of the storage may pass (EIO, ESTALE and the
+ * like), and the last such error: an errno, 0 if there was none. A read is tried three times at most. Any thread. */
+MPK_API uint64_t mpk_reads_repeated(int *error);
+
 /* Lazy reading. A loader maps parts of a file privately, so that the program can compute on them at once; its threads
  * check every block and give every page memory of its own, the idle one in time that nobody wants, the urgent ones while
  * somebody is in a hurry. Until that is done nobody may write to those parts of the file: a page that the program has not

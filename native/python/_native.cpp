@@ -76,6 +76,12 @@ static std::vector<size_t> read_blocks(const std::string &path, uint64_t offset,
     return damaged;
 }
 
+static std::pair<uint64_t, int> reads_repeated() {
+    int error;
+    uint64_t count = mpk_reads_repeated(&error);
+    return {count, error};
+}
+
 static void guard_open(bool lend_cores) { check(mpk_guard_open(lend_cores ? 0 : MPK_GUARD_KEEPS_CORES)); }
 static bool guard_refresh() {
     int result = mpk_guard_refresh();
@@ -301,6 +307,7 @@ NB_MODULE(_native, m) {
     m.doc() = "The native core of mpickpt; use mpickpt.snapshot.";
     m.def("allocate", &allocate, "nbytes"_a, "huge"_a);
     m.def("crc32c", &crc32c, "data"_a.noconvert(), "value"_a = 0);
+    m.def("reads_repeated", &reads_repeated);
     m.def("read_blocks", &read_blocks, "path"_a, "offset"_a, "out"_a.noconvert(), "block_bytes"_a,
           "checksums"_a.noconvert(), "direct"_a);
     m.def("guard_open", &guard_open, "lend_cores"_a);

@@ -82,7 +82,7 @@ void mpk__history_note_saved(mpk_session *s, uint32_t b, bool crc_is_known) {
 }
 
 static int read_all(int fd, void *data, size_t bytes, uint64_t offset) {
-    int64_t have = mpk__prim_read(fd, data, bytes, offset);
+    int64_t have = mpk__read_again(fd, data, bytes, offset);
     return have < 0 ? (int)have : (size_t)have == bytes ? 0 : -ESTALE;
 }
 

@@ -68,8 +68,16 @@ static void note_damage(mpk_loader *l, const part *p, size_t block) {
     atomic_compare_exchange_strong(&l->damage, &none, (uint64_t)p->number << PART_SHIFT | block << 1 | 1);
 }
 
+/* Once something cannot be had, nothing else is tried again: the epoch is lost. */
+static bool try_again(const mpk_loader *l, int error, unsigned *tries) {
+    return !atomic_load(&l->error) && mpk__try_again(error, tries);
+}
+
 static int check(mpk_loader *l, const part *p, size_t at, size_t bytes, uint8_t *buffer) {
-    int64_t have = mpk__prim_read(l->fd, buffer, bytes, p->offset + at);
+    unsigned tries = 0;
+    int64_t have;
+    do have = mpk__prim_read(l->fd, buffer, bytes, p->offset + at);
+    while (have < 0 && try_again(l, (int)-have, &tries));
     for (size_t in = 0; in < bytes && have >= 0; in += l->block_bytes) {
         size_t b = (at + in) / l->block_bytes;
         size_t length = bytes - in < l->block_bytes ? bytes - in : l->block_bytes;
@@ -93,7 +101,10 @@ static bool load_chunk(mpk_loader *l, part *p, uint8_t *buffer) {
     read_ahead(l, p);
     int error = check(l, p, at, bytes, buffer);
     mpk__chaos();
-    int failed = mpk__prim_own_pages(p->memory + at, bytes);
+    unsigned tries = 0;
+    int failed;
+    do failed = mpk__prim_own_pages(p->memory + at, bytes);
+    while (failed && try_again(l, -failed, &tries));
     if (!error) error = failed;
     int none = 0;
     if (error) atomic_compare_exchange_strong(&l->error, &none, -error);

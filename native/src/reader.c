@@ -25,15 +25,15 @@ typedef struct reading {
 
 /* Bytes read, fewer at the end of the file, or -errno. `bounce` is for memory that O_DIRECT cannot use. */
 static int64_t read_chunk(const reading *r, uint8_t *bounce, uint8_t *memory, size_t bytes, uint64_t offset) {
-    if (r->direct_fd < 0 || offset % MPK__IO_ALIGN) return mpk__prim_read(r->buffered_fd, memory, bytes, offset);
+    if (r->direct_fd < 0 || offset % MPK__IO_ALIGN) return mpk__read_again(r->buffered_fd, memory, bytes, offset);
     bool straight = (uintptr_t)memory % MPK__IO_ALIGN == 0;
     size_t whole = bytes / MPK__IO_ALIGN * MPK__IO_ALIGN;
     uint8_t *to = straight ? memory : bounce;
-    int64_t have = whole ? mpk__prim_read(r->direct_fd, to, whole, offset) : 0;
-    if (have == -EINVAL) return mpk__prim_read(r->buffered_fd, memory, bytes, offset);
+    int64_t have = whole ? mpk__read_again(r->direct_fd, to, whole, offset) : 0;
+    if (have == -EINVAL) return mpk__read_again(r->buffered_fd, memory, bytes, offset);
     if (have > 0 && !straight) memcpy(memory, bounce, (size_t)have);
     if (have < (int64_t)whole || whole == bytes) return have;
-    int64_t rest = mpk__prim_read(r->buffered_fd, memory + whole, bytes - whole, offset + whole);
+    int64_t rest = mpk__read_again(r->buffered_fd, memory + whole, bytes - whole, offset + whole);
     return rest < 0 ? rest : have + rest;
 }
 

@@ -337,6 +337,11 @@ int mpk__check_pinned(mpk_session *s);    /* after they were copied: -EREMCHG if
 bool mpk__program_waits(void); /* some thread of the program waits in a call: its core is free */
 void mpk__guard_mark_held(mpk_session *s); /* at sealing: the ranges that are held become blocks that are */
 
+/* retry.c */
+/* After a read that failed: waits, and tells whether to try again. *tries is 0 at first. */
+bool mpk__try_again(int error, unsigned *tries);
+int64_t mpk__read_again(int fd, void *memory, size_t bytes, uint64_t offset); /* mpk__prim_read, tried again */
+
 /* crc32c.c */
 uint32_t mpk__crc32c_combine(uint32_t first, uint32_t second, size_t second_bytes);
 MPK_API uint32_t mpk__crc32c_portable(uint32_t crc, const void *data, size_t bytes);

@@ -24,7 +24,7 @@ ROWS = (
         *("outcome", "steps"),
         *("protocol", "channels", "replay", "inflight", "bindings"),
         *("policy", "options", "layout", "parts", "slicing", "subclasses", "stats", "notes", "figures", "quantities"),
-        "errors",
+        *("retry", "errors"),
     ),
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
