@@ -25,7 +25,7 @@ from mpickpt.layout import ArraySpec, Layout, RankLayout, SlotOffsets, objects_r
 from mpickpt.options import Options
 from mpickpt.policy import Ceiling, PoolGrant, PoolRequest, choose_slot, share_out
 from mpickpt.snapshot import Progress, Snapshotter, crc32c
-from mpickpt.store import Store, look_anew, slot_path, spill_path
+from mpickpt.store import SlotInfo, Store, look_anew, slot_path, spill_path
 from mpickpt.watching import Region, Watch
 
 if TYPE_CHECKING:
@@ -257,12 +257,17 @@ class Checkpointer:
     def _fitting(self) -> set[int]:
         """Find the slots that have the present layout, on rank 0."""
         assert self._layout is not None
-        return {slot.index for slot in self.store.slots() if slot.digest == self._layout.digest}
+        return {slot.index for slot in self.store.slots() if self._fits(slot)}
+
+    def _fits(self, slot: SlotInfo) -> bool:
+        """Tell whether ranks can write to a slot as it is: through a symbolic link nobody does."""
+        assert self._layout is not None
+        return slot.digest == self._layout.digest and not slot.path.is_symlink()
 
     def _provide(self, index: int) -> list[SlotOffsets]:
         """Make sure on rank 0 that slot `index` has the present layout."""
         assert self._layout is not None
-        if self.store.look(slot_path(self.directory, index)).digest != self._layout.digest:
+        if not self._fits(self.store.look(slot_path(self.directory, index))):
             self.store.create(index, self._layout)
         return self.store.offsets(index)
 

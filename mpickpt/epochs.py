@@ -379,6 +379,8 @@ def add_progress(stats: Stats, progress: Progress) -> None:
 
 def _explain(number: int) -> str:
     """Say what an errno of the snapshotter means."""
+    if number == errno.ELOOP:
+        return "somebody has put a symbolic link in its place, through which nothing is written"
     if number == errno.ESTALE:
         return (
             "the slot is not as this rank left it, so something else has written to it or put another file in its "

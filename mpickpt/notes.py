@@ -8,11 +8,13 @@ the name of the run.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+MOST = 2**53  # of a count, or of seconds: what a float holds exactly
+LAST_NS = 253_402_300_799 * 10**9  # the end of the year 9999
+LONGEST = 255  # characters of a text: a node's name has fewer
 FORMAT = 1  # of the notes; a reader refuses a higher one
 
 
@@ -253,12 +255,18 @@ def note_of(line: str) -> Note | None:
         return None
     values = {}
     for one in fields(kind):
-        if one.name not in told or not _FITS[str(one.type)](told[one.name]):
+        if one.name not in told or not _fits(one.name, str(one.type), told[one.name]):
             raise ValueError(f"its {one.name} is missing or wrong")
         values[one.name] = told[one.name]
     if "waits" in values:
         values["waits"] = tuple((start, seconds) for start, seconds in values["waits"])
     return kind(**values)
+
+
+def _fits(name: str, kind: str, value: object) -> bool:
+    if name == "started_ns":
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LAST_NS
+    return _FITS[kind](value)
 
 
 def _text_of_waits(waits: Sequence[tuple[float, float]]) -> str:
@@ -279,11 +287,11 @@ _TEMPLATES = {kind: _template(kind) for kind in KINDS.values()}
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST
 
 
 def _is_float(value: object) -> bool:
-    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+    return _is_int(value) or (isinstance(value, float) and abs(value) <= MOST)
 
 
 def _are_waits(value: object) -> bool:
@@ -297,7 +305,7 @@ _FITS: dict[str, Callable[[object], bool]] = {
     "int": _is_int,
     "int | None": lambda value: value is None or _is_int(value),
     "float": _is_float,
-    "str": lambda value: isinstance(value, str),
+    "str": lambda value: isinstance(value, str) and len(value) <= LONGEST,
     "bool": lambda value: isinstance(value, bool),
     "tuple[tuple[float, float], ...]": _are_waits,
 }

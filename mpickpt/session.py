@@ -43,6 +43,7 @@ from mpickpt.sources import OtherRanks, Remap, Source
 from mpickpt.stats import Restored, Stats
 from mpickpt.steps import Steps
 from mpickpt.subclasses import check_plain, check_values
+from mpickpt.texts import visible
 from mpickpt.triggers import Triggers
 
 if TYPE_CHECKING:
@@ -488,8 +489,9 @@ class Session:
         self._started = True
         if self._late:
             assert self.restored is not None
+            names = visible(", ".join(sorted(self._late)))
             warn(
-                f"Epoch {self.restored.epoch} of {self.options.directory} holds {', '.join(sorted(self._late))}, which "
+                f"Epoch {self.restored.epoch} of {self.options.directory} holds {names}, which "
                 f"the program did not ask for before its first safe point; the next epochs will be without.",
                 UserWarning,
             )

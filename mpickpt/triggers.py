@@ -7,9 +7,11 @@ the clock, too, and knows when the batch job ends.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable
@@ -22,7 +24,7 @@ from mpickpt import forks
 from mpickpt.errors import StoreError
 from mpickpt.policy import Clock
 from mpickpt.slurm import Environment
-from mpickpt.store import look_anew
+from mpickpt.store import look_anew, replace_text
 
 TRIGGER = "trigger"  # the file in the checkpoint directory
 STOP = "stop"  # its content, if the program is to stop
@@ -74,8 +76,10 @@ class Triggers:
         self._before: dict[int, _Handler] = {}
         self._ignored: dict[int, _Handler] = {}  # since the program was stopped
         self._process = os.getpid()
+        self._refused = False  # somebody else's file was found, and that was told
         if self._file is not None:
-            self._file.unlink(missing_ok=True)  # of another run
+            with suppress(OSError):  # which cannot be deleted: then it is looked at like a new one
+                self._file.unlink(missing_ok=True)  # of another run
         if signals and threading.current_thread() is threading.main_thread():
             for number in (n for n in (CUT_SIGNAL, STOP_SIGNAL) if signal.getsignal(n) is not None):
                 before = self._before[number] = signal.signal(number, self._on_signal)
@@ -163,9 +167,16 @@ class Triggers:
         if not _is_there(file):
             return
         try:
-            text = file.read_text()
+            text = _read_own(file)
             file.unlink(missing_ok=True)
         except OSError:
+            return
+        if text is None:
+            if not self._refused:
+                self._refused = True
+                _tell(f"{file} is not heeded: only the user of the program, or root, may ask for a checkpoint by that")
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
             return
         self.request(stop=text.strip() == STOP)
 
@@ -187,6 +198,23 @@ def _is_there(file: Path) -> bool:
     return os.access(file, os.F_OK)
 
 
+def _read_own(file: Path) -> str | None:
+    """Read what this user, or root, has left; None if the file is another one's or no file."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.ELOOP):
+            raise
+        return None
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid not in (os.geteuid(), 0):
+            return None
+        return os.read(fd, 1000).decode(errors="replace")
+    finally:
+        os.close(fd)
+
+
 def _tell(text: str) -> None:
     print(f"mpickpt: {text}", file=sys.stderr, flush=True)
 
@@ -200,9 +228,7 @@ def leave_file(directory: Path, *, stop: bool) -> None:
         If the file cannot be written.
     """
     path = directory / TRIGGER
-    new = path.with_name(f"{TRIGGER}.new")
     try:
-        new.write_text(STOP if stop else "cut")
-        new.rename(path)
+        replace_text(path, STOP if stop else "cut")
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror}.", errno=error.errno, path=path) from error

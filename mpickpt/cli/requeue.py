@@ -21,7 +21,7 @@ from pathlib import Path
 from mpickpt.errors import BatchError, EpochError, InUseError, NoProgress, NothingToRestore, Stopped, UsageError
 from mpickpt.slurm import Environment, find
 from mpickpt.snapshot import crc32c
-from mpickpt.store import Store
+from mpickpt.store import Store, replace_text
 
 COUNT = "requeued"  # the file in the checkpoint directory
 RESTARTS = 3
@@ -87,9 +87,7 @@ def _count(environment: Environment, directory: Path, step: int | None) -> int:
     same = all(before.get(name) == value for name, value in here.items())
     times = before.get("times", 0) + 1 if same else 0
     directory.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{COUNT}.new")
-    new.write_text(json.dumps({**here, "times": times}))
-    new.rename(path)
+    replace_text(path, json.dumps({**here, "times": times}))
     return int(times)
 
 

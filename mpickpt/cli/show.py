@@ -23,6 +23,7 @@ from mpickpt.layout import RECORD, ArraySpec, Layout, RecordState
 from mpickpt.quantities import human_bytes, human_seconds
 from mpickpt.snapshot import crc32c
 from mpickpt.store import SlotInfo, read_structure
+from mpickpt.texts import visible
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -96,7 +97,7 @@ def _array(spec: ArraySpec) -> str:
 def _objects(image: RankImage) -> str:
     types, wrong = _types(image)
     told = ", ".join(f"{name} ({kind})" for name, kind in types.items()) or "none"
-    return f"objects: {wrong or told}"
+    return f"objects: {visible(wrong or told)}"
 
 
 def _types(image: RankImage) -> tuple[dict[str, str], str]:

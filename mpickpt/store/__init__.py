@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from mpickpt.store.archive import appearing, clones, copy_slot
-from mpickpt.store.files import create_file, reserve
+from mpickpt.store.files import replace_text, reserve
 from mpickpt.store.preface import plain
 from mpickpt.store.runs import forget_old_runs, notes_path, read_run, run_name, runs
 from mpickpt.store.slots import (
@@ -37,7 +37,6 @@ __all__ = [
     "archive_path",
     "clones",
     "copy_slot",
-    "create_file",
     "finish_packed",
     "forget_old_runs",
     "is_unchanged",
@@ -49,6 +48,7 @@ __all__ = [
     "read_slot",
     "read_structure",
     "record_is_valid",
+    "replace_text",
     "reserve",
     "run_name",
     "runs",

@@ -10,8 +10,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
+
+from mpickpt.errors import warn
 
 FOLDER_MODE = 0o755  # of folders that are made here; the umask takes more away
 FILE_MODE = 0o600
@@ -54,6 +57,20 @@ def sync_folder_above(folder: Path) -> None:
         sync_folder(folder.resolve().parent)
 
 
+def tell_who_may_write(directory: Path) -> None:
+    """Say if others than this user may write to a checkpoint directory.
+
+    The user's own group, by the number, counts as the user: many systems give each one such a group.
+    """
+    found = directory.stat()
+    own_group = found.st_gid == os.getegid() == os.geteuid()
+    if found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and not own_group):
+        warn(
+            f"Others may write to the checkpoint directory {directory} (mode {stat.S_IMODE(found.st_mode):04o}), and "
+            f"so delete or replace what is saved there. If they are not to: chmod go-w {directory}"
+        )
+
+
 def create_file(path: Path) -> int:
     """Open a new, empty file of mode 0600 for writing, in place of what had its name; gives the descriptor.
 
@@ -64,6 +81,25 @@ def create_file(path: Path) -> int:
     """
     path.unlink(missing_ok=True)
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Give a file of mode 0600 this text at once; whoever reads it finds the old one or the new one.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    fd = create_file(new)
+    try:
+        with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123  (of a descriptor)
+            file.write(text)
+        new.rename(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def reserve(fd: int, nbytes: int) -> bool:

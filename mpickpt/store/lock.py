@@ -12,12 +12,15 @@ import fcntl
 import os
 import re
 import socket
+import stat
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from mpickpt.errors import InUseError, warn
+from mpickpt.store.files import FILE_MODE
+from mpickpt.texts import visible
 
 LOCK = "lock"  # the file in the checkpoint directory
 _NAMELESS = "a process that gives no name"
@@ -36,7 +39,7 @@ def take_lock(directory: Path, owner: str, patience: float) -> int:
         If the file cannot be written.
     """
     path = directory / LOCK
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    fd = _open(path, os.O_RDWR | os.O_CREAT)
     try:
         if not _locks_within(_LOOKS_SECONDS, fd) and not _outlasts(directory, patience, fd):
             raise InUseError(
@@ -72,7 +75,7 @@ def give_lock_back(fd: int) -> None:
 def lock_holder(directory: Path) -> str | None:
     """Tell which process has the lock, as far as that can be seen from here; None if none has."""
     try:
-        fd = os.open(directory / LOCK, os.O_RDONLY)
+        fd = _open(directory / LOCK, os.O_RDONLY)
     except OSError:
         return None
     try:
@@ -126,4 +129,13 @@ def _locks_within(seconds: float, fd: int) -> bool:
 
 def _named_in(fd: int) -> str:
     """Read the name of a lock's holder."""
-    return os.pread(fd, 1000, 0).decode(errors="replace").strip() or _NAMELESS
+    return visible(os.pread(fd, 1000, 0).decode(errors="replace").strip()) or _NAMELESS
+
+
+def _open(path: Path, flags: int) -> int:
+    """Open the file, without waiting and through no link: what stands for it may be another one's doing."""
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, FILE_MODE)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    return fd

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from mpickpt.errors import StoreError
 from mpickpt.notes import FORMAT, EndNote, EpochNote, Header, RankNotes, RunNotes, Sums, note_of
 from mpickpt.store.preface import plain
 from mpickpt.store.slots import os_errors
+from mpickpt.texts import visible
 
+MOST_BYTES = 4 << 20  # of a rank's notes that are read: when they are taken they are bounded to a fraction of it
 KEPT_RUNS = 16  # the notes of older ones are deleted when a new one begins
 _RUN_NAME = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{8}")
 _RANK_NAME = re.compile(r"rank-(\d+)\.jsonl")
@@ -75,7 +78,10 @@ def _read_rank(path: Path) -> RankNotes | None:
     """Read one file; None if its first line is not there yet."""
     with os_errors(f"{path} cannot be read", path):
         with plain(path) as fd, open(fd, "rb", closefd=False) as file:
-            text = file.read().decode(errors="replace")
+            raw = file.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise StoreError(f"{path} is damaged: notes do not become longer than {MOST_BYTES} bytes.", path=path)
+    text = raw.decode(errors="replace")
     *lines, _ = text.split("\n")  # what has no end was cut off by a crash, or is being written
     if not lines:
         return None
@@ -89,7 +95,7 @@ def _read_rank(path: Path) -> RankNotes | None:
         except (ValueError, RecursionError) as error:
             raise StoreError(f"{path} is damaged in line {number}: {error}.", path=path) from None
         if isinstance(note, Header):
-            header = note
+            header = replace(note, host=visible(note.host), interval=visible(note.interval))
         elif isinstance(note, Sums):
             sums = note
         elif isinstance(note, EpochNote):
@@ -98,6 +104,8 @@ def _read_rank(path: Path) -> RankNotes | None:
             end = note
     if header is None:
         raise StoreError(f"{path} is damaged: it does not say which rank it is of.", path=path)
+    if not 0 <= header.rank < header.ranks or path.name != f"rank-{header.rank:05d}.jsonl":
+        raise StoreError(f"{path} is damaged: it says that it is of rank {header.rank} of {header.ranks}.", path=path)
     return RankNotes(header, tuple(epochs), sums, end)
 
 

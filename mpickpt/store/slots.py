@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from mpickpt.errors import MpickptError, StoreError, warn
 from mpickpt.layout import PAGE_BYTES, RECORD, RECORD_MAGIC, Layout, RecordState, SlotOffsets, blocks_in, round_up
 from mpickpt.retry import read_again, reason_of, system_errno
-from mpickpt.store.files import create_file, make_folder, reserve, sync_folder, sync_folder_above
+from mpickpt.store.files import create_file, make_folder, reserve, sync_folder, sync_folder_above, tell_who_may_write
 from mpickpt.store.lock import LOCK, give_lock_back, lock_holder, take_lock
 from mpickpt.store.preface import Checksum, plain, read_preface
 
@@ -160,6 +160,7 @@ class Store:
             with os_errors(f"The checkpoint directory {self.directory} cannot be used", self.directory / LOCK):
                 make_folder(self.directory)
                 self.lock_descriptor = take_lock(self.directory, owner, patience)
+                tell_who_may_write(self.directory)
         return self.lock_descriptor
 
     def holder(self) -> str | None:
@@ -378,6 +379,8 @@ def os_errors(what: str, path: Path, need: int | None = None) -> Iterator[None]:
             advice = "Make room or choose another directory."
         elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
             advice = f"User {os.geteuid()} needs permission to write there; or choose another directory."
+        elif number == errno.ELOOP:
+            advice = f"Nothing is written through a symbolic link: delete it, and see who may write to {path.parent}."
         elif number in (errno.ENOTDIR, errno.EEXIST):
             advice = "A file is in the way; choose another directory."
         raise StoreError(f"{what}: {reason}. {advice}", errno=number, path=path) from error

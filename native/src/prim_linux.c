@@ -157,7 +157,7 @@ void mpk__prim_become_idle(void) {
 void mpk__prim_name_thread(const char *name) { pthread_setname_np(pthread_self(), name); }
 
 int mpk__prim_open_slot(const char *path, bool want_direct, bool writing, int *direct_fd, int *buffered_fd) {
-    int mode = (writing ? O_RDWR : O_RDONLY) | O_CLOEXEC;
+    int mode = (writing ? O_RDWR | O_NOFOLLOW : O_RDONLY) | O_CLOEXEC;
     struct stat found;
     *direct_fd = -1;
     *buffered_fd = open(path, mode | O_NONBLOCK); /* a FIFO in its place is not waited for */

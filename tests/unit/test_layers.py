@@ -21,7 +21,7 @@ ROWS = (
     ),
     ("snapshot", "guard", "memory", "forks", "store", "coordinator", "slurm", "progress"),
     (
-        *("outcome", "steps"),
+        *("outcome", "steps", "texts"),
         *("protocol", "channels", "replay", "inflight", "bindings"),
         *("policy", "options", "layout", "parts", "slicing", "subclasses", "stats", "notes", "figures", "quantities"),
         *("retry", "errors"),

@@ -17,6 +17,8 @@ from mpickpt.errors import StoreError
 from mpickpt.notes import (
     COSTS,
     FORMAT,
+    LONGEST,
+    MOST,
     EndNote,
     EpochNote,
     Header,
@@ -38,9 +40,10 @@ from mpickpt.store.runs import KEPT_RUNS
 STARTED = 1_700_000_000_123_456_789
 
 SECONDS = st.integers(0, 10**9).map(lambda microseconds: microseconds / 1e6)
-COUNTS = st.integers(0, 2**60)
+COUNTS = st.integers(0, MOST)
 WAITS = st.lists(st.tuples(SECONDS, SECONDS), max_size=3).map(tuple)
-KNOWN = {"int": COUNTS, "float": SECONDS, "str": st.text(), "bool": st.booleans(), "int | None": st.none() | COUNTS}
+TEXTS = st.text(max_size=LONGEST)
+KNOWN = {"int": COUNTS, "float": SECONDS, "str": TEXTS, "bool": st.booleans(), "int | None": st.none() | COUNTS}
 KNOWN["tuple[tuple[float, float], ...]"] = WAITS
 
 
