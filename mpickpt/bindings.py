@@ -112,6 +112,7 @@ class Bindings:
         self._members: list[list[_Watch]] = []
         self._places: dict[int, int] = {}
         self._frozen: list[_Watch] = []
+        self._were_set: list[_Watch] = []  # by `set_object`, since the last cut
         self._sentinel = object()  # the second reference beside that of the list in `_counts`
 
     # -- what is declared ----------------------------------------------------------------------------------------
@@ -137,6 +138,8 @@ class Bindings:
     def add_object(self, name: str, value: object, on_rebind: OnRebind, *, is_set: bool = False) -> None:
         """Watch over an object, which has one more reference of ours: that by which it is saved."""
         watch = _Watch(name, "object", on_rebind, is_set=is_set)
+        if is_set:
+            self._were_set.append(watch)
         if not _is_immutable(value):
             self._add(watch, value)
             return
@@ -156,8 +159,9 @@ class Bindings:
         watch = self._watches.pop(name, None)
         if watch is None:
             return
-        if watch in self._frozen:
-            self._frozen.remove(watch)
+        for several in (self._frozen, self._were_set):
+            if watch in several:
+                several.remove(watch)
         place = self._places.get(watch.owner_id)
         if place is None:
             return
@@ -171,8 +175,8 @@ class Bindings:
 
     def close(self) -> None:
         """Let go of everything."""
-        for everything in (self._watches, self._owners, self._members, self._places, self._frozen):
-            everything.clear()
+        for several in (self._watches, self._owners, self._members, self._places, self._frozen, self._were_set):
+            several.clear()
 
     def _add(self, watch: _Watch, owner: object) -> None:
         self._watches[watch.name] = watch
@@ -210,11 +214,14 @@ class Bindings:
         """Find what nothing but mpickpt refers to any more."""
         lost = []
         *counts, ours = self._counts()
-        for place, count in enumerate(counts):
+        pairs = zip(counts, self._members, strict=True)
+        places = [place for place, (count, members) in enumerate(pairs) if count < ours + len(members)]
+        if self._were_set:  # these too: from now on they are as any other
+            places = sorted({*places, *(self._places[watch.owner_id] for watch in self._were_set if watch.owner_id)})
+            self._were_set = []
+        for place in places:
             members = self._members[place]
-            is_held = count >= ours + len(members)
-            if is_held and not any(watch.is_set for watch in members):
-                continue
+            is_held = counts[place] >= ours + len(members)
             for watch in members:
                 watch.by_value = not is_held and (watch.is_set or watch.by_value)
                 watch.is_set = False

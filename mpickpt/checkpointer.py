@@ -5,9 +5,9 @@ When that happens, and what becomes of the epoch, is not decided here but in `mp
 
 from __future__ import annotations
 
-import pickle
 import secrets
 import time
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from mpickpt.bindings import Bindings
 from mpickpt.coordinator import Coordinator
-from mpickpt.errors import LayoutError, MpickptError, StoreError
+from mpickpt.errors import LayoutError, MpickptError, StoreError, warn
 from mpickpt.forks import disinherit_descriptor, inherit_descriptor
 from mpickpt.layout import ArraySpec, Layout, RankLayout, SlotOffsets, objects_room_for
 from mpickpt.options import Options
 from mpickpt.policy import Ceiling, PoolGrant, PoolRequest, choose_slot, share_out
+from mpickpt.references import Pickled, Places, Saved, dump, out_of_order
 from mpickpt.snapshot import Progress, Snapshotter, crc32c
 from mpickpt.store import SlotInfo, Store, look_anew, slot_path, spill_path
 from mpickpt.watching import Region, Watch
@@ -72,6 +73,10 @@ class Checkpointer:
         self._grant = PoolGrant(0)
         self.bindings = Bindings(coordinator.rank)
         self.objects: dict[str, Any] = {}
+        self._declared: dict[str, int] = {}  # the order in which names were first declared
+        self._places: Places | None = None  # where the arrays lie, once it was asked
+        self._holds_arrays = False  # some object does
+        self._told: set[tuple[str, str]] = set()
         self._regions: dict[str, Region] = {}
         self._sealed: list[Region] | None = None  # keeps their memory alive while it is protected
         self._watched = False  # the snapshotter has them
@@ -110,9 +115,16 @@ class Checkpointer:
         except OSError as error:
             raise MpickptError(f"Rank {self._coordinator.rank}: no memory for an array of {nbytes} bytes.") from error
 
-    def add(self, spec: ArraySpec, memory: NDArray[np.uint8], *, owned: bool) -> None:
-        """Save one more array from the next cut on."""
-        self._regions[spec.name] = Region(spec, memory, owned)
+    def add(self, spec: ArraySpec, memory: NDArray[np.uint8], array: NDArray[Any], *, owned: bool) -> None:
+        """Save one more array from the next cut on; `array` is what the program has."""
+        self._declared.setdefault(spec.name, len(self._declared))
+        self._regions[spec.name] = Region(spec, memory, owned, type(array), weakref.ref(array))
+        self._places = None
+
+    def add_object(self, name: str, value: object) -> None:
+        """Save one more object, or another one in its place."""
+        self._declared.setdefault(name, len(self._declared))
+        self.objects[name] = value
 
     def drop(self, name: str) -> None:
         """Save an array or object no longer."""
@@ -121,6 +133,7 @@ class Checkpointer:
             del self.objects[name]
         elif name in self._regions:
             del self._regions[name]
+            self._places = None
         else:
             raise LayoutError(f"There is no array or object {name!r} to drop.")
 
@@ -189,15 +202,43 @@ class Checkpointer:
         return self._sealed is None or self._sealed != list(self._regions.values())
 
     def _pickled(self) -> bytes:
+        """Pickle the objects, with the saved arrays in them by name."""
+        if self._places is None:
+            self._places = Places(
+                Saved(region.spec, region.memory.ctypes.data, region.kind, region.identity)
+                for region in self._regions.values()
+            )
         try:
-            return pickle.dumps(self.objects, protocol=5)
+            payload, found = dump(self.objects, self._places, apart=self._holds_arrays)
         except Exception as error:
             for name, value in self.objects.items():
                 try:
-                    pickle.dumps(value, protocol=5)
-                except Exception as found:
-                    raise LayoutError(f"Object {name!r} cannot be pickled: {found}") from found
+                    dump({name: value}, self._places, apart=False)
+                except Exception as wrong:
+                    raise LayoutError(f"Object {name!r} cannot be pickled: {wrong}") from wrong
             raise LayoutError(f"The objects cannot be pickled together: {error}") from error
+        self._holds_arrays = found.is_any
+        if found.is_any:
+            self._tell_of_arrays(found)
+        return payload
+
+    def _tell_of_arrays(self, found: Pickled) -> None:
+        """Warn once of arrays in objects that would not be the same ones after a restart."""
+        for holder, name in sorted(found.copies - self._told):
+            warn(
+                f"Object {holder!r} holds memory of array {name!r} in a way that cannot be named (another class of "
+                f"array, or one that goes beyond it): it is copied at each cut, and after a restart it is an array of "
+                f"its own. Let the object hold the array or a view of it.",
+                UserWarning,
+            )
+        late = out_of_order(found, self._declared)
+        for holder, name in sorted(late - self._told):
+            warn(
+                f"Object {holder!r} holds array {name!r}, which was declared after it. A restart in this order fails: "
+                f"declare the array before the object.",
+                UserWarning,
+            )
+        self._told |= found.copies | late
 
     # -- a cut ---------------------------------------------------------------------------------------------------
 

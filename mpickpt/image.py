@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import mmap
 import os
-import pickle
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpickpt.errors import DamageError, LayoutError, StoreError
+from mpickpt.errors import DamageError, LayoutError, MpickptError, StoreError
 from mpickpt.layout import ArraySpec, Layout, SlotOffsets, blocks_in
 from mpickpt.parts import Box
+from mpickpt.references import Part as SavedPart
+from mpickpt.references import PickledObjects, Resolve
 from mpickpt.retry import read_again
 from mpickpt.snapshot import crc32c, read_blocks
 from mpickpt.store import PayloadKind, plain, spill_path
@@ -186,14 +188,26 @@ class RankImage:
         return self.read_objects()[1] + self.read_channels()[1]
 
     def objects(self) -> dict[str, Any]:
-        """Unpickle the objects; only from files of the user who runs this process.
+        """Unpickle the objects; only from files of the user who runs this process. Arrays in them are read here.
 
         Raises
         ------
         DamageError
-            If they do not agree with their checksum.
+            If they do not agree with their checksum, or an array in them does not.
         StoreError
             If the file belongs to somebody else, or they cannot be unpickled.
+        """
+        objects = self.pickled_objects(self.resolver())
+        with self.unpickling():
+            return objects.all()
+
+    def pickled_objects(self, resolve: Resolve) -> PickledObjects:
+        """Prepare to unpickle the objects inside `unpickling`; `resolve` says what stands for saved arrays in them.
+
+        Raises
+        ------
+        DamageError, StoreError
+            As `objects`.
         """
         payload, damage, owner = self._read_objects()
         if owner != os.geteuid():
@@ -203,15 +217,36 @@ class RankImage:
                 path=self.path,
             )
         _raise_first(damage)
+        with self.unpickling():
+            return PickledObjects(payload, resolve)
+
+    @contextmanager
+    def unpickling(self) -> Iterator[None]:
+        """Say of which rank and epoch the objects are that cannot be unpickled inside the block."""
         try:
-            found: dict[str, Any] = pickle.loads(payload) if payload else {}
+            yield
+        except MpickptError:
+            raise
         except Exception as error:
             raise StoreError(
                 f"{self.path}: the objects of rank {self.rank} in epoch {self.epoch} cannot be unpickled ({error!r}). "
                 "Are their classes still where they were?",
                 path=self.path,
             ) from error
-        return found
+
+    def resolver(self, direct: bool = True) -> Resolve:
+        """Give what reads the saved arrays that objects refer to from the file, each once."""
+        found: dict[str, NDArray[Any]] = {}
+
+        def resolve(name: str, part: SavedPart | None, holder: str) -> NDArray[Any]:
+            index = self.index(name)
+            if index is None:
+                raise LayoutError(f"Object {holder!r} of rank {self.rank} holds array {name!r}, which is not there.")
+            if name not in found:
+                found[name] = self.load(index, direct)
+            return found[name] if part is None else part.of(found[name])
+
+        return resolve
 
     def _read_objects(self) -> tuple[bytes, list[Damage], int]:
         place = self.offsets.objects, self.objects_bytes, self.objects_crc, self.objects_spilled

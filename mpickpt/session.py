@@ -198,7 +198,10 @@ class Session:
                 _fill(name, out, fill)
             if source is not None:
                 source.read_into(spec, out, remap)
-        self._checkpointer.add(spec, self._checkpointer.bindings.keep(name, out, mode, is_ours=True), owned=True)
+        if source is not None:
+            source.hand_out(name, out)
+        memory = self._checkpointer.bindings.keep(name, out, mode, is_ours=True)
+        self._checkpointer.add(spec, memory, out, owned=True)
         return out
 
     def protect(
@@ -243,7 +246,10 @@ class Session:
         source = self._source_for(name)
         if source is not None:
             source.read_into(spec, array, remap)
-        self._checkpointer.add(spec, self._checkpointer.bindings.keep(name, array, mode, is_ours=False), owned=False)
+        if source is not None:
+            source.hand_out(name, array)
+        memory = self._checkpointer.bindings.keep(name, array, mode, is_ours=False)
+        self._checkpointer.add(spec, memory, array, owned=False)
         return array
 
     def object(
@@ -258,7 +264,8 @@ class Session:
         """Have an object pickled at each cut, and restore it if there is something to restore.
 
         It is pickled as it is then, so change it in place, or tell of a new one by `set_object`. Meant for what is
-        small: generators of random numbers, counters, histories.
+        small: generators of random numbers, counters, histories. Saved arrays, and views of them, that it holds are not
+        copied: they are written by name, and are the same arrays after a restart. Declare them before the object.
 
         Parameters
         ----------
@@ -282,14 +289,14 @@ class Session:
         Raises
         ------
         LayoutError
-            If `name` is taken, or what is restored has no such object.
+            If `name` is taken, or what is restored has no such object, or one with an array that is not declared yet.
         """
         mode = self._on_rebind(name, on_rebind)
         source = self._source_for(name)
         if source is not None:
             value = source.object(name, replicated, remap)
         self._checkpointer.bindings.add_object(name, value, mode)
-        self._checkpointer.objects[name] = value
+        self._checkpointer.add_object(name, value)
         return value
 
     def set_object(self, name: str, value: T) -> T:
@@ -297,7 +304,7 @@ class Session:
         if name not in self._checkpointer.objects:
             raise LayoutError(f"There is no object {name!r}: declare it first by object().")
         self._checkpointer.bindings.set_object(name, value)
-        self._checkpointer.objects[name] = value
+        self._checkpointer.add_object(name, value)
         return value
 
     def drop(self, name: str) -> None:
@@ -477,6 +484,8 @@ class Session:
             self._late = source.names() - self._claimed
         if restore.messages(self._coordinator, self._traffic, source, self.options.directory):
             self._checkpointer.traffic = self._traffic
+        if source is not None:
+            source.close()
         self._checkpointer.fix_layout(step, watch=self._loading is None)
         if isinstance(source, OtherRanks):  # not every one of these ranks has a share of each array
             self._late -= self._checkpointer.names
@@ -574,6 +583,8 @@ class Session:
     def _end(self) -> None:
         self._closed = True
         self._next_step = -1
+        if self._source is not None:
+            self._source.close()
         self._source = None
         self._triggers.close()
         atexit.unregister(self._leave)

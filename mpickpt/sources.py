@@ -7,7 +7,7 @@ together from its parts when the program asks for it. All is read as raw bytes a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from mpickpt.errors import LayoutError, StoreError
 from mpickpt.image import RankImage, gather
 from mpickpt.layout import ArraySpec, Layout, blocks_in
+from mpickpt.references import Part as SavedPart
+from mpickpt.references import PickledObjects, Resolve
 from mpickpt.retry import reason_of
 from mpickpt.snapshot import Snapshotter
 from mpickpt.subclasses import check_values
@@ -40,11 +42,17 @@ class Source(Protocol):
     def object(self, name: str, replicated: bool, remap: Remap | None) -> Any:  # noqa: ANN401  (objects may be anything)
         """Give the object called `name`."""
 
+    def hand_out(self, name: str, array: NDArray[Any]) -> None:
+        """Note which array the program has under a name: that is what its objects hold."""
+
     def channels(self) -> bytes:
         """Give the messages that were in flight to this rank."""
 
     def names(self) -> set[str]:
         """All names of arrays and objects that this rank should ask for."""
+
+    def close(self) -> None:
+        """Let go of what was handed out: nobody asks any more."""
 
 
 def _missing(kind: str, name: str, where: str) -> LayoutError:
@@ -71,7 +79,8 @@ class SameRanks:
 
     def __post_init__(self) -> None:
         """Prepare for objects to be unpickled when first asked for."""
-        self._objects: dict[str, Any] | None = None
+        self._objects: PickledObjects | None = None
+        self._handed: dict[str, NDArray[Any]] = {}
 
     def memory(self, spec: ArraySpec) -> NDArray[np.uint8]:
         """Give the memory of the array itself."""
@@ -93,9 +102,14 @@ class SameRanks:
 
     def object(self, name: str, replicated: bool, remap: Remap | None) -> Any:  # noqa: ANN401  (objects may be anything)
         """Give this rank's own object."""
-        if name not in self._unpickled():
+        if name not in self._pickled().names:
             raise _missing("object", name, self.where)
-        return self._unpickled()[name]
+        with self.image.unpickling():
+            return self._pickled()[name]
+
+    def hand_out(self, name: str, array: NDArray[Any]) -> None:
+        """Note which array the program has under a name."""
+        self._handed[name] = array
 
     def channels(self) -> bytes:
         """Give the messages that were in flight to this rank."""
@@ -103,12 +117,23 @@ class SameRanks:
 
     def names(self) -> set[str]:
         """All that this rank saved."""
-        return {spec.name for spec in self.image.arrays} | set(self._unpickled())
+        return {spec.name for spec in self.image.arrays} | set(self._pickled().names)
 
-    def _unpickled(self) -> dict[str, Any]:
+    def close(self) -> None:
+        """Let go of all arrays and objects."""
+        self._handed.clear()
+        self.arrays = []
+        if self._objects is not None:
+            self._objects.close()
+
+    def _pickled(self) -> PickledObjects:
         if self._objects is None:
-            self._objects = self.image.objects()
+            self._objects = self.image.pickled_objects(self._resolve)
         return self._objects
+
+    def _resolve(self, name: str, part: SavedPart | None, holder: str) -> NDArray[Any]:
+        array = _declared(self._handed, name, holder)
+        return array if part is None else part.of(array)
 
 
 class PerRank(Sequence[Any]):
@@ -142,6 +167,10 @@ class OtherRanks:
     size: int
     direct: bool = True
 
+    def __post_init__(self) -> None:
+        """Begin without arrays."""
+        self._handed: dict[str, NDArray[Any]] = {}
+
     def memory(self, spec: ArraySpec) -> None:
         """Nothing is in memory yet."""
 
@@ -168,8 +197,12 @@ class OtherRanks:
         if remap is not None:
             return remap(PerRank(len(self.images), lambda r: self._old_object(r, name)), self.rank, self.size)
         if replicated:
-            return self._old_object(0, name)
+            return self._old_object(0, name, self._resolve)
         raise self._needs_remap("Object", name, "replicated=True")
+
+    def hand_out(self, name: str, array: NDArray[Any]) -> None:
+        """Note which array the program has under a name."""
+        self._handed[name] = array
 
     def channels(self) -> bytes:
         """Messages between other ranks have no meaning on these: there may be none.
@@ -190,6 +223,10 @@ class OtherRanks:
         """All global arrays; other things may have had a meaning on other ranks only."""
         return {name for name in self.layout.names if any((s := r.spec(name)) and s.part for r in self.layout.ranks)}
 
+    def close(self) -> None:
+        """Let go of what was handed out."""
+        self._handed.clear()
+
     def _put_together(self, spec: ArraySpec, old: ArraySpec, out: NDArray[Any]) -> None:
         assert spec.part is not None
         assert old.part is not None
@@ -201,17 +238,46 @@ class OtherRanks:
         index = self.images[rank].index(name)
         return None if index is None else self.images[rank].load(index, self.direct)
 
-    def _old_object(self, rank: int, name: str) -> Any:  # noqa: ANN401  (objects may be anything)
-        objects = self.images[rank].objects()
-        if name not in objects:
+    def _old_object(self, rank: int, name: str, resolve: Resolve | None = None) -> Any:  # noqa: ANN401
+        image = self.images[rank]
+        objects = image.pickled_objects(resolve or image.resolver(self.direct))
+        if name not in objects.names:
             raise _missing("object", name, f"{self.where}, rank {rank}")
-        return objects[name]
+        try:
+            with image.unpickling():
+                return objects[name]
+        finally:
+            objects.close()
+
+    def _resolve(self, name: str, part: SavedPart | None, holder: str) -> NDArray[Any]:
+        """Give this rank's array for that of rank 0."""
+        array = _declared(self._handed, name, holder)
+        if part is None:
+            return array
+        index = self.images[0].index(name)
+        old = None if index is None else self.images[0].arrays[index]
+        if old is None or (old.shape, old.dtype) != (array.shape, array.dtype):
+            raise LayoutError(
+                f"Object {holder!r} holds a part of array {name!r}, which has another shape on {self.size} ranks than "
+                f"on {len(self.images)}. Let it hold the array itself, or give remap=."
+            )
+        return part.of(array)
 
     def _needs_remap(self, kind: str, name: str, instead: str) -> LayoutError:
         return LayoutError(
             f"{kind} {name!r} was saved by {len(self.images)} ranks and there are {self.size} now. What it means for "
             f"them is known only to the program: give {instead}, or remap=, a function of (old values, rank, size)."
         )
+
+
+def _declared(handed: Mapping[str, NDArray[Any]], name: str, holder: str) -> NDArray[Any]:
+    """Give the array that an object holds."""
+    if name not in handed:
+        raise LayoutError(
+            f"Object {holder!r} holds array {name!r}, which is declared after it, or not any more. Declare the array "
+            f"before the objects: what they hold has to be there."
+        )
+    return handed[name]
 
 
 def _nobody(done: int, total: int) -> None:

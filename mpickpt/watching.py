@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +37,27 @@ _HOW = {
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """An array that is saved, and its memory as bytes; `owned` if the session allocated it."""
+    """An array that is saved.
+
+    Attributes
+    ----------
+    spec : ArraySpec
+        What it is.
+    memory : ndarray of uint8
+        Its bytes.
+    owned : bool
+        The session allocated them.
+    kind : type
+        The class of the array that the program was handed.
+    identity : callable
+        Gives that array, while there is one.
+    """
 
     spec: ArraySpec
     memory: NDArray[np.uint8]
     owned: bool
+    kind: type[NDArray[Any]] = np.ndarray
+    identity: Callable[[], object | None] = lambda: None
 
 
 class Watch:

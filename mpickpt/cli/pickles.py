@@ -5,7 +5,14 @@ from __future__ import annotations
 import builtins
 import io
 import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+
+from mpickpt.references import Apart, saved_array
+
+REFERENCE = saved_array.__module__, saved_array.__name__
+APART = f"{Apart.__module__}.{Apart.__name__}"
 
 # What some types are pickled as: a function of another name.
 MADE_BY = {
@@ -13,6 +20,13 @@ MADE_BY = {
     "numpy._core.numeric._frombuffer": "numpy.ndarray",
     "numpy.core.numeric._frombuffer": "numpy.ndarray",
 }
+
+
+@dataclass
+class _Reference:
+    """Stands for a saved array, or a part of one."""
+
+    text: str
 
 
 class _Stand:
@@ -46,13 +60,25 @@ class _Stand:
 
 
 class _Reader(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> type:
+    def __init__(self, payload: bytes) -> None:
+        super().__init__(io.BytesIO(payload))
+        self.arrays: list[str] = []
+
+    def find_class(self, module: str, name: str) -> Callable[..., object]:
+        if (module, name) == REFERENCE:
+            return self._refer
         full = name if module == builtins.__name__ else f"{module}.{name}"
         return type("Stand", (_Stand,), {"name": full})
 
+    def _refer(self, name: object, *part: object) -> _Reference:
+        """Stand for a saved array."""
+        if str(name) not in self.arrays:
+            self.arrays.append(str(name))
+        return _Reference(f"{'part of ' if part else ''}array {name}")
+
 
 def types_in(payload: bytes) -> dict[str, str]:
-    """Give the names of the objects in a rank's payload, and the names of their types.
+    """Give the names of the objects in a rank's payload, and the names of their types and of the saved arrays in them.
 
     Raises
     ------
@@ -60,13 +86,29 @@ def types_in(payload: bytes) -> dict[str, str]:
         If the payload is no pickle of a dictionary.
     """
     try:
-        found: Any = _Reader(io.BytesIO(payload)).load() if payload else {}
+        reader = _Reader(payload)
+        found: Any = reader.load() if payload else {}
+        if isinstance(found, _Stand) and found.name == APART:
+            names = [str(name) for name in found.first]  # type: ignore[attr-defined]
+            return {name: _described(reader) for name in names}
         return {str(name): _type_name(value) for name, value in found.items()}
     except Exception as error:
         raise ValueError(f"they are no pickled dictionary ({error})") from None
 
 
+def _described(reader: _Reader) -> str:
+    """Name the type of the next object of several, and the saved arrays that it is the first to refer to."""
+    reader.arrays = []
+    value = reader.load()
+    if isinstance(value, _Reference) or not reader.arrays:
+        return _type_name(value)
+    several = "s" if len(reader.arrays) > 1 else ""
+    return f"{_type_name(value)} with array{several} {', '.join(reader.arrays)}"
+
+
 def _type_name(value: object) -> str:
+    if isinstance(value, _Reference):
+        return value.text
     if isinstance(value, type) and issubclass(value, _Stand):
         return f"a reference to {value.name}"
     if not isinstance(value, _Stand):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mpi4py import MPI
+from numpy.typing import NDArray
 
 import mpickpt
 from mpickpt.snapshot import crc32c
@@ -96,6 +97,51 @@ def test_what_belongs_to_ranks(mpi_tmp_path: Path) -> None:
             assert joined == f"{comm.rank}/{comm.size}: rank 0 to rank {COMM.size - 1}"
             out = ckpt.array("own", COMM.size, remap=lambda old, rank, size: [a[rank] for a in old])
             assert out.tolist() == [r + 1000 for r in range(COMM.size)]
+
+
+class Sim:
+    """What a program holds its arrays in."""
+
+    def __init__(self, u: NDArray[np.float64], row: NDArray[np.float64]) -> None:
+        self.u, self.row = u, row
+
+
+@pytest.mark.mpi(min_size=2)
+def test_objects_that_hold_arrays(mpi_tmp_path: Path) -> None:
+    """On other ranks a replicated object holds the array of its rank; `remap` is given the old ranks' arrays."""
+    low, high, part = halo_part(COMM)
+    with mpickpt.open(mpi_tmp_path, COMM, every=1) as ckpt:
+        u = ckpt.array("u", (high - low + 2, COLS), fill=-1.0, part=part)
+        u[1:-1] = FIELD[low:high]
+        table = ckpt.protect("table", np.arange(20.0), remap=lambda old, rank, size: old[0])
+        sim = ckpt.object("sim", Sim(u, table[5:]))
+        views = ckpt.object("views", [u[1:-1]])
+        for _ in ckpt.range(2):
+            table += 1
+        assert sim.row.base is table
+        assert len(views) == 1
+    COMM.barrier()
+    with first_ranks(COMM.size - 1) as comm:
+        if not comm:
+            return
+        low, high, part = halo_part(comm)
+        with mpickpt.open(mpi_tmp_path, comm) as ckpt:
+            with pytest.raises(mpickpt.LayoutError, match="Object 'sim' holds array 'u', which is declared after it"):
+                ckpt.object("sim", sim, replicated=True)
+        with mpickpt.open(mpi_tmp_path, comm, every=1) as ckpt:
+            u = ckpt.array("u", (high - low + 2, COLS), fill=-1.0, part=part)
+            table = ckpt.protect("table", np.arange(20.0), remap=lambda old, rank, size: old[0])
+            sim = ckpt.object("sim", sim, replicated=True)
+            assert sim.u is u
+            assert np.shares_memory(sim.row, table)
+            np.testing.assert_array_equal(sim.row, np.arange(6.0, 21.0))
+            joined = ckpt.object("views", [], remap=lambda old, rank, size: np.concatenate([views[0] for views in old]))
+            np.testing.assert_array_equal(joined, FIELD)
+        with mpickpt.open(mpi_tmp_path, comm) as ckpt:
+            u = ckpt.array("u", (high - low + 2, COLS), part=part)
+            table = ckpt.protect("table", np.arange(20.0), remap=lambda old, rank, size: old[0])
+            with pytest.raises(mpickpt.LayoutError, match="Object 'views' holds a part of array 'u'"):
+                ckpt.object("views", [], replicated=True)
 
 
 @pytest.mark.mpi(min_size=2)

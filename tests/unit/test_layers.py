@@ -22,7 +22,7 @@ ROWS = (
     ("snapshot", "guard", "memory", "forks", "store", "coordinator", "slurm", "progress"),
     (
         *("outcome", "steps", "texts"),
-        *("protocol", "channels", "replay", "inflight", "bindings"),
+        *("protocol", "channels", "replay", "inflight", "bindings", "references"),
         *("policy", "options", "layout", "parts", "slicing", "subclasses", "stats", "notes", "figures", "quantities"),
         *("retry", "errors"),
     ),
