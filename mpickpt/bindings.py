@@ -257,7 +257,7 @@ class Bindings:
         parts, inner = [root], [0]
         places = {id(root): 0}
         for part in parts:
-            for child in gc.get_referents(part):
+            for child in _referents(part):
                 if isinstance(child, _SHARED) or _is_immutable(child) or self._is_saved(child):
                     continue
                 place = places.setdefault(id(child), len(parts))
@@ -326,6 +326,15 @@ def owner_of(array: NDArray[Any]) -> tuple[object, bool]:
             return (owner, True) if owner.flags.owndata else (None, False)
         owner = owner.base
     return owner, isinstance(owner, _OWNERS)
+
+
+def _referents(part: object) -> list[object]:
+    """List what an object refers to, its dictionary too: from Python 3.13 on the collector may leave that out."""
+    if not type(part).__dictoffset__:
+        return gc.get_referents(part)
+    attributes = object.__getattribute__(part, "__dict__")  # first: up to 3.12 it takes the values over when it is made
+    found = gc.get_referents(part)
+    return found if any(child is attributes for child in found) else [*found, attributes]
 
 
 def _is_immutable(value: object) -> bool:
