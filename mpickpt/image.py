@@ -169,8 +169,9 @@ class RankImage:
             for first, last in runs:
                 wanted = raw[first * self.block_bytes - base : last * self.block_bytes - base]
                 _raise_first(self.read_array(index, wanted, first, direct))
-            cells: NDArray[Any] = np.ndarray(piece.extent, spec.dtype, raw, start - base, raster.steps)
-            piece.relative_to(box.start).view(out)[...] = cells
+            whole = bytewise(spec.dtype)
+            cells: NDArray[Any] = np.ndarray(piece.extent, whole, raw, start - base, raster.steps)
+            piece.relative_to(box.start).view(out).view(whole)[...] = cells
 
     def read_objects(self) -> tuple[bytes, list[Damage]]:
         """Return the pickled objects as stored, and what is damaged; nothing is unpickled."""
@@ -367,6 +368,11 @@ def _read(path: Path, offset: int, nbytes: int) -> tuple[bytes, int]:
             return file.read(nbytes), os.fstat(fd).st_uid
 
     return read_again(path, read)
+
+
+def bytewise(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Give a dtype that is copied with all of its bytes: numpy leaves out what lies between the fields of another."""
+    return dtype if dtype.names is None else np.dtype((np.void, dtype.itemsize))
 
 
 def page_aligned(nbytes: int) -> NDArray[np.uint8]:

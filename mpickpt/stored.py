@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mpickpt.errors import UsageError
-from mpickpt.image import PIECE_BYTES, RankImage, gather
+from mpickpt.image import PIECE_BYTES, RankImage, bytewise, gather
 from mpickpt.layout import ArraySpec, Layout, Order
 from mpickpt.parts import Box, Part
 from mpickpt.slicing import Selection, pieces_of
@@ -90,7 +90,8 @@ class StoredArray:
                 else:
                     cells: NDArray[Any] = np.empty(box.extent, self.dtype)
                     self._read(box, cells)
-                    target[...] = cells[inside]
+                    whole = bytewise(self.dtype)
+                    target.view(whole)[...] = cells.view(whole)[inside]
         upright: tuple[Any, ...] = (*selection.flipped, ...)
         result = out[upright].reshape(selection.shape)
         return result[()] if selection.scalar else result

@@ -45,6 +45,7 @@ ARCHIVE_FORMAT = "mpickpt archive"  # the same, but the arrays are chunked and c
 FORMAT_VERSION = preface.FORMAT_VERSION
 CHUNK_BYTES = 256 * 1024
 GZIP_LEVEL = 4
+TYPE_BYTES = 48 * 1024  # HDF5 writes no type beyond 64 KiB into an object header
 OBJECTS, CHANNELS = ".objects", ".channels"  # not possible names of arrays
 
 _PART_FIELDS = (b"global_shape", b"global_start", b"local_start", b"local_stop")
@@ -302,12 +303,12 @@ def _space(shape: tuple[int, ...]) -> h5s.SpaceID:
 
 
 def _hdf5_type(dtype: np.dtype[Any]) -> h5t.TypeID:
-    """Find the HDF5 type of `dtype`, or an opaque one of the same size where HDF5 has none."""
+    """Find the HDF5 type of `dtype`, or an opaque one of the same size where HDF5 has none or cannot write it down."""
     try:
         kind = h5t.py_create(dtype, logical=True)
-        if kind.get_size() == dtype.itemsize:
+        if kind.get_size() == dtype.itemsize and len(kind.encode()) <= TYPE_BYTES:
             return kind
-    except TypeError:
+    except (TypeError, ValueError):
         pass
     kind = h5t.create(h5t.OPAQUE, dtype.itemsize)
     kind.set_tag(b"NUMPY:" + (dtype.str if dtype.names is None else f"V{dtype.itemsize}").encode())
