@@ -47,7 +47,7 @@ PAIRED := -n 2 --dist worksteal
 # --kill-after: a pytest that does not end on SIGTERM has ranks of its own to take down first.
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
-.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults test-kills test-slurm test-nfs lint docs bench bench-quick bench-curves \
+.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults test-kills test-slurm test-nfs test-mpi4py lint docs bench bench-quick bench-curves \
         bench-throttled bench-faults bench-guard bench-rounds bench-unchanged bench-restart bench-verify clean
 
 help:
@@ -56,6 +56,7 @@ help:
 	@echo 'make test-kills   all of the kills at random instants (a quarter of an hour)'
 	@echo 'make test-slurm   jobs of a real Slurm on this machine (needs slurm-wlm, munge and root)'
 	@echo 'make test-nfs     ranks on two nodes with NFS between them, in a virtual machine (Debian; needs QEMU)'
+	@echo 'make test-mpi4py  the tests of mpi4py itself, alone and in a session that cuts before each: the same counts'
 	@echo 'make bench   the figures of docs/performance.md (over an hour, 30 GiB of disk, 8 GiB of memory)'
 	@echo 'make bench-quick   the main ratios beside their aims, in a minute'
 	@echo 'make bench-curves  cost against size and ranks, drawn into docs/ (a quarter of an hour)'
@@ -144,6 +145,17 @@ $(BUILD)/kernel:
 
 test-nfs: install $(BUILD)/kernel
 	cd tests && timeout --kill-after=20 1300 $(BIN)/pytest nfs
+
+# mpi4py's own tests, from its sources of the version that is installed; MPI4PY: options of tests/mpi4py_suite/compare.py,
+# such as --ranks 1 2 3, --modules test_cco_buf, or --limit 1800 (seconds of each run, on a machine that is busy).
+test-mpi4py: install
+	version=$$($(BIN)/python -c 'import mpi4py; print(mpi4py.__version__)') && sources=$(BUILD)/mpi4py-$$version && \
+	if [ ! -d $$sources ]; then \
+	    rm -rf $$sources.new && mkdir -p $$sources.new && \
+	    $(BIN)/python -m pip download --quiet --no-deps --no-binary mpi4py --dest $$sources.new mpi4py==$$version && \
+	    tar -xzf $$sources.new/mpi4py-$$version.tar.gz -C $$sources.new --strip-components 1 && mv $$sources.new $$sources; \
+	fi && \
+	$(BIN)/python tests/mpi4py_suite/compare.py $$sources/test $(MPI4PY)
 
 lint: $(VENV)/stamp-dev
 	$(BIN)/ruff check .

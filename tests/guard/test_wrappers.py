@@ -149,7 +149,9 @@ messages.write_bytes(bytes(range(250)) * 8)
 armed = Armed(folder)
 """
 ONE = """
-library = ctypes.CDLL(sys.argv[4])
+dlopen = ctypes.CDLL(None).dlopen  # ctypes itself has all entries bound at once
+dlopen.restype = ctypes.c_void_p
+library = ctypes.CDLL(sys.argv[4], handle=dlopen(sys.argv[4].encode(), 1))  # RTLD_LAZY
 open_guard()
 print("counted", _receive(library, ctypes.CDLL(None), armed, messages))
 armed.snapshotter.close()
