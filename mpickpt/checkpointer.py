@@ -5,6 +5,7 @@ When that happens, and what becomes of the epoch, is not decided here but in `mp
 
 from __future__ import annotations
 
+import errno
 import secrets
 import time
 import weakref
@@ -319,10 +320,16 @@ class Checkpointer:
             return None
         return f"array {self._watch.name_of(found[0])!r}, in the block at byte {found[1]}"
 
-    def torn(self, progress: Progress) -> str | None:
-        """Tell why the last cut failed, if `progress` says that somebody wrote to pinned memory meanwhile."""
-        if progress.torn is None or self._sealed is None:
+    def changed(self, progress: Progress) -> str | None:
+        """Tell why the last cut failed, if it was because somebody wrote to memory while it was copied or saved."""
+        if progress.errno != errno.EREMCHG or self._sealed is None:
             return None
+        if progress.torn is None:
+            where = self.unseen(progress) or "an array"
+            return (
+                f"{where}, was written to by something that mpickpt cannot see while it was saved, so that what is in "
+                f"the slot may be neither old nor new; the next epoch saves everything"
+            )
         return (
             f"array {self._watch.name_of(progress.torn)!r}, which others have mapped too, was written to while the cut "
             f"copied it, so that its image would be of no instant; let nobody write to it between his own safe point "

@@ -272,7 +272,7 @@ class Epochs:
         self._recorder.drained(progress)
         self._costs = (progress.drain_seconds, self._blocked_seconds + progress.fault_seconds)
         if progress.state is DrainState.FAILED:
-            reason = self._fault or self._checkpointer.torn(progress) or _explain(progress.errno)
+            reason = self._fault or self._checkpointer.changed(progress) or _explain(progress.errno)
             self._failure = progress.errno, reason
             self._warn(epoch.number, epoch.step, epoch.slot, reason)
         return Drained(progress.state is DrainState.COMPLETE, progress.drain_seconds)

@@ -16,6 +16,7 @@ int mpk__history_create(mpk_session *s) {
     for (uint32_t b = 0; b < s->n_blocks; b++) atomic_init(&s->history[b].written_us, MPK__NOT_WRITTEN);
     s->cut = MPK__RESTORED_CUT;
     s->is_distrusted = false;
+    atomic_store(&s->is_suspicious, false);
     atomic_store(&s->to_check, 0);
     atomic_store(&s->run_us, 0);
     return 0;
@@ -47,7 +48,7 @@ mpk__holding *mpk__holding_of(mpk_session *s, const char *path) {
 /* Without barriers, which would cost more than the work: the program stands still, and no drain is under way. */
 uint32_t mpk__history_advance(mpk_session *s) {
     uint32_t n_due = 0;
-    if (atomic_load(&s->unseen) >= 0) s->is_distrusted = true;
+    if (atomic_exchange(&s->unseen, -1) >= 0) s->is_distrusted = true; /* in one step: it may be found just now */
     for (uint32_t b = 0; b < s->n_blocks; b++) {
         mpk__history *h = &s->history[b];
         if (mpk__state_of(atomic_load(&s->blocks[b])) != MPK__CLEAN || s->is_distrusted) {

@@ -184,6 +184,65 @@ static void test_private_file(const char *path) {
     close(fd);
 }
 
+static _Atomic int memory_fd, first_written; /* blocks from there on */
+
+/* As the kernel, a debugger or a card writes: no page is too protected for it. */
+static void *write_past_protection(void *unused) {
+    (void)unused;
+    for (uint8_t n = 1; !atomic_load(&stop); n++)
+        for (int b = atomic_load(&first_written); b < BLOCKS; b++)
+            CHECK(pwrite(memory_fd, &n, 1, (off_t)(uintptr_t)(written_to + b * BLOCK + 99)) == 1);
+    return NULL;
+}
+
+/* A writer that nobody knows of, while blocks are saved: epochs fail, or what is in their slots agrees with its checksums; and the
+ * other slot stays as it was. */
+static void test_untracked(const char *path, const char *other) {
+    const char *slots[2] = {path, other};
+    memory_fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+    CHECK(memory_fd >= 0);
+    written_to = mpk_alloc(BYTES, 0);
+    mpk_session *s;
+    CHECK(mpk_session_create(&s, 0) == 0);
+    CHECK(mpk_region_add(s, written_to, BYTES, MPK_REGION_OWNED) == 0);
+    CHECK(mpk_session_seal(s, BLOCK, BYTES) == 0);
+    cut(s, slots[0], 1);
+    CHECK(wait_for_drain(s).state == MPK_DRAIN_COMPLETE);
+    int newest = 0, failed = 0;
+    uint64_t epoch = 1;
+    for (int round = 0; round < 4; round++) {
+        atomic_store(&stop, 0);
+        atomic_store(&first_written, round % 2 ? BLOCKS - 1 : 0); /* all, or one when it is known that there is somebody */
+        pthread_t writer;
+        CHECK(pthread_create(&writer, NULL, write_past_protection, NULL) == 0);
+        for (int had = failed; failed < had + 3 && epoch < 5000;) {
+            memset(written_to, (int)epoch, BYTES);
+            mpk_session_hurry(s, round % 2); /* the idle threads, and the urgent ones */
+            cut(s, slots[1 - newest], ++epoch);
+            mpk_progress p = wait_for_drain(s);
+            if (p.state == MPK_DRAIN_COMPLETE) {
+                newest = 1 - newest;
+            } else {
+                CHECK(p.error == EREMCHG && p.unseen_region == 0 && p.torn_region == -1);
+                failed++;
+            }
+            CHECK(read_record(slots[newest], 0).state == MPK_COMPLETE);
+            if (failed) check_image(slots[newest], NULL, BYTES);
+        }
+        atomic_store(&stop, 1);
+        pthread_join(writer, NULL);
+        cut(s, slots[1 - newest], ++epoch);
+        mpk_progress p = wait_for_drain(s);
+        CHECK(p.state == MPK_DRAIN_COMPLETE && p.blocks_due == BLOCKS); /* nothing is taken over from before */
+        newest = 1 - newest;
+        check_image(slots[newest], written_to, BYTES);
+    }
+    CHECK(failed >= 12);
+    mpk_session_destroy(s);
+    mpk_free(written_to, BYTES);
+    close(memory_fd);
+}
+
 static void test_not_mapped(void) {
     uint8_t *owned = mpk_alloc(BLOCK, 0); /* first, or it might fill the gap */
     uint8_t *memory = mmap(NULL, 3 * BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -257,6 +316,10 @@ int main(void) {
     test_shared(path, 24);
     test_torn(path);
     test_held(path);
+    char *other = make_slot(checksums_at + 4096);
+    test_untracked(path, other);
+    unlink(other);
+    free(other);
     test_private_file(path);
     test_not_mapped();
     test_huge(path);

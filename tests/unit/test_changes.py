@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -142,6 +143,40 @@ def test_memory_that_is_not_aligned(tmp_path: Path) -> None:
     again.change(9)
     assert again.cut() in (1, 2)
     again.session.close()
+
+
+def test_a_writer_that_nobody_sees_while_blocks_are_saved(tmp_path: Path) -> None:
+    """The epoch fails by name, the older one can be restored, and so can what is saved when the writer has gone."""
+    run = Run(tmp_path)
+    run.cut()
+    image, stop = run.u.copy(), threading.Event()
+
+    def write() -> None:
+        with Path("/proc/self/mem").open("r+b", buffering=0) as memory:  # which no protection of a page keeps out
+            while not stop.is_set():
+                for block in range(BLOCKS):
+                    os.pwrite(memory.fileno(), os.urandom(8), run.u.ctypes.data + block * BLOCK + 800)
+
+    writer = threading.Thread(target=write)
+    with pytest.warns(RuntimeWarning) as told:
+        run.u += 1
+        before = run.u.copy()
+        writer.start()
+        run.session.request()
+        while not run.session.stats().failed:
+            run.session.step()
+        saved = mpickpt.Checkpoint(tmp_path)
+        assert (saved.epoch, saved.verify()) == (1, [])
+        assert (saved.rank(0)["u"][...] == image).all()
+        stop.set()
+        writer.join()
+        run.session.request()
+        while run.session.stats().whole < 2:
+            run.session.step()
+    assert any("was written to by something that mpickpt cannot see while it was saved" in str(w.message) for w in told)
+    assert run.cut() == BLOCKS
+    assert (run.u[1::BLOCK // 8] == before[1::BLOCK // 8]).all()
+    run.session.close()
 
 
 def test_a_writer_that_nobody_sees(tmp_path: Path) -> None:
