@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mpickpt.coordinator import Coordinator
-from mpickpt.errors import MpickptError
+from mpickpt.coordinator import Coordinator, about_mpi, everywhere, world_rank_and_size
+from mpickpt.errors import MpickptError, UsageError
+from mpickpt.launcher import find_launch
 from mpickpt.options import OnRebind, Options, command_line, resolve
 from mpickpt.session import Session
 
@@ -32,6 +33,7 @@ def open(
     margin: str | float | None = None,
     record: bool | None = None,
     progress: bool | None = None,
+    alone: bool | None = None,
     on_rebind: OnRebind | None = None,
 ) -> Session:
     """Open a checkpoint directory: restore from it if it holds something, and save to it from now on.
@@ -39,7 +41,8 @@ def open(
     Collective over `comm`. Rank 0's arguments count; the command line of ``mpickpt run`` and the variables
     ``MPICKPT_DIR``, ``MPICKPT_EVERY``, ``MPICKPT_INTERVAL``, ``MPICKPT_KEEP``, ``MPICKPT_RESTART``, ``MPICKPT_POOL``,
     ``MPICKPT_DIRECT``, ``MPICKPT_MTBF``, ``MPICKPT_SIGNALS``, ``MPICKPT_PREDICT``, ``MPICKPT_LAZY``,
-    ``MPICKPT_MARGIN``, ``MPICKPT_RECORD``, ``MPICKPT_PROGRESS`` and ``MPICKPT_ON_REBIND`` win over them, in this order.
+    ``MPICKPT_MARGIN``, ``MPICKPT_RECORD``, ``MPICKPT_PROGRESS``, ``MPICKPT_ALONE`` and ``MPICKPT_ON_REBIND`` win over
+    them, in this order.
 
     Parameters
     ----------
@@ -87,6 +90,10 @@ def open(
     on_rebind : "error", "warn" or "ignore", optional
         What a cut does when the program does not hold an array or object any more, as after ``u = u * 2``, so that what
         it computes is not saved. An error by default; each declaration may say otherwise for its name.
+    alone : bool, optional
+        Have this process run alone although the launcher that started it started others, of which MPI does not know.
+        False by default: that is an error, because a launcher that does not belong to the MPI library starts all ranks
+        as programs of their own.
 
     Returns
     -------
@@ -111,15 +118,36 @@ def open(
     code: dict[str, Any] = {"dir": directory, "every": every, "interval": interval, "keep": keep}
     code |= {"restart": restart, "pool": pool, "direct": direct, "mtbf": mtbf, "signals": signals}
     code |= {"predict": predict, "lazy": lazy, "margin": margin, "record": record, "progress": progress}
-    code["on_rebind"] = on_rebind
+    code |= {"on_rebind": on_rebind, "alone": alone}
     coordinator = Coordinator(comm)
     try:
         options = coordinator.on_root(lambda: _options(code), "rank 0 to read the options")
+        if not options.alone:
+            _check_launcher()
         return Session(coordinator, options)
     except MpickptError as error:
         if error.everywhere:  # then all ranks come here, and giving the communicators back does not wait
             coordinator.close()
         raise
+
+
+def _check_launcher() -> None:
+    """Refuse to be alone where the launcher that started this process started several."""
+    if world_rank_and_size()[1] > 1:
+        return
+    launch = find_launch(os.environ, os.getpid())
+    if launch is None or launch.ranks <= 1:
+        return
+    raise everywhere(
+        UsageError(
+            f"The launcher started {launch.ranks} processes ({launch.variable}, set by {launch.launcher}), but MPI "
+            f"sees 1 rank: the MPI library of this program, {about_mpi()['library']}, does not understand that "
+            f"launcher, so that each process would run by itself and all would save to the same directory. Nothing was "
+            f"read or written. Start the program by the mpiexec of its own library, or under Slurm by the srun --mpi= "
+            f"that fits it (srun --mpi=list tells which there are). If each process is to be alone, in a directory of "
+            f"its own: --alone, MPICKPT_ALONE=yes."
+        )
+    )
 
 
 def _options(code: dict[str, Any]) -> Options:

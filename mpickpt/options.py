@@ -96,6 +96,8 @@ class Options:
         Whether notes are taken for ``mpickpt report``.
     progress : bool
         Whether rank 0 tells on stderr where the program is.
+    alone : bool
+        Whether a process that takes itself for the only one is, whatever its launcher says.
     on_rebind : "error", "warn" or "ignore"
         What a cut does about arrays and objects that the program does not hold any more, where it does not say so for
         each.
@@ -115,6 +117,7 @@ class Options:
     margin: float = DEFAULT_MARGIN
     record: bool = True
     progress: bool = False
+    alone: bool = False
     on_rebind: OnRebind = "error"
 
 
@@ -234,6 +237,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "margin": parse_seconds,
     "record": parse_switch,
     "progress": parse_switch,
+    "alone": parse_switch,
     "on_rebind": parse_on_rebind,
 }
 

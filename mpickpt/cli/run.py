@@ -34,7 +34,7 @@ OPTIONS = {
     "mtbf": ("TIME", "mean time between failures of the job, for --interval auto; 1d"),
     "on_rebind": ("WHAT", "error, warn or ignore: when the program does not hold any more what it wants saved; error"),
 }
-SWITCHES = ("lazy", "record", "progress")
+SWITCHES = ("lazy", "record", "progress", "alone")
 
 INTERRUPTED = 130  # the exit code that shells give to a program that Ctrl-C ended
 
@@ -50,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--record", action=argparse.BooleanOptionalAction, help=text)
     text = "have rank 0 tell on stderr where the program is: step and pace, the drain, the age of the last whole epoch"
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, help=text)
+    text = "this process is to be alone, also if its launcher started several that MPI does not know of"
+    parser.add_argument("--alone", action=argparse.BooleanOptionalAction, help=text)
     parser.add_argument("-m", dest="is_module", action="store_true", help="the program is a module, as for python -m")
     parser.add_argument("program", help="the program to run")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what the program gets as sys.argv[1:]")

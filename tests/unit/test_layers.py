@@ -21,7 +21,7 @@ ROWS = (
     ),
     ("snapshot", "guard", "memory", "forks", "store", "coordinator", "slurm", "progress"),
     (
-        *("outcome", "steps", "texts"),
+        *("outcome", "steps", "launcher", "texts"),
         *("protocol", "channels", "replay", "inflight", "bindings", "references"),
         *("policy", "options", "layout", "parts", "slicing", "subclasses", "stats", "notes", "figures", "quantities"),
         *("retry", "errors"),
