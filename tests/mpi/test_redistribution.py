@@ -245,7 +245,8 @@ def test_shapes_that_lie_in_both_orders(mpi_tmp_path: Path, writers: int, reader
     with first_ranks(writers) as comm:
         if comm:
             with mpickpt.open(mpi_tmp_path, comm, every=1) as ckpt:
-                for array, right in declare_odd_shapes(ckpt, comm, 0.0):
+                arrays = declare_odd_shapes(ckpt, comm, 0.0)
+                for array, right in arrays:
                     array[...] = right
                 for _ in ckpt.range(2):
                     pass
@@ -253,6 +254,7 @@ def test_shapes_that_lie_in_both_orders(mpi_tmp_path: Path, writers: int, reader
         if comm:
             with mpickpt.open(mpi_tmp_path, comm) as ckpt:
                 assert ckpt.restored is not None
-                for array, right in declare_odd_shapes(ckpt, comm, np.nan):
+                arrays = declare_odd_shapes(ckpt, comm, np.nan)
+                for array, right in arrays:
                     assert np.array_equal(array, right)
                 ckpt.step()  # no rank is warned of what others have a share of
