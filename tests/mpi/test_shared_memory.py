@@ -121,14 +121,14 @@ def test_peers_put_into_a_window(mpi_tmp_path: Path) -> None:
     win.Free()
 
 
-@pytest.mark.mpi
+@pytest.mark.mpi(min_size=2)
 def test_a_pool_that_is_too_small_for_it(mpi_tmp_path: Path) -> None:
     """All ranks are told by the first safe point which size is needed, and with it the program runs."""
     needed = -(-8 * CELLS // 262_144) * 262_144
     with window(mpi_tmp_path) as cells:
         for pool in (needed - 262_144, needed):
             with mpickpt.open(mpi_tmp_path / str(pool), COMM, every=1, pool=pool) as ckpt:
-                ckpt.protect("u", cells) if COMM.rank == 0 else ckpt.array("u", 10)
+                _u = ckpt.protect("u", cells) if COMM.rank == 0 else ckpt.array("u", 10)
                 if pool < needed:
                     with pytest.raises(mpickpt.UsageError, match=rf"Rank 0: The pool of .* 'u' .*pool={needed} or"):
                         ckpt.step()
