@@ -25,7 +25,7 @@ from mpickpt.layout import ArraySpec, Layout, SlotOffsets, blocks_in
 from mpickpt.parts import Box
 from mpickpt.references import Part as SavedPart
 from mpickpt.references import PickledObjects, Resolve
-from mpickpt.retry import read_again
+from mpickpt.retry import read_again, reason_of
 from mpickpt.snapshot import crc32c, read_blocks
 from mpickpt.store import PayloadKind, plain, spill_path
 
@@ -210,7 +210,10 @@ class RankImage:
         DamageError, StoreError
             As `objects`.
         """
-        payload, damage, owner = self._read_objects()
+        try:
+            payload, damage, owner = self._read_objects()
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be read: {reason_of(error)}.", path=self.path) from error
         if owner != os.geteuid():
             raise StoreError(
                 f"{self.path} belongs to another user ({owner}): its objects are not unpickled, "
