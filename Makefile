@@ -94,8 +94,7 @@ install: $(VENV)/stamp-install
 demo: install
 	$(BIN)/python jobs/demo.py
 
-# Four ranks on two cores that wait for TCP take longer than all other tests of the guard, so they have a step of their
-# own in .ci/run.
+# Four ranks on two cores that wait for TCP take longer than all other tests of the guard: `make test-guard` runs them, too.
 test: test-native test-unit test-mpi test-faults
 	$(MAKE) test-guard CASES='not (TCP and 4ranks)'
 
