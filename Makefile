@@ -53,7 +53,7 @@ LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
 	@echo 'make test    C, units, MPI with 1, 2 and 4 ranks, crashes; $(SHARE) % of what is drawn at random (SHARE=100: all)'
-	@echo 'make test-kills   all of the kills at random instants (a quarter of an hour)'
+	@echo 'make test-kills   all of the kills at random instants'
 	@echo 'make test-slurm   jobs of a real Slurm on this machine (needs slurm-wlm, munge and root)'
 	@echo 'make test-nfs     ranks on two nodes with NFS between them, in a virtual machine (Debian; needs QEMU)'
 	@echo 'make test-mpi4py  the tests of mpi4py itself, alone and in a session that cuts before each: the same counts'
