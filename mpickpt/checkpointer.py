@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import secrets
+import sys
 import time
 import weakref
 from collections.abc import Mapping
@@ -21,7 +22,9 @@ from numpy.typing import NDArray
 from mpickpt.bindings import Bindings
 from mpickpt.coordinator import Coordinator
 from mpickpt.errors import LayoutError, MpickptError, StoreError, warn
+from mpickpt.extents import Extents
 from mpickpt.forks import disinherit_descriptor, inherit_descriptor
+from mpickpt.holders import told_shares
 from mpickpt.layout import ArraySpec, Layout, RankLayout, SlotOffsets, objects_room_for
 from mpickpt.options import Options
 from mpickpt.policy import Ceiling, PoolGrant, PoolRequest, choose_slot, share_out
@@ -73,11 +76,13 @@ class Checkpointer:
         self._request: PoolRequest | None = None
         self._grant = PoolGrant(0)
         self.bindings = Bindings(coordinator.rank)
+        self.extents = Extents()
         self.objects: dict[str, Any] = {}
         self._declared: dict[str, int] = {}  # the order in which names were first declared
         self._places: Places | None = None  # where the arrays lie, once it was asked
         self._holds_arrays = False  # some object does
         self._told: set[tuple[str, str]] = set()
+        self._shares_told: set[str] = set()
         self._regions: dict[str, Region] = {}
         self._sealed: list[Region] | None = None  # keeps their memory alive while it is protected
         self._watched = False  # the snapshotter has them
@@ -120,6 +125,7 @@ class Checkpointer:
         """Save one more array from the next cut on; `array` is what the program has."""
         self._declared.setdefault(spec.name, len(self._declared))
         self._regions[spec.name] = Region(spec, memory, owned, type(array), weakref.ref(array))
+        self.extents.add(spec.name, memory)
         self._places = None
 
     def add_object(self, name: str, value: object) -> None:
@@ -134,6 +140,7 @@ class Checkpointer:
             del self.objects[name]
         elif name in self._regions:
             del self._regions[name]
+            self.extents.drop(name)
             self._places = None
         else:
             raise LayoutError(f"There is no array or object {name!r} to drop.")
@@ -190,6 +197,8 @@ class Checkpointer:
 
     def _join(self, ranks: list[RankLayout]) -> tuple[bytes, int, frozenset[str]]:
         self._layout = Layout.of(ranks)
+        for text in told_shares(self._layout, self._shares_told):
+            print(f"mpickpt: {text}", file=sys.stderr, flush=True)
         return self._layout.digest, self._layout.block_bytes, frozenset(self._layout.names)
 
     @property
@@ -367,6 +376,7 @@ class Checkpointer:
         self.bindings.close()
         self._sealed = None
         self._regions.clear()
+        self.extents.clear()
         if self.store.lock_descriptor is not None:
             inherit_descriptor(self.store.lock_descriptor)
         self.store.unlock()

@@ -212,7 +212,8 @@ class Layout:
         if self.block_bytes <= 0 or self.block_bytes % PAGE_BYTES:
             raise LayoutError(f"A block must be a multiple of {PAGE_BYTES} bytes, not {self.block_bytes}.")
         for name in self.names:
-            _check_parts(name, [(r, spec) for r, rank in enumerate(self.ranks) if (spec := rank.spec(name))])
+            have = [(r, spec) for r, rank in enumerate(self.ranks) if (spec := rank.spec(name))]
+            _check_parts(name, have, len(self.ranks))
 
     @classmethod
     def of(cls, ranks: Iterable[RankLayout]) -> Layout:
@@ -308,8 +309,8 @@ def _in_one_order(ranks: tuple[RankLayout, ...]) -> tuple[RankLayout, ...]:
     return tuple(replace(rank, arrays=tuple(map(ordered, rank.arrays))) for rank in ranks)
 
 
-def _check_parts(name: str, have: Sequence[tuple[int, ArraySpec]]) -> None:
-    """Check that the ranks that have the array `name` agree on it and that their parts tile its global array."""
+def _check_parts(name: str, have: Sequence[tuple[int, ArraySpec]], size: int) -> None:
+    """Check that those of `size` ranks that have array `name` agree on it, and that their parts tile all of it."""
     parts = [(rank, spec.part) for rank, spec in have if spec.part is not None]
     if not parts:
         return
@@ -328,4 +329,4 @@ def _check_parts(name: str, have: Sequence[tuple[int, ArraySpec]]) -> None:
                     f"Array {name!r}: the {what} must be the same on all ranks, "
                     f"but is {a} on rank {first_rank} and {b} on rank {rank}."
                 )
-    check_tiling(name, first_part.shape, [(rank, spec.owned) for rank, spec in have])
+    check_tiling(name, first_part.shape, [(rank, spec.owned) for rank, spec in have], size)

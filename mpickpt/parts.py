@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpickpt.errors import LayoutError
+from mpickpt.texts import told_ranks
 
 Index = slice | EllipsisType | tuple[slice | EllipsisType, ...]
 
@@ -236,7 +237,7 @@ class Part:
         return world, world.relative_to(origin)
 
 
-def check_tiling(name: str, shape: tuple[int, ...], boxes: Iterable[tuple[int, Box]]) -> None:
+def check_tiling(name: str, shape: tuple[int, ...], boxes: Iterable[tuple[int, Box]], size: int) -> None:
     """Check that the boxes of all ranks cover a global array, each cell once.
 
     Parameters
@@ -247,22 +248,27 @@ def check_tiling(name: str, shape: tuple[int, ...], boxes: Iterable[tuple[int, B
         Shape of the global array.
     boxes : iterable of (int, Box)
         Ranks and the cells that they own.
+    size : int
+        Number of all ranks.
 
     Raises
     ------
     LayoutError
         Names the ranks that overlap, or the cells that nobody has.
     """
-    owned = sorted((box, rank) for rank, box in boxes if box.size)
+    everybody = list(boxes)
+    owned = sorted((box, rank) for rank, box in everybody if box.size)
     _check_overlaps(name, owned)
     whole = Box((0,) * len(shape), shape)
     if sum(box.size for box, _ in owned) < whole.size:
         missing = [whole]
         for box, _ in owned:
             missing = [piece for rest in missing for piece in rest.without(box)]
+        lacking = sorted(set(range(size)) - {rank for rank, _ in everybody})
+        without = f"{told_ranks(lacking).capitalize()} declared no array {name!r}." if lacking else ""
         raise LayoutError(
             f"Array {name!r}: no rank's part holds the cells from {missing[0].start} to (not including) "
-            f"{missing[0].stop} of the global array of shape {shape}."
+            f"{missing[0].stop} of the global array of shape {shape}. {without}".rstrip()
         )
 
 

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpickpt.errors import DamageError, EpochError, StoreError, UsageError
+from mpickpt.holders import ranks_holding
 from mpickpt.image import Damage, RankImage, images_of
 from mpickpt.layout import blocks_in
 from mpickpt.retry import read_again, reason_of, system_errno
 from mpickpt.snapshot import Snapshotter, crc32c
 from mpickpt.store import SlotInfo, Store, is_unchanged, read_slot, read_structure
 from mpickpt.stored import StoredArray, global_array, html_table, rank_array
+from mpickpt.texts import told_ranks
 
 if TYPE_CHECKING:
     import xarray
@@ -66,7 +68,7 @@ class RankArrays(Mapping[str, StoredArray]):
         """Give array `name`; KeyError if the rank has none of that name."""
         index = self._image.index(name)
         if index is None:
-            raise KeyError(f"rank {self._image.rank} has no array {name!r}, only {', '.join(self) or 'none'}")
+            raise KeyError(self._checkpoint.told_absent(name, self._image.rank))
         return rank_array(self._checkpoint.unchanged, self._image, index)
 
     def __iter__(self) -> Iterator[str]:
@@ -170,6 +172,13 @@ class Checkpoint:
         """Return the arrays of one rank, halo and all, by name."""
         return RankArrays(self, self._image(rank))
 
+    def told_absent(self, name: str, rank: int) -> str:
+        """Say that a rank has no array of a name, which ranks have, and what the rank has."""
+        others = ranks_holding(self.layout, name)
+        elsewhere = f"; {told_ranks(others)} {'has' if len(others) == 1 else 'have'} it" if others else ""
+        own = ", ".join(spec.name for spec in self.images[rank].arrays) or "none"
+        return f"rank {rank} has no array {name!r}{elsewhere}. Rank {rank} has: {own}"
+
     def __getitem__(self, name: str) -> StoredArray:
         """Give the global array `name`, which is put together from the parts of all ranks as it is read.
 
@@ -182,7 +191,10 @@ class Checkpoint:
         if info is None:
             raise KeyError(f"there is no array {name!r}, only {', '.join(self.arrays) or 'none'}")
         if info.shape is None:
-            raise KeyError(f"array {name!r} has no part: it is not global; see rank(r)[{name!r}]")
+            holds = f"{told_ranks(info.ranks)} {'holds one' if len(info.ranks) == 1 else 'hold one each'}"
+            raise KeyError(
+                f"array {name!r} has no part: it is not global, but {holds}; see rank({info.ranks[0]})[{name!r}]"
+            )
         return global_array(self.unchanged, self.layout, self.images, name)
 
     def to_xarray(self) -> xarray.Dataset:

@@ -232,7 +232,8 @@ class Session:
         Raises
         ------
         LayoutError
-            If it cannot be saved as it is, or does not fit what is restored.
+            If it cannot be saved as it is, has memory in common with another saved array, or does not fit what is
+            restored.
         """
         mode = self._on_rebind(name, on_rebind)
         if not isinstance(array, np.ndarray):
@@ -243,6 +244,7 @@ class Session:
             flaw = "contiguous" if array.flags.writeable else "writable"
             raise LayoutError(f"Array {name!r} is not {flaw}; protect a copy, or let array() make it.")
         spec = ArraySpec(name, array.shape, array.dtype, part, order)
+        self._checkpointer.extents.check(name, array)
         source = self._source_for(name)
         if source is not None:
             source.read_into(spec, array, remap)

@@ -8,20 +8,24 @@ together from its parts when the program asks for it. All is read as raw bytes a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpickpt.errors import LayoutError, StoreError
+from mpickpt.errors import LayoutError, MpickptError, StoreError
+from mpickpt.holders import ranks_holding
 from mpickpt.image import RankImage, gather
 from mpickpt.layout import ArraySpec, Layout, blocks_in
 from mpickpt.references import Part as SavedPart
 from mpickpt.references import PickledObjects, Resolve
 from mpickpt.retry import reason_of
-from mpickpt.snapshot import Snapshotter
+from mpickpt.snapshot import Snapshotter, crc32c
+from mpickpt.store import read_structure
 from mpickpt.subclasses import check_values
+from mpickpt.texts import told_ranks
 
 PIECE_BYTES = 32 << 20  # checked in one go on another number of ranks: the memory that it needs
 OWN_PIECE_BYTES = 128 << 20  # read in one go on as many ranks, to tell how far it is
@@ -90,7 +94,7 @@ class SameRanks:
         """Give the position of the array among the rank's arrays; LayoutError if it is not there or another one."""
         index = self.image.index(spec.name)
         if index is None:
-            raise _missing("array", spec.name, self.where)
+            raise self._elsewhere(spec.name) or _missing("array", spec.name, self.where)
         saved = self.image.arrays[index]
         if not saved.saves_as(spec):
             raise _changed(spec, saved, self.where)
@@ -125,6 +129,20 @@ class SameRanks:
         self.arrays = []
         if self._objects is not None:
             self._objects.close()
+
+    def _elsewhere(self, name: str) -> LayoutError | None:
+        """Say which other ranks saved an array that this one did not, if any did."""
+        ranks: list[int] = []
+        with suppress(MpickptError, OSError):  # then it is only missing
+            layout, _ = read_structure(self.image.path, crc32c)
+            ranks = ranks_holding(layout, name)
+        if not ranks:
+            return None
+        return LayoutError(
+            f"Rank {self.image.rank} saved no array {name!r} in {self.where}: {told_ranks(ranks)} did, and on as many "
+            f"ranks each gets back what it saved itself. Declare it on the ranks that saved it; another one can read "
+            f"it: mpickpt.Checkpoint({str(self.image.path)!r}).rank({ranks[0]})[{name!r}]."
+        )
 
     def _pickled(self) -> PickledObjects:
         if self._objects is None:

@@ -1,6 +1,10 @@
-"""Text that somebody else wrote, as it can be shown: no character of it moves the cursor or changes the terminal."""
+"""Parts of sentences: text that somebody else wrote, as a terminal can show it; ranks and arrays by name."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+NAMED = 5  # arrays, or runs of ranks, that a sentence names
 
 
 def visible(text: str) -> str:
@@ -8,3 +12,27 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def told_ranks(ranks: Sequence[int]) -> str:
+    """Name ranks, which ascend: ``rank 3``, ``ranks 0 to 6 and 9``; but not hundreds of them."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    runs = [piece for first, last in runs for piece in ([[first], [last]] if last == first + 1 else [[first, last]])]
+    told = [str(run[0]) if run[0] == run[-1] else f"{run[0]} to {run[-1]}" for run in runs]
+    if len(told) > NAMED:
+        left = len(ranks) - sum(run[-1] - run[0] + 1 for run in runs[:NAMED])
+        told[NAMED:] = [f"{left} more"]
+    listed = told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
+    return f"rank{'s' if len(ranks) > 1 else ''} {listed}"
+
+
+def told_names(names: Sequence[str]) -> str:
+    """Name arrays, but not hundreds."""
+    listed = ", ".join(repr(name) for name in names[:NAMED])
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"array{'s' if len(names) > 1 else ''} {listed}{more}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +24,8 @@ from mpickpt.options import PoolSize
 from mpickpt.policy import KEPT_BYTES, Ceiling, PoolGrant, PoolRequest
 from mpickpt.quantities import human_bytes
 from mpickpt.snapshot import Mapping, Memory, Snapshotter
+from mpickpt.texts import told_names
 
-NAMED = 5  # arrays that a sentence names
 LEAST_BLOCKS = 4  # of a pool: with fewer, one write would wait for another
 STEP_BYTES = 32 << 20  # that are taken between two looks at what is left
 _HOW = {
@@ -95,7 +95,7 @@ class Watch:
         Raises
         ------
         UsageError
-            If two overlap, or the kernel does not tell how memory is mapped.
+            If the kernel does not tell how memory is mapped.
         LayoutError
             If the memory of one cannot be saved.
         """
@@ -128,7 +128,7 @@ class Watch:
         pinned = sum(-(-region.spec.nbytes // block_bytes) * block_bytes for region, _ in self._pinned)
         pool = self._pool.bytes_for(state, block_bytes, pinned)
         if pool < pinned:
-            names = _named([region.spec.name for region, _ in self._pinned])
+            names = told_names([region.spec.name for region, _ in self._pinned])
             raise UsageError(
                 f"The pool of {human_bytes(pool)} does not hold {names} at once, which cannot be write-protected and "
                 f"is copied at each cut: {human_bytes(pinned)} are needed. Give pool={pinned} or more (--pool, "
@@ -213,19 +213,13 @@ class Watch:
             rule = "" if mapping is Mapping.HUGE else (
                 " No other rank may write to it after its own safe point until this one has passed the same safe point."
             )  # fmt: skip
+            names = told_names([name for name, _ in new])
             print(
-                f"mpickpt: rank {self._rank}: {_named([name for name, _ in new])} lies in {how}{where}: it is copied "
-                f"at each cut, while the program waits.{rule}",
+                f"mpickpt: rank {self._rank}: {names} lies in {how}{where}: it is copied at each cut, "
+                f"while the program waits.{rule}",
                 file=sys.stderr,
                 flush=True,
             )
-
-
-def _named(names: Sequence[str]) -> str:
-    """Name arrays, but not hundreds."""
-    listed = ", ".join(repr(name) for name in names[:NAMED])
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"array{'s' if len(names) > 1 else ''} {listed}{more}"
 
 
 def _too_little(request: PoolRequest, grant: PoolGrant) -> str:
@@ -256,6 +250,6 @@ def _flaw(name: str, memory: Memory) -> str:
 
 def _cannot_watch(error: OSError) -> UsageError:
     return UsageError(
-        f"The arrays cannot be watched: {error.strerror or error}. Do two of them overlap, is another session open in "
-        f"this process, or is there no memory for the pool?"
+        f"The arrays cannot be watched: {error.strerror or error}. Is another session open in this process, or "
+        f"is there no memory for the pool?"
     )

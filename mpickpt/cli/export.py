@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from mpickpt.cli import tables
 from mpickpt.cli.places import PLACE, add_json, open_checkpoint
 from mpickpt.errors import UsageError
+from mpickpt.holders import ranks_holding
 from mpickpt.quantities import human_bytes
 from mpickpt.reader import Checkpoint
 from mpickpt.store import Exported, appearing, write_hdf5, write_netcdf
 from mpickpt.stored import StoredArray
+from mpickpt.texts import told_ranks
 
 HDF5 = (".h5", ".hdf5")
 SUFFIXES = (".npy", *HDF5, ".nc")
@@ -71,16 +73,18 @@ def _chosen(checkpoint: Checkpoint, names: list[str] | None, rank: int | None) -
     if rank is None:
         there = [info.name for info in checkpoint.arrays.values() if info.shape is not None]
         source: Any = checkpoint
-        where = f"no global array {{}} in {checkpoint.path}; a rank's own: --rank"
+        where = f"no global array {{}} in {checkpoint.path}{{}}"
     else:
         source = checkpoint.rank(rank)
         there = list(source)
-        where = f"no array {{}} on rank {rank} of {checkpoint.path}"
+        where = f"no array {{}} on rank {rank} of {checkpoint.path}{{}}"
     for name in names or ():
         if name not in there:
-            raise UsageError(f"There is {where.format(repr(name))}. There is: {', '.join(there) or 'none'}.")
+            ranks = ranks_holding(checkpoint.layout, name)
+            others = f", but on {told_ranks(ranks)} (--rank {ranks[0]})" if ranks else ""
+            raise UsageError(f"There is {where.format(repr(name), others)}. There is: {', '.join(there) or 'none'}.")
     if not there:
-        raise UsageError(f"There is {where.format('to export')}.")
+        raise UsageError(f"There is {where.format('to export', '')}; a rank's own: --rank.")
     return [source[name] for name in names or there]
 
 

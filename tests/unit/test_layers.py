@@ -24,7 +24,7 @@ ROWS = (
         *("outcome", "steps", "launcher", "texts"),
         *("protocol", "channels", "replay", "inflight", "bindings", "references"),
         *("policy", "options", "layout", "parts", "slicing", "subclasses", "stats", "notes", "figures", "quantities"),
-        *("retry", "errors"),
+        *("extents", "holders", "retry", "errors"),
     ),
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}

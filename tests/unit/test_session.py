@@ -307,12 +307,59 @@ def test_what_cannot_be_protected(tmp_path: Path) -> None:
 
 
 def test_overlapping_arrays(tmp_path: Path) -> None:
+    """They are refused where they are declared, and what is apart on one page is not."""
+    both = np.zeros(1000)
     with mpickpt.open(tmp_path, every=1) as ckpt:
-        both = np.zeros(1000)
-        ckpt.protect("all", both)
-        ckpt.protect("half", both[500:])
-        with pytest.raises(mpickpt.UsageError, match="Do two of them overlap"):
-            ckpt.step()
+        ckpt.protect("middle", both[200:500])
+        for name, view, common, of in (
+            ("same", both[200:500], "0 to 2399", "0 to 2399"),
+            ("half", both[499:], "0 to 7", "2392 to 2399"),
+            ("bytes", both.view(np.uint8)[1500:1603], "100 to 102", "0 to 2"),
+            ("all", both, "1600 to 3999", "0 to 2399"),
+            ("one", both[300:301], "0 to 7", "800 to 807"),
+        ):
+            told = f"Array '{name}' overlaps array 'middle': bytes {common} of '{name}' are bytes {of} of 'middle'"
+            with pytest.raises(mpickpt.LayoutError, match=told):
+                ckpt.protect(name, view)
+        ckpt.protect("half", both[500:])  # the name is free yet
+        ckpt.protect("nothing", both[300:300])
+        own = ckpt.array("own", (20, 30))
+        with pytest.raises(mpickpt.LayoutError, match="overlaps array 'own': bytes 0 to 239 of 'row' are bytes 960 to"):
+            ckpt.protect("row", own[4])
+        ckpt.drop("middle")
+        ckpt.protect("one", both[300:301])
+        for _ in ckpt.range(2):
+            both[:] = 7
+    with mpickpt.open(tmp_path) as ckpt:
+        half, one = np.zeros(500), np.zeros(1)
+        ckpt.protect("half", half)
+        with pytest.raises(mpickpt.LayoutError, match="'one' overlaps array 'half'"):
+            ckpt.protect("one", half[:1])
+        assert (half == 7).all()  # it was not restored into the other
+        assert ckpt.protect("one", one)[0] == 7
+
+
+def test_many_arrays_side_by_side(tmp_path: Path) -> None:
+    """An array is compared with all others, whatever the order in which they were declared."""
+    memory = np.zeros(4000, np.uint8)
+    rng = np.random.default_rng(18)
+    there: dict[str, tuple[int, int]] = {}
+    with mpickpt.open(tmp_path) as ckpt:
+        for number in range(400):
+            begin = int(rng.integers(0, 3990))
+            end = begin + int(rng.integers(1, 10))
+            clash = {name for name, (low, high) in there.items() if low < end and begin < high}
+            if clash:
+                with pytest.raises(mpickpt.LayoutError, match=f"overlaps array '({'|'.join(clash)})'"):
+                    ckpt.protect(f"a{number}", memory[begin:end])
+            else:
+                ckpt.protect(f"a{number}", memory[begin:end])
+                there[f"a{number}"] = begin, end
+            if number % 3 == 0 and there:
+                gone = str(rng.choice(list(there)))
+                ckpt.drop(gone)
+                del there[gone]
+    assert len(there) > 100
 
 
 def test_changed_program(tmp_path: Path) -> None:
