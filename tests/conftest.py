@@ -10,6 +10,7 @@ import ctypes
 import gc
 import os
 import signal
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -83,6 +84,13 @@ def _leaks(before: Resources, *, with_mpi: bool) -> list[str]:
     return found
 
 
+def _leave_sessions() -> None:
+    """End what a failed test left open: the next session would be refused, and every test after this one fail, too."""
+    if module := sys.modules.get("mpickpt.session"):
+        for session in list(module._sessions):
+            session._leave()
+
+
 @pytest.fixture(autouse=True)
 def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     with_mpi = bool(request.config.getoption("--with-mpi", default=False))
@@ -93,6 +101,7 @@ def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     while (leaks := _leaks(before, with_mpi=with_mpi)) and time.monotonic() < deadline:
         time.sleep(0.01)
     if leaks:
+        _leave_sessions()
         pytest.fail("the test leaks:\n  " + "\n  ".join(leaks), pytrace=False)
 
 

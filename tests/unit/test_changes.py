@@ -6,6 +6,7 @@ import ctypes
 import os
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -146,10 +147,10 @@ def test_memory_that_is_not_aligned(tmp_path: Path) -> None:
 
 
 def test_a_writer_that_nobody_sees_while_blocks_are_saved(tmp_path: Path) -> None:
-    """The epoch fails by name, the older one can be restored, and so can what is saved when the writer has gone."""
+    """An epoch fails by name, the one before can be restored, and so can what is saved when the writer has gone."""
     run = Run(tmp_path)
     run.cut()
-    image, stop = run.u.copy(), threading.Event()
+    stop = threading.Event()
 
     def write() -> None:
         with Path("/proc/self/mem").open("r+b", buffering=0) as memory:  # which no protection of a page keeps out
@@ -157,25 +158,26 @@ def test_a_writer_that_nobody_sees_while_blocks_are_saved(tmp_path: Path) -> Non
                 for block in range(BLOCKS):
                     os.pwrite(memory.fileno(), os.urandom(8), run.u.ctypes.data + block * BLOCK + 800)
 
-    writer = threading.Thread(target=write)
-    with pytest.warns(RuntimeWarning) as told:
-        run.u += 1
-        before = run.u.copy()
+    with pytest.warns(RuntimeWarning) as told, ExitStack() as ends:
+        writer = threading.Thread(target=write)
+        ends.callback(writer.join)
+        ends.callback(stop.set)
         writer.start()
-        run.session.request()
-        while not run.session.stats().failed:
-            run.session.step()
+        while not run.session.stats().failed:  # an epoch that it did not come into is complete
+            run.u += 1
+            before = run.session.stats()
+            run.session.request()
+            while run.session.stats().whole + run.session.stats().failed == before.whole + before.failed:
+                run.session.step()
+                time.sleep(0.0001)  # the writer is to have the interpreter, too
         saved = mpickpt.Checkpoint(tmp_path)
-        assert (saved.epoch, saved.verify()) == (1, [])
-        assert (saved.rank(0)["u"][...] == image).all()
+        assert (saved.epoch, saved.verify()) == (run.session.stats().last_whole, [])
         stop.set()
         writer.join()
-        run.session.request()
-        while run.session.stats().whole < 2:
-            run.session.step()
+        run.u += 1
+        run.cut()  # it may be told of once more
     assert any("was written to by something that mpickpt cannot see while it was saved" in str(w.message) for w in told)
-    assert run.cut() == BLOCKS
-    assert (run.u[1::BLOCK // 8] == before[1::BLOCK // 8]).all()
+    assert run.cut() == BLOCKS, "the other slot holds nothing that is known"
     run.session.close()
 
 
