@@ -18,7 +18,7 @@ from mpickpt.coordinator import Coordinator, abort
 from mpickpt.epochs import GLANCE_SECONDS, Epochs
 from mpickpt.errors import EpochError, Stopped
 from mpickpt.lazy import Loading
-from mpickpt.outcome import Outcome
+from mpickpt.outcome import Outcome, told_lost
 from mpickpt.policy import Clock
 from mpickpt.progress import Bar, RunLine
 from mpickpt.protocol import (
@@ -431,7 +431,15 @@ class Driver:
         with Bar(f"saving epoch {epoch.number if epoch else 0} before the end", shown) as bar:
             self._handle(Closing())
             self._stand(bar)
+        self._tell_lost()
         self._recorder.end(closing, self.stats, self._epochs.end(), by_itself=False)
+
+    def _tell_lost(self) -> None:
+        """Say at the end if the last epoch failed, so that what is saved is older; who was stopped knows it already."""
+        epochs = self._epochs
+        if self._coordinator.rank == 0 and self.stopped is None and epochs.last is not None and not epochs.last:
+            text = told_lost(epochs.last, epochs.newest, self._protocol.newest_whole, self._checkpointer.directory)
+            print(f"mpickpt: {text}", file=sys.stderr, flush=True)
 
     def leave(self) -> None:
         """End on this rank alone: its drain is waited for, no other rank is."""

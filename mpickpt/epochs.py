@@ -59,6 +59,8 @@ class Epochs:
         What it cost so far.
     last : Outcome or None
         What became of the epoch that was decided last.
+    newest : Outcome or None
+        The newest whole one of this session.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Epochs:
     ) -> None:
         self.stats = Stats()
         self.last: Outcome | None = None
+        self.newest: Outcome | None = None
         self._coordinator = coordinator
         self._checkpointer = checkpointer
         self._protocol = protocol
@@ -296,6 +299,7 @@ class Epochs:
         reason = "" if commit.whole else self._why_not(commit)
         failed = None if commit.whole else commit.failed
         self.last = Outcome(epoch.number, epoch.step, commit.whole, self._path(epoch.slot), reason, failed)
+        self.newest = self.last if commit.whole else self.newest
         if commit.missed and self._coordinator.rank == 0:
             self._warn(epoch.number, epoch.step, epoch.slot, MISSED)
         if not commit.same_cut and commit.left is None:

@@ -36,3 +36,29 @@ class Outcome:
     def __bool__(self) -> bool:
         """Tell whether the epoch is complete."""
         return self.complete
+
+
+def told_lost(last: Outcome, newest: Outcome | None, number: int | None, directory: Path) -> str:
+    """Say at the end of a session that its last epoch failed, why, and what is saved instead.
+
+    Parameters
+    ----------
+    last : Outcome
+        The epoch that failed.
+    newest : Outcome or None
+        The newest complete one of the session.
+    number : int or None
+        That of the newest complete one in the directory, which may be of an older session.
+    directory : pathlib.Path
+        The checkpoint directory.
+    """
+    if number is None:
+        stays = f"No epoch in {directory} is complete, so that the next start begins anew"
+    else:
+        step = f" (step {newest.step})" if newest is not None and newest.epoch == number else ""
+        stays = f"Epoch {number}{step} of {directory} is the newest complete one, from which the next start goes on"
+    where = "" if str(last.path) in last.reason else f"{last.path}: "
+    return (
+        f"the last epoch of this session, {last.epoch} (step {last.step}), failed, so that the last state is not "
+        f"saved: {where}{last.reason.rstrip('.')}. {stays}."
+    )

@@ -536,7 +536,8 @@ class Session:
     def close(self) -> None:
         """Wait until the last epoch is saved on all ranks, and end the session; the arrays stay usable.
 
-        Collective. Closing twice does no harm.
+        Collective. Closing twice does no harm. If the last epoch failed, rank 0 says so on standard error, and which
+        one is the newest that is complete; a program that has to know calls `save` before.
         """
         if self._closed or self._inherited:
             return

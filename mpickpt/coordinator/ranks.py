@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from mpickpt.coordinator.pending import Pending, Repeated, abandon, calls_of_collective, next_of
 from mpickpt.coordinator.reports import Reports
 from mpickpt.coordinator.rounds import Rounds
+from mpickpt.coordinator.started import check_started
 from mpickpt.errors import MpickptError, UsageError, WaitTimeout
 
 if TYPE_CHECKING:
@@ -126,8 +127,7 @@ class Coordinator:
 
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
         mpi = import_mpi()
-        if not mpi.Is_initialized() or mpi.Is_finalized():
-            raise UsageError("MPI is not initialized (or already finalized): open the session between the two.")
+        check_started(mpi, comm)
         if comm is None:
             comm = mpi.COMM_WORLD
         if not isinstance(comm, mpi.Intracomm) or comm == mpi.COMM_NULL:

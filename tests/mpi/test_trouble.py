@@ -6,7 +6,8 @@ import resource
 import signal
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -212,3 +213,71 @@ def test_waiting_has_a_limit(mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         waited = caught.type is mpickpt.WaitTimeout
         COMM.barrier()
     assert any(COMM.allgather(waited))
+
+
+@contextmanager
+def nothing_can_be_written(refused: bool) -> Iterator[None]:
+    """Have the storage of this process refuse all beyond the first 4 KiB of a file."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    if refused:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+    try:
+        with pytest.warns(RuntimeWarning, match=f"failed on rank {LAST}") if refused else nullcontext():
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("how", ["close", "save", "goes on"])
+def test_the_last_epoch_fails(mpi_tmp_path: Path, how: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """At the end rank 0 says why, and what is saved; nothing if a later epoch is whole."""
+    ckpt = mpickpt.open(mpi_tmp_path, COMM, every=1, record=False)
+    u = ckpt.array("u", 100_000)
+    for _ in range(3):
+        ckpt.step()
+    ckpt.wait()  # epoch 2, at step 2, is whole
+    u += 1
+    COMM.barrier()
+    with nothing_can_be_written(COMM.rank == LAST):
+        if how == "save":
+            outcome = ckpt.save(next_step=True)
+            assert not outcome and outcome.rank == LAST and f"Rank {LAST}: File too large" in outcome.reason
+        else:
+            ckpt.step()
+            if how == "goes on":
+                ckpt.wait()
+            else:
+                ckpt.close()
+    if how == "goes on":
+        ckpt.step()
+    ckpt.close()
+    told = [line for line in capfd.readouterr().err.splitlines() if "the last epoch" in line]
+    expected = (
+        f"mpickpt: the last epoch of this session, 3 (step 3), failed, so that the last state is not saved: "
+        f"{mpi_tmp_path / 'slot-0.h5'}: Rank {LAST}: File too large. "
+        f"Epoch 2 (step 2) of {mpi_tmp_path} is the newest complete one, from which the next start goes on."
+    )
+    assert told == ([expected] if COMM.rank == 0 and how != "goes on" else [])
+    COMM.barrier()
+
+
+def test_no_epoch_can_be_saved(mpi_tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """And the one of an older session is told of."""
+    for newest in ("No epoch in", "Epoch 2 of"):
+        ckpt = mpickpt.open(mpi_tmp_path, COMM, every=1, record=False)
+        u = ckpt.array("u", 100_000)
+        ckpt.step()
+        COMM.barrier()
+        with nothing_can_be_written(COMM.rank == LAST):
+            ckpt.step()
+            ckpt.close()
+        if COMM.rank == 0:
+            told = capfd.readouterr().err
+            assert f"File too large. {newest} {mpi_tmp_path} is " in told
+        with mpickpt.open(mpi_tmp_path, COMM, restart="never", record=False) as ckpt:
+            u = ckpt.array("u", 100_000)
+            assert ckpt.save()
+        del u
+        COMM.barrier()
