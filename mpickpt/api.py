@@ -125,9 +125,11 @@ def open(
         if not options.alone:
             _check_launcher()
         return Session(coordinator, options)
-    except MpickptError as error:
-        if error.everywhere:  # then all ranks come here, and giving the communicators back does not wait
+    except BaseException as error:
+        if isinstance(error, MpickptError) and error.everywhere:  # then all ranks come here, and nobody waits
             coordinator.close()
+        else:
+            coordinator.leave()
         raise
 
 

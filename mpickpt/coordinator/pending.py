@@ -117,9 +117,15 @@ def next_of(both: list[Repeated]) -> Repeated:
     return both[0]
 
 
-def abandon(pending: Pending) -> None:
-    """Keep the buffers of a request that nobody will wait for as long as the process lives.
+def abandon(kept: object) -> None:
+    """Keep a request that nobody will wait for, or what has such requests, as long as the process lives.
 
-    MPI may still write to them, even in MPI_Finalize, which mpi4py calls when the interpreter has freed all else.
+    MPI may still write to its buffers, even in MPI_Finalize, which mpi4py calls when the interpreter has freed all
+    else.
     """
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(pending))
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+
+
+def reclaim(kept: object) -> None:
+    """Keep no longer what was abandoned: its requests are complete."""
+    ctypes.pythonapi.Py_DecRef(ctypes.py_object(kept))

@@ -17,7 +17,7 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from mpickpt.coordinator.leftovers import Account, enter, leave_behind
 from mpickpt.coordinator.pending import Pending, Repeated, abandon, calls_of_collective, next_of
 from mpickpt.coordinator.reports import Reports
 from mpickpt.coordinator.rounds import Rounds
@@ -135,6 +136,7 @@ class Coordinator:
         self._mpi = mpi
         self._limit = wait_limit()
         self._meetings = comm.Dup()
+        self._number = enter(self._meetings)
         self._commits = commits = comm.Dup()
         start, post, calls = commits.Allreduce_init, commits.Iallreduce, calls_of_collective(comm.size)
         self._shares = [
@@ -145,12 +147,16 @@ class Coordinator:
         self.rank: int = comm.rank
         self.size: int = comm.size
         self._commit: Pending | None = None
+        self._posted = 0  # shares
+        self._orderly = True  # no meeting was given up, and no report sent
+        self._traffic: Traffic | None = None
 
     def track(self, idle: Callable[[], None], crc32c: Callable[[bytes | bytearray | memoryview], int]) -> Traffic:
         """Make the tracked communicator of the session; collective. For the arguments see `Traffic`."""
         from mpickpt.coordinator.traffic import Traffic  # which cannot be imported without MPI
 
-        return Traffic(self._meetings, idle, crc32c)
+        self._traffic = Traffic(self._meetings, idle, crc32c)
+        return self._traffic
 
     # -- meetings ------------------------------------------------------------------------------------------------
 
@@ -271,6 +277,7 @@ class Coordinator:
         least, greatest = ([_NOBODY] * 3, [_NOBODY] * 3) if share.missed else (cut, [-n for n in cut])
         costs = [-round(seconds * 1e6) for seconds in (share.drain_seconds, share.lost_seconds)]
         posted = next_of(self._shares)
+        self._posted += 1
         failed = _NOBODY if share.complete else self.rank << _ERRNO_BITS | share.errno
         posted.kept[0][:] = [share.complete, left, not share.missed, failed, *costs, *least, *greatest]
         posted.start()
@@ -319,11 +326,42 @@ class Coordinator:
         self._commits.Free()
 
     def leave(self) -> None:
-        """Leave all that is pending to MPI: this rank ends alone."""
+        """Leave all that is pending to MPI, until all ranks have left and meet again: this rank ends alone."""
         if self._rounds is not None:
             self._rounds.leave()
+        if self._traffic is not None:
+            self._traffic.leave()
+        leave_behind(self._number, self)
+
+    def group(self) -> MPI.Group:
+        """Give the ranks of the session; the caller frees it."""
+        group: MPI.Group = self._meetings.Get_group()
+        return group
+
+    def account(self) -> Account:
+        """Give what this rank did, after `leave`."""
+        if self._rounds is None or self._traffic is None:
+            return Account(self._orderly)
+        return Account(self._orderly, True, self._rounds.calls, self._posted, *self._traffic.account())
+
+    def give_back(self, accounts: Sequence[Account]) -> None:
+        """Make the calls that only other ranks made, and give the communicators back, after `leave`; collective."""
+        what = "all ranks to give back what they left behind of a session that ended by an exception"
+
+        def wait(pending: Pending) -> None:
+            self._wait(pending, what)
+
+        if self._rounds is not None and self._traffic is not None and all(one.opened for one in accounts):
+            self._rounds.finish(max(one.rounds for one in accounts), wait)
+            self._traffic.finish(accounts, lambda done: self.wait(lambda: done() or None, what))
+        while self._posted < max(one.shares for one in accounts):
+            self._post(Share(0, 0, 0, complete=False), _NOBODY)
         for share in self._shares:
-            abandon(share)
+            wait(share)
+            share.free()
+        self._commits.Free()
+        if all(one.orderly for one in accounts):  # otherwise there may be messages of a meeting that nobody received
+            self._meetings.Free()
 
     def wait(self, look: Callable[[], T], what: str, seconds: float | None = None) -> T | None:
         """Wait until `look` gives something, and give that; None after so many seconds.
@@ -343,7 +381,7 @@ class Coordinator:
                 return None
             if seconds is None and waited > REPORT_AFTER * self._limit and not reported:
                 self._reports.tell(what)
-                reported = True
+                reported, self._orderly = True, False
             if seconds is None and waited > self._limit:
                 raise WaitTimeout(
                     f"Rank {self.rank} waited {self._limit:g} s for {what}, but not all of the {self.size} ranks came "
@@ -358,6 +396,7 @@ class Coordinator:
         try:
             self.wait(lambda: pending.test() or None, what)
         except BaseException:
+            self._orderly = False
             abandon(pending)
             raise
         return pending.result

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mpickpt.coordinator.pending import Pending, Repeated, abandon, calls_of_collective, next_of
+from mpickpt.coordinator.pending import Pending, Repeated, calls_of_collective, next_of
 from mpickpt.policy import NEVER
 from mpickpt.protocol import Agreed, BelowClosed, BelowLeft, Ended, Event, Marked, Passed, children, parent
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 _CUT, _STOP, _END = 0, 1, 2  # markers
-_WISH, _CLOSED, _LEFT = 0, 1, 2  # messages up the tree
+_WISH, _CLOSED, _LEFT, _LAST = 0, 1, 2, 3  # messages up the tree
 _NOBODY = -1
 
 
@@ -54,6 +54,7 @@ class Rounds:
         self._answer: Repeated | None = None  # that is awaited
         self._marker: Repeated | None = None  # that is listened for
         self._sent: list[Pending] = []
+        self.calls = 0  # of collectives: markers and answers, in turn
         for receipt in self._receipts:
             receipt.start()
         if self._rank != 0:
@@ -91,12 +92,14 @@ class Rounds:
         marker = next_of(self._markers)
         marker.result[0], marker.result[1] = kind, left
         marker.start()
+        self.calls += 1
 
     def _post_share(self, step: int, left: int) -> Repeated:
         answer = next_of(self._answers)
         own = answer.kept[0]
         own[0], own[1] = step, left
         answer.start()
+        self.calls += 1
         return answer
 
     def _send_up(self, *content: int) -> None:
@@ -106,6 +109,7 @@ class Rounds:
     def _listen(self) -> None:
         self._marker = next_of(self._markers)
         self._marker.start()
+        self.calls += 1
 
     # -- what came -----------------------------------------------------------------------------------------------
 
@@ -156,11 +160,29 @@ class Rounds:
         self._comm.Free()
 
     def leave(self) -> None:
-        """Answer the next marker in advance, as this rank will not be there; what is posted stays with MPI."""
+        """Answer the next marker in advance, as this rank will not be there; the caller keeps what is pending."""
         if self._marker is not None:
             self._post_share(NEVER, self._rank)
-        for pending in (*self._markers, *self._answers, *self._receipts, *self._sent):
-            abandon(pending)
+
+    def finish(self, calls: int, wait: Callable[[Pending], object]) -> None:
+        """Give the communicator back when all ranks have called `leave`; some made so many `calls`; collective."""
+        while self.calls < calls:
+            if self.calls % 2 == 1:
+                self._post_share(NEVER, self._rank)
+            elif self._rank == 0:
+                self._broadcast(_END, _NOBODY)
+            else:
+                self._listen()
+        if self._rank != 0:
+            self._send_up(_LAST, 0, 0)
+        for receipt in self._receipts:
+            wait(receipt)
+            while receipt.result[0] != _LAST:
+                receipt.start()
+                wait(receipt)
+        for answer in self._answers:
+            wait(answer)
+        self.close(wait)
 
 
 def _pair() -> NDArray[np.int64]:

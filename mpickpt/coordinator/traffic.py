@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -25,6 +25,7 @@ from mpickpt.coordinator.ahead import receive_ahead
 from mpickpt.coordinator.buffers import Loopback
 from mpickpt.coordinator.comm import TrackedComm
 from mpickpt.coordinator.exchange import Exchange
+from mpickpt.coordinator.leftovers import Account
 from mpickpt.coordinator.messages import TrackedMessage
 from mpickpt.coordinator.ranks import everywhere, wait_limit
 from mpickpt.coordinator.requests import TrackedRequest
@@ -39,6 +40,7 @@ T = TypeVar("T")
 SPIN_SECONDS = 200e-6
 PAUSE_SECONDS = 50e-6  # then it sleeps so long between two looks (110 us, with the timer slack of Linux),
 IDLE_SECONDS = 0.002  # and lets the session do its work so often
+_PATH = "0"  # of the tracked communicator itself
 _PRUNE_AT = 256  # sends that are not waited for; then the complete ones are sorted out
 
 
@@ -80,13 +82,15 @@ class Traffic:
         self._exchanges = plain.Dup(), plain.Dup()
         self._exchange: Exchange | None = None
         self._cuts = 0
+        self._messages = 0  # sent, less received
+        self._collectives = 0
         self._epoch = 0
         self._pending: dict[int, TrackedRequest | TrackedMessage] = {}
         self._prune_at = _PRUNE_AT
         self._lost: str | None = None  # a message that can never be counted: no later epoch is good
         self._communicators: WeakValueDictionary[str, Tracked] = WeakValueDictionary()
         self.group = comm.Get_group()
-        self.comm: MPI.Intracomm = TrackedComm.of(plain.Dup(), self, "0")
+        self.comm: MPI.Intracomm = TrackedComm.of(plain.Dup(), self, _PATH)
 
     # -- for the tracked calls -----------------------------------------------------------------------------------
 
@@ -121,18 +125,22 @@ class Traffic:
 
     def sent(self, channel: Channel) -> None:
         """Count a message that was sent."""
+        self._messages += 1
         self.ledger.sent(channel)
         if self._exchange is not None:
             self.progress()
 
     def received(self, channel: Channel, data: Data | None, stamp: int) -> None:
         """Count a message that was received; `data` is None if its content cannot be known."""
+        self._messages -= 1
         self.ledger.received(channel, data, stamp)
         if self._exchange is not None:
             self.progress()
 
     def called(self, path: str, name: str, neighbours: tuple[int, int]) -> None:
         """Count a collective call."""
+        if path == _PATH:
+            self._collectives += 1
         self._calls.called(path, name, neighbours)
 
     def track(self, comm: Tracked) -> None:
@@ -191,9 +199,12 @@ class Traffic:
                 f"Epoch {epoch} failed: rank {self.rank} has a pending {held[0].describe()}{more} at the cut. Wait for "
                 f"it before the safe point."
             )
-        self._exchange = Exchange(self._exchanges[self._cuts % 2], messages, self._take)
-        self._cuts += 1
+        self._exchange = self._next_exchange(messages)
         self.progress()
+
+    def _next_exchange(self, messages: Mapping[int, bytes]) -> Exchange:
+        self._cuts += 1
+        return Exchange(self._exchanges[self._cuts % 2], messages, self._take)
 
     def _take(self, rank: int, data: bytes) -> None:
         told = json.loads(data)
@@ -322,6 +333,35 @@ class Traffic:
         self.group.Free()
         self.loopback.close()
 
+    def leave(self) -> None:
+        """Let go of the session, which this rank leaves by an exception; nothing of it is done in a wait any more."""
+        self._idle = _do_nothing
+
+    def account(self) -> tuple[int, int, int, bool]:
+        """Give exchanges, messages, collectives and whether something is pending, as in `Account`."""
+        self._look_at_requests()
+        return self._cuts, self._messages, self._collectives, any(not r.harmless() for r in self._pending.values())
+
+    def finish(self, accounts: Sequence[Account], wait: Callable[[Callable[[], bool]], object]) -> None:
+        """Give the communicators back when all ranks have called `leave`, and did what `accounts` tell; collective.
+
+        ``ckpt.comm`` stays if something is left on it: another communicator might get what nobody received.
+        """
+        exchanges = max(one.exchanges for one in accounts)
+        while self._exchange is not None or self._cuts < exchanges:
+            if self._exchange is None:
+                self._exchange = self._next_exchange({})
+            wait(self._exchange.advance)
+            self._exchange = None
+        for comm in self._exchanges:
+            comm.Free()
+        unreceived = sum(one.messages for one in accounts)
+        in_step = len({one.collectives for one in accounts}) == 1
+        if self.comm and unreceived == 0 and in_step and not any(one.pending for one in accounts):
+            MPI.Intracomm.Free(self.comm)
+        self.group.Free()
+        self.loopback.close()
+
     def _end_exchange(self) -> None:
         limit = wait_limit()
         end = time.monotonic() + limit
@@ -333,3 +373,7 @@ class Traffic:
             return self._exchange is None
 
         self.until(ready)
+
+
+def _do_nothing() -> None:
+    pass

@@ -76,6 +76,12 @@ def end(rounds: Rounds) -> None:
         assert event(rounds) == Ended(None)
 
 
+def finish(rounds: Rounds) -> None:
+    """Give the communicator back when all have left, whatever is on its way."""
+    rounds.finish(COMM.allreduce(rounds.calls, MPI.MAX), wait)
+    assert rounds._comm == MPI.COMM_NULL
+
+
 def test_many_rounds(rounds: Rounds) -> None:
     """Ranks at different speeds, so that markers and answers of two rounds are on their way at once."""
     for k in range(50):
@@ -121,7 +127,7 @@ def test_a_rank_leaves_between_its_proposal_and_the_answer(rounds: Rounds) -> No
         rounds.propose(1000)
         assert agree(rounds)[1] == LAST
         rounds.leave()
-    COMM.barrier()
+    finish(rounds)
 
 
 @pytest.mark.mpi(min_size=2)
@@ -136,4 +142,17 @@ def test_rank_0_leaves_after_its_proposal(rounds: Rounds) -> None:
         rounds.propose(4)
         assert agree(rounds) == (4, None)
         assert event(rounds) == Ended(0)
-    COMM.barrier()
+        rounds.leave()
+    finish(rounds)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_all_have_left_but_one_was_ahead(rounds: Rounds) -> None:
+    """The others make the calls that they lack, and receive what it sent."""
+    listen(rounds)
+    if COMM.rank == LAST:
+        rounds.propose(3)
+        rounds.pass_on(1, stop=False)
+    rounds.leave()
+    assert sorted(COMM.allgather(rounds.calls)) == [1] * LAST + [4]
+    finish(rounds)

@@ -6,7 +6,7 @@ import sys
 CODE = """
 import os
 import numpy as np
-from mpickpt.coordinator.pending import Pending, abandon
+from mpickpt.coordinator.pending import Pending, abandon, reclaim
 
 class Buffer(np.ndarray):
     def __del__(self, write=os.write):
@@ -30,3 +30,4 @@ def test_what_is_abandoned_outlives_the_interpreter() -> None:
     """For MPI_Finalize comes later still."""
     assert freed("kept = [pending()]"), "as a module lets go of all that it keeps"
     assert not freed("abandon(pending())")
+    assert freed("one = pending(); abandon(one); reclaim(one); del one")
