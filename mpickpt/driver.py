@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from mpickpt.checkpointer import Checkpointer
 from mpickpt.coordinator import Coordinator, abort
 from mpickpt.epochs import GLANCE_SECONDS, Epochs
-from mpickpt.errors import EpochError, Stopped
+from mpickpt.errors import EpochError, Stopped, warn
 from mpickpt.lazy import Loading
 from mpickpt.outcome import Outcome, told_lost
 from mpickpt.policy import Clock
@@ -51,6 +51,7 @@ from mpickpt.protocol import (
 from mpickpt.recorder import Recorder
 from mpickpt.saving import Saver
 from mpickpt.stats import Stats
+from mpickpt.takeover import Handlers
 from mpickpt.triggers import Triggers
 
 
@@ -135,6 +136,7 @@ class Driver:
         self._checkpointer = checkpointer
         self._protocol = protocol
         self._triggers = triggers
+        self._handlers = Handlers(triggers.signals, coordinator.rank)
         self._recorder = recorder
         self._line = line
         self._rounds = coordinator.rounds
@@ -365,6 +367,7 @@ class Driver:
             case Cut(number, step, slot):
                 return self._cut(number, step, slot)
             case Miss(number, step, slot):
+                self.tell_taken_signals()
                 return self._epochs.miss(number, step, slot)
             case Post(epoch, complete):
                 self._epochs.post(epoch, complete)
@@ -393,16 +396,26 @@ class Driver:
         self._epochs.finish_loading()
         began = time.perf_counter()
         self.clock.start(began)
+        taken = self._handlers.taken()
         refused = self._epochs.prepare(number, step, slot)
-        if refused is not None:
-            return refused
         try:
-            return self._epochs.cut(number, step, slot, began)
+            for text in taken:
+                warn(text)
+            if refused is not None:
+                return refused
+            outcome = self._epochs.cut(number, step, slot, began)
+            self._handlers.cut()
+            return outcome
         except BaseException:
             if not self._epochs.is_cut(number):
                 self._todo.extendleft(reversed(self._protocol.handle(Drained(False))))
                 self._carry_out(self._todo.popleft())
             raise
+
+    def tell_taken_signals(self) -> None:
+        """Warn once of signals whose handlers are not the session's any more."""
+        for text in self._handlers.taken():
+            warn(text)
 
     def _stopped(self, whole: bool) -> Stopped:
         directory = self._checkpointer.directory

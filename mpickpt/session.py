@@ -498,6 +498,7 @@ class Session:
         self._recorder.begin(restored, self._restart_seconds, *self._checkpointer.sizes)
         self._driver.start(self._restart_seconds)
         self._started = True
+        self._driver.tell_taken_signals()
         if self._late:
             assert self.restored is not None
             names = visible(", ".join(sorted(self._late)))

@@ -85,6 +85,11 @@ class Triggers:
                 before = self._before[number] = signal.signal(number, self._on_signal)
                 forks.disinherit_signal(number, before)
 
+    @property
+    def signals(self) -> tuple[int, ...]:
+        """The signals whose handlers are this object's."""
+        return tuple(self._before)
+
     def request(self, *, stop: bool) -> None:
         """Ask for a cut, and perhaps for the end of the program thereafter."""
         self.asked = True

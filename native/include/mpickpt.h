@@ -214,6 +214,9 @@ MPK_API void mpk_inherit_descriptor(int fd); /* before it is closed here, too: i
 MPK_API int mpk_disinherit_signal(int number, int was_ignored); /* after the owner has taken it */
 MPK_API void mpk_inherit_signal(int number);
 
+/* Tells which handler a signal has now: 0 for the default, 1 where it is ignored. */
+MPK_API int mpk_signal_handler(int number, uintptr_t *handler);
+
 /* CRC-32C (Castagnoli) of data, going on from `crc`, which is 0 at the start. */
 MPK_API uint32_t mpk_crc32c(uint32_t crc, const void *data, size_t bytes);
 

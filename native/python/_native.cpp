@@ -100,6 +100,12 @@ static void unhold(const_bytes_array data) { mpk_unhold(data.data(), data.size()
 static void disinherit_descriptor(int fd) { check(mpk_disinherit_descriptor(fd)); }
 static void disinherit_signal(int number, bool was_ignored) { check(mpk_disinherit_signal(number, was_ignored)); }
 
+static uintptr_t signal_handler(int number) {
+    uintptr_t handler;
+    check(mpk_signal_handler(number, &handler));
+    return handler;
+}
+
 class Session {
   public:
     Session(bool direct, bool predict) {
@@ -320,6 +326,7 @@ NB_MODULE(_native, m) {
     m.def("inherit_descriptor", &mpk_inherit_descriptor, "fd"_a);
     m.def("disinherit_signal", &disinherit_signal, "number"_a, "was_ignored"_a);
     m.def("inherit_signal", &mpk_inherit_signal, "number"_a);
+    m.def("signal_handler", &signal_handler, "number"_a);
     m.attr("RECORD_BYTES") = sizeof(mpk_record);
     nb::dict offsets;
 #define FIELD(name) offsets[#name] = offsetof(mpk_record, name)

@@ -214,6 +214,16 @@ static void end_in_handler(int signal, bool raised) {
     if (raised) raise(signal); /* no instruction would fault again */
 }
 
+/* Who was not called by us and raises the signal may have got a write to protected memory in our place: faulthandler, for
+ * one, puts back whom it found and raises. That cannot be undone here, as nothing says where the write went, but told. */
+static void tell_of_other_in_handler(const siginfo_t *info) {
+    mpk_session *s = atomic_load(&mpk__watched);
+    if (info->si_code != SI_TKILL || !s || !atomic_load(&installed) || atomic_load(&s->n_closed) == 0) return;
+    mpk__prim_say_in_handler("mpickpt: SIGSEGV was raised by this process itself while saved memory was write-protected. If a "
+                             "handler did so that was installed after the last cut (faulthandler.enable(), say), the fault "
+                             "may have been an ordinary write to a saved array: install it before the first safe point\n");
+}
+
 /* Hands on to the handler that was there before. One that came between two cuts found us there, and hands on to us what is
  * not its own: called so from inside of it, or by its raise(), we go on to the one before that, and at last to the default,
  * which ends the process. When we are not the process's handler any more, whoever calls us came later than all sessions. */
@@ -222,7 +232,9 @@ static void pass_on_in_handler(int signal, siginfo_t *info, void *context) {
     passing outer = {passed_on.frame, passed_on.info, passed_on.level};
     const void *frame = __builtin_frame_address(0);
     uint32_t level = atomic_load(&installed) ? atomic_load(&n_before) : 1;
-    if (is_inside_in_handler(&outer, frame, info, raised)) level = outer.level;
+    bool is_inside = is_inside_in_handler(&outer, frame, info, raised);
+    if (is_inside) level = outer.level;
+    if (!is_inside) tell_of_other_in_handler(info);
     if (level == 0 || level > atomic_load(&n_before)) {
         end_in_handler(signal, raised);
         return;

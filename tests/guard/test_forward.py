@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
@@ -43,4 +44,32 @@ def test_a_crash_is_reported(tmp_path: Path, when: str) -> None:
             job.kill()  # it would not end by itself: the signals that ask for it come to Python, which is never reached
             pytest.fail("it loops")
     assert job.returncode == -signal.SIGSEGV, errors
+    told = rf"Rank 0: the handler of SIGSEGV was replaced since the last cut, by code of {re.escape(str(library))}\."
+    assert len(re.findall(told, errors)) == 1
+    assert "SIGSEGV was raised by this process itself" not in errors
     assert errors.count("Fatal Python error: Segmentation fault") == 1 and "in <module>" in errors
+
+
+LATE = """
+import faulthandler, resource, signal, sys
+import mpickpt
+
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+with mpickpt.open("c", every=1) as ckpt:
+    u = ckpt.array("u", 100_000, fill=0.0)
+    for step in ckpt.range(6):
+        if step == 2:
+            faulthandler.enable()
+        u += 1
+"""
+
+
+def test_a_handler_that_raises_in_the_place_of_ours(tmp_path: Path) -> None:
+    """It got a write to protected memory: the report of the crash has a sentence that says what to do."""
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, cwd=tmp_path, timeout=100)
+    assert done.returncode == -signal.SIGSEGV, done.stderr
+    assert "Fatal Python error: Segmentation fault" in done.stderr
+    assert "install it before the first safe point" in done.stderr
+    early = LATE.replace("with mpickpt", "faulthandler.enable()\nwith mpickpt")
+    done = subprocess.run([sys.executable, "-c", early], capture_output=True, text=True, cwd=tmp_path, timeout=100)
+    assert (done.returncode, "SIGSEGV" in done.stderr) == (0, False), done.stderr

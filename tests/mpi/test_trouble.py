@@ -286,3 +286,15 @@ def test_no_epoch_can_be_saved(mpi_tmp_path: Path, capfd: pytest.CaptureFixture[
             assert ckpt.save()
         del u
         COMM.barrier()
+
+
+def test_a_signal_that_one_rank_does_not_see_any_more(mpi_tmp_path: Path) -> None:
+    with mpickpt.open(mpi_tmp_path, COMM, every=1) as ckpt:
+        ckpt.step()
+        before = signal.signal(signal.SIGUSR1, signal.SIG_IGN) if COMM.rank == LAST else None
+        told = f"Rank {LAST}: the handler of SIGUSR1 was replaced after mpickpt.open, by the action to ignore it"
+        with pytest.warns(RuntimeWarning, match=told) if COMM.rank == LAST else nullcontext():
+            ckpt.step()
+            ckpt.step()
+        if before is not None:
+            signal.signal(signal.SIGUSR1, before)
