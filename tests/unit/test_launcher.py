@@ -139,6 +139,7 @@ Generations = list[tuple[dict[str, str], str]]  # from the process upwards: envi
         ([(HYDRA_4, MPI_MAPS), (HYDRA_4, MPI_MAPS), ({}, "")], None),  # a child of a rank
         ([(HYDRA_4, MPI_MAPS), (HYDRA_4, ""), (HYDRA_4, MPI_MAPS), ({}, "")], None),  # in a shell
         ([(HYDRA_4, MPI_MAPS), (HYDRA_4 | {"PMI_RANK": "1"}, MPI_MAPS), ({}, "")], 4),  # another start
+        ([(HYDRA_4 | {"PMI_FD": "9"}, MPI_MAPS), (HYDRA_4, MPI_MAPS), ({}, "")], 4),  # of as many, with the same rank
         ([(HYDRA_4 | {"PMI_SIZE": "many"}, MPI_MAPS), ({}, "")], None),
     ],
 )

@@ -20,7 +20,7 @@ from mpickpt.cli.main import main
 from mpickpt.cli.page import Section, page, percent
 from mpickpt.cli.pictures import COLOURS, SHOWN_RANKS, chosen_ranks, draw_svg, draw_time_line
 from mpickpt.figures import figures_of
-from mpickpt.notes import FORMAT, EndNote, EpochNote, Header, RankNotes, RunNotes, fold
+from mpickpt.notes import FORMAT, LAST_NS, EndNote, EpochNote, Header, RankNotes, RunNotes, fold
 from mpickpt.store import runs
 
 # Opens the fonts before the first test, so that they are no test's leak.
@@ -179,8 +179,10 @@ def test_damaged_and_newer_notes(directory: Path, tmp_path: Path, capsys: pytest
     path = tmp_path / "c" / "runs" / runs(directory)[1] / "rank-00000.jsonl"
     header = path.read_text().splitlines()[0]
     newer = header.replace(f'"format":{FORMAT}', '"format":99') + "\n"
+    late = re.sub(r'"started_ns":\d+', f'"started_ns":{LAST_NS + 1}', header) + "\n"
     for text, told in (
         (newer, "has format version 99, and this mpickpt reads up"),
+        (late, "is damaged in line 1: its started_ns is missing or wrong"),  # in the year 10000, which no date has
         (header + "\n\0\0\0\n", "is damaged in line 2"),
     ):
         path.write_text(text)
