@@ -35,14 +35,15 @@ def open(
     progress: bool | None = None,
     alone: bool | None = None,
     on_rebind: OnRebind | None = None,
+    stall_limit: str | float | None = None,
 ) -> Session:
     """Open a checkpoint directory: restore from it if it holds something, and save to it from now on.
 
     Collective over `comm`. Rank 0's arguments count; the command line of ``mpickpt run`` and the variables
     ``MPICKPT_DIR``, ``MPICKPT_EVERY``, ``MPICKPT_INTERVAL``, ``MPICKPT_KEEP``, ``MPICKPT_RESTART``, ``MPICKPT_POOL``,
     ``MPICKPT_DIRECT``, ``MPICKPT_MTBF``, ``MPICKPT_SIGNALS``, ``MPICKPT_PREDICT``, ``MPICKPT_LAZY``,
-    ``MPICKPT_MARGIN``, ``MPICKPT_RECORD``, ``MPICKPT_PROGRESS``, ``MPICKPT_ALONE`` and ``MPICKPT_ON_REBIND`` win over
-    them, in this order.
+    ``MPICKPT_MARGIN``, ``MPICKPT_RECORD``, ``MPICKPT_PROGRESS``, ``MPICKPT_ALONE``, ``MPICKPT_ON_REBIND`` and
+    ``MPICKPT_STALL_LIMIT`` win over them, in this order.
 
     Parameters
     ----------
@@ -94,6 +95,9 @@ def open(
         Have this process run alone although the launcher that started it started others, of which MPI does not know.
         False by default: that is an error, because a launcher that does not belong to the MPI library starts all ranks
         as programs of their own.
+    stall_limit : str or float, optional
+        Give an epoch up when the storage hangs: when it holds the program up, because the pool is full or at a safe
+        point, and no write has ended for so long. A minute by default; ``"never"`` waits. See docs/limits.md.
 
     Returns
     -------
@@ -118,7 +122,7 @@ def open(
     code: dict[str, Any] = {"dir": directory, "every": every, "interval": interval, "keep": keep}
     code |= {"restart": restart, "pool": pool, "direct": direct, "mtbf": mtbf, "signals": signals}
     code |= {"predict": predict, "lazy": lazy, "margin": margin, "record": record, "progress": progress}
-    code |= {"on_rebind": on_rebind, "alone": alone}
+    code |= {"on_rebind": on_rebind, "alone": alone, "stall_limit": stall_limit}
     coordinator = Coordinator(comm)
     try:
         options = coordinator.on_root(lambda: _options(code), "rank 0 to read the options")

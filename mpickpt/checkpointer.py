@@ -48,6 +48,7 @@ class _Target:
     offsets: SlotOffsets  # without empty arrays: the snapshotter has none
     spill: Path
     channels_spill: Path
+    stall_text: str  # said by a write that waits long for the storage
 
 
 class Checkpointer:
@@ -303,7 +304,8 @@ class Checkpointer:
             arrays=tuple(offsets.arrays[i] for i in full),
             checksums=tuple(offsets.checksums[i] for i in full),
         )
-        return _Target(path, without_empty, spill_path(path, rank), spill_path(path, rank, "channels"))
+        stall_text = f"mpickpt: rank {rank} has waited 30 s for the storage, as the pool is full: {path}\n"
+        return _Target(path, without_empty, spill_path(path, rank), spill_path(path, rank, "channels"), stall_text)
 
     def _fitting(self) -> set[int]:
         """Find the slots that have the present layout, on rank 0."""
@@ -353,6 +355,7 @@ class Checkpointer:
             self._seal()
         if self.traffic is not None:
             self.traffic.cut(number)
+        self.snapshotter.set_stall_limit(self._options.stall_limit, target.stall_text)
         self.snapshotter.cut(
             path=target.path,
             epoch=number,
@@ -369,14 +372,27 @@ class Checkpointer:
 
     # -- the end -------------------------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Let go of everything on this rank, the arrays' memory too; the drain has ended."""
-        self.snapshotter.close()
+    def close(self, *, keep_lock: bool = False) -> bool:
+        """Let go of everything on this rank, the arrays' memory too; the drain has ended.
+
+        Where the storage of some rank hangs, what is still under way may reach a slot at any time: the directory then
+        stays locked.
+
+        Returns
+        -------
+        bool
+            False if the storage of this rank hangs.
+        """
+        all_ended = self.snapshotter.close()
         self._watch.close()
         self.bindings.close()
         self._sealed = None
         self._regions.clear()
         self.extents.clear()
+        if keep_lock or not all_ended:
+            self.store.keep_lock()
+            return all_ended
         if self.store.lock_descriptor is not None:
             inherit_descriptor(self.store.lock_descriptor)
         self.store.unlock()
+        return True

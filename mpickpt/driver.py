@@ -17,6 +17,7 @@ from mpickpt.checkpointer import Checkpointer
 from mpickpt.coordinator import Coordinator, abort
 from mpickpt.epochs import GLANCE_SECONDS, Epochs
 from mpickpt.errors import EpochError, Stopped, warn
+from mpickpt.hang import Hang
 from mpickpt.lazy import Loading
 from mpickpt.outcome import Outcome, told_lost
 from mpickpt.policy import Clock
@@ -45,6 +46,7 @@ from mpickpt.protocol import (
     Protocol,
     Reached,
     SayBelowClosed,
+    Skip,
     Stand,
     Stop,
 )
@@ -53,6 +55,7 @@ from mpickpt.saving import Saver
 from mpickpt.stats import Stats
 from mpickpt.takeover import Handlers
 from mpickpt.triggers import Triggers
+from mpickpt.waiting import Watch
 
 
 @dataclass(slots=True)
@@ -98,6 +101,8 @@ class Driver:
         When to cut by time; all ranks keep it, and rank 0's counts.
     recorder : Recorder
         Takes notes of what happens.
+    hang : Hang
+        Knows whether the storage hangs.
     loading : Loading or None
         What a lazy restart has still to read and check; there is no cut before it is done.
     line : RunLine or None
@@ -123,6 +128,7 @@ class Driver:
         triggers: Triggers,
         clock: Clock,
         recorder: Recorder,
+        hang: Hang,
         loading: Loading | None = None,
         line: RunLine | None = None,
     ) -> None:
@@ -130,7 +136,9 @@ class Driver:
         self.next_look = 0.0
         self.stopped: Stopped | None = None
         self.clock = clock
-        self._epochs = Epochs(coordinator, checkpointer, protocol, clock, recorder, loading)
+        self.hang = hang
+        triggers.stalls = hang.stalls
+        self._epochs = Epochs(coordinator, checkpointer, protocol, clock, recorder, hang, loading)
         self.stats = self._epochs.stats
         self._coordinator = coordinator
         self._checkpointer = checkpointer
@@ -147,6 +155,11 @@ class Driver:
         self._closing = False
         self._in_hand = False  # events are being handled: nothing else may be
         self._lull: _Lull | None = None
+
+    @property
+    def storage_hung(self) -> bool:
+        """Whether the storage of some rank hangs, as far as this one knows."""
+        return self._protocol.storage_hung
 
     # -- safe points ---------------------------------------------------------------------------------------------
 
@@ -177,7 +190,7 @@ class Driver:
         self._protocol.glanced(step, now)
         self.next_step, self.next_look = min(lull.end, step + lull.steps), now + lull.seconds
         if lull.drains:
-            self._epochs.see_to_drain(now, self._seconds_left(now))
+            self._see_to_drain(now)
         return True
 
     def safe_point(self, step: int) -> None:
@@ -256,9 +269,13 @@ class Driver:
         if self._epochs.loads and self._epochs.see_to_loading(now, self._seconds_left(now)):
             self._triggers.request(stop=False)  # all ranks meet at a cut, and are told there
         if self._epochs.drains:
-            self._epochs.see_to_drain(now, self._seconds_left(now))
+            self._see_to_drain(now)
         if self._line is not None:
             self._tell(self._line, now)
+
+    def _see_to_drain(self, now: float) -> None:
+        self._epochs.see_to_drain(now, self._seconds_left(now))
+        self.hang.tell()
 
     def _tell(self, line: RunLine, now: float) -> None:
         """Bring the line up to date, if it is time."""
@@ -290,9 +307,17 @@ class Driver:
                 bar.update(*self._checkpointer.saved())
             elif self._line is not None:
                 self._tell(self._line, now)
+            self._epochs.give_up_if_hung(ending=self._closing)
             return self._next_event(now)
 
-        since = time.perf_counter()
+        watch = Watch()
+        try:
+            self._stand_while(look, watch)
+        finally:
+            self._coordinator.end_watch(watch)
+
+    def _stand_while(self, look: Callable[[], Event | None], watch: Watch) -> None:
+        since = Watch()
         while (stand := self._protocol.stands) is not Stand.NO:
             if self.stopped is not None and not self._closing:
                 return
@@ -300,19 +325,19 @@ class Driver:
             seconds: float | None = None
             if drains:
                 self._epochs.hurry()
-                self._epochs.give_up_late_messages(time.perf_counter() - since)
+                self._epochs.give_up_late_messages(since.seconds())
                 seconds = GLANCE_SECONDS
             elif stand is Stand.LIMITED and not self._checkpointer.layout_changed:
-                seconds = max(0.0, since + self._protocol.patience - time.perf_counter())
+                seconds = max(0.0, self._protocol.patience - since.seconds())
             elif self.stopped is not None:
                 seconds = STOP_PATIENCES * self._protocol.patience
-            event = self._coordinator.wait(look, self._what(), seconds)
+            event = self._coordinator.wait(look, self._what(), seconds, watch)
             if event is None and drains:
                 continue
             if event is None and self.stopped is not None:
                 self._end_the_hard_way(self.stopped)
             if event is None or isinstance(event, Drained):
-                since = time.perf_counter()
+                since.restart()
             if event is None:
                 event = GaveUp()
             self._handle(event)
@@ -320,7 +345,10 @@ class Driver:
     def _what(self) -> str:
         """Say what this rank stands still for."""
         epoch = self._protocol.epoch
-        if epoch is not None:
+        storage = self._epochs.storage()
+        if storage is not None:
+            what = storage
+        elif epoch is not None:
             what = f"all ranks to finish epoch {epoch.number} (cut at step {epoch.step})"
         elif self._closing:
             what = "all ranks to close the session"
@@ -369,6 +397,9 @@ class Driver:
             case Miss(number, step, slot):
                 self.tell_taken_signals()
                 return self._epochs.miss(number, step, slot)
+            case Skip(number, step, _):
+                self.clock.start(time.perf_counter())
+                return self._epochs.skip(number, step)
             case Post(epoch, complete):
                 self._epochs.post(epoch, complete)
             case Hurry():

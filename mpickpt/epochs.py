@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpickpt.checkpointer import Checkpointer
-from mpickpt.coordinator import Commit, Coordinator, Share
+from mpickpt.coordinator import STORAGE, Commit, Coordinator, Share
 from mpickpt.errors import MpickptError, StoreError, UsageError, warn
+from mpickpt.hang import Hang
 from mpickpt.lazy import Loading
 from mpickpt.outcome import Outcome
 from mpickpt.policy import Clock, should_hurry
@@ -31,6 +32,7 @@ from mpickpt.store import slot_path
 if TYPE_CHECKING:
     from mpickpt.coordinator import Traffic
 
+SKIPPED = "it was skipped, as the storage of a rank hung"
 MISSED = "a rank had to go on before it knew the step of the cut; it is tried again"
 GLANCE_SECONDS = 0.1  # a wait for the drain returns to Python so often, for Ctrl-C
 
@@ -50,6 +52,8 @@ class Epochs:
         Is told of each cut, and of what epochs cost.
     recorder : Recorder
         Takes notes of what happens.
+    hang : Hang
+        Knows whether the storage hangs.
     loading : Loading or None
         What a lazy restart has still to read and check; there is no cut before it is done.
 
@@ -70,6 +74,7 @@ class Epochs:
         protocol: Protocol,
         clock: Clock,
         recorder: Recorder,
+        hang: Hang,
         loading: Loading | None,
     ) -> None:
         self.stats = Stats()
@@ -80,6 +85,7 @@ class Epochs:
         self._protocol = protocol
         self._clock = clock
         self._recorder = recorder
+        self._hang = hang
         self._loading = loading
         self._cut_at = self._whole_at = 0.0  # the last cut, and that of the newest whole epoch
         self._blocked_seconds = 0.0
@@ -149,6 +155,7 @@ class Epochs:
         before = self._checkpointer.snapshotter.progress()
         self._warn_of_unseen_writes(before)
         self._cut_at, self._costs = began, (0.0, 0.0)
+        self._hang.begin(slot)
         self._channels_due, self._fault = self._checkpointer.traffic is not None, None
         self._failure = 0, "its cut raised an exception"
         try:
@@ -177,6 +184,26 @@ class Epochs:
         if refused is None and self._checkpointer.traffic is not None:
             self._checkpointer.traffic.cut(number)
         return refused or Drained(False)
+
+    def skip(self, number: int, step: int) -> Drained:
+        """Let a cut go by, as all ranks do, and find out whether the storage of this one still hangs."""
+        hung = self._hang.skips(number, step)
+        self._costs = (0.0, 0.0)
+        self._failure = (errno.ETIMEDOUT, self._hang.reason()) if hung else (0, SKIPPED)
+        return Drained(False, hung=hung)
+
+    def give_up_if_hung(self, *, ending: bool) -> None:
+        """Give the epoch up that this rank waits for, if the storage hangs; at the end of a program not so soon."""
+        epoch = self._protocol.epoch
+        if epoch is not None and not epoch.posted:
+            self._hang.give_up(ending=ending or epoch.stop)
+
+    def storage(self) -> str | None:
+        """Say what this rank waits for, if that is its own storage."""
+        epoch = self._protocol.epoch
+        if epoch is None or epoch.posted:
+            return None
+        return f"{STORAGE}which saves epoch {epoch.number} (cut at step {epoch.step}) in {self._hang.path}"
 
     # -- the drain -----------------------------------------------------------------------------------------------
 
@@ -272,19 +299,23 @@ class Epochs:
         self._checkpointer.snapshotter.hurry(False)
         progress = self._checkpointer.snapshotter.progress()
         add_progress(self.stats, progress)
-        self._recorder.drained(progress)
+        hung = progress.state is DrainState.HUNG
+        self._recorder.drained(progress, hung=hung)
         self._costs = (progress.drain_seconds, self._blocked_seconds + progress.fault_seconds)
-        if progress.state is DrainState.FAILED:
+        if progress.state in (DrainState.FAILED, DrainState.HUNG):
             reason = self._fault or self._checkpointer.changed(progress) or _explain(progress.errno)
+            if hung:
+                reason = self._hang.reason()
             self._failure = progress.errno, reason
             self._warn(epoch.number, epoch.step, epoch.slot, reason)
-        return Drained(progress.state is DrainState.COMPLETE, progress.drain_seconds)
+        return Drained(progress.state is DrainState.COMPLETE, progress.drain_seconds, hung)
 
     def post(self, epoch: Epoch, complete: bool) -> None:
         """Tell all ranks what became of the epoch here."""
         drain, lost = self._costs
+        cut = epoch.number, epoch.step, epoch.slot
         self._coordinator.post_commit(
-            Share(epoch.number, epoch.step, epoch.slot, complete, epoch.missed, drain, lost, self._failure[0])
+            Share(*cut, complete, epoch.missed, epoch.hung, drain, lost, self._failure[0])
         )
 
     def _settled(self, epoch: Epoch, commit: Commit) -> Event:
@@ -307,7 +338,7 @@ class Epochs:
                 f"Epoch {epoch.number} failed: rank {self._coordinator.rank} was cut for it at step {epoch.step}, and "
                 f"another rank for another epoch or at another step. All ranks must take the same steps."
             )
-        return Settled(commit.whole, commit.missed, commit.left)
+        return Settled(commit.whole, commit.missed, commit.left, commit.hung)
 
     def _why_not(self, commit: Commit) -> str:
         """Say why an epoch failed, as far as this rank knows."""
@@ -359,8 +390,10 @@ class Epochs:
         if self._channels_due:
             self._give_up("the session ended before all messages in flight were known")
         while not self._checkpointer.snapshotter.wait(GLANCE_SECONDS):
-            pass
-        self.post(epoch, self._drained(epoch).complete)
+            self._hang.give_up(ending=False)
+        drained = self._drained(epoch)
+        epoch.hung = drained.hung
+        self.post(epoch, drained.complete)
 
     def current_stats(self) -> Stats:
         """Sum up, with the drain that is under way."""
@@ -385,6 +418,8 @@ def _explain(number: int) -> str:
     """Say what an errno of the snapshotter means."""
     if number == errno.ELOOP:
         return "somebody has put a symbolic link in its place, through which nothing is written"
+    if number == errno.ETIMEDOUT:
+        return "the storage hangs"
     if number == errno.ESTALE:
         return (
             "the slot is not as this rank left it, so something else has written to it or put another file in its "

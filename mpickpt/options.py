@@ -21,6 +21,7 @@ DEFAULT_INTERVAL = 600.0  # seconds between two cuts when the program does not s
 DEFAULT_MTBF = 86_400.0  # seconds between two failures of the whole job, for interval="auto"
 DEFAULT_MARGIN = 60.0  # seconds of a batch job that are left for its end, beside those of a drain
 DEFAULT_KEEP = 2
+DEFAULT_STALL_LIMIT = 60.0  # seconds without a call to the storage that ends, until an epoch is given up
 DEFAULT_POOL_FRACTION = 0.25
 DEFAULT_POOL_BLOCKS = 16  # the default pool is never smaller, so that a small state does not stall for nothing
 
@@ -101,6 +102,9 @@ class Options:
     on_rebind : "error", "warn" or "ignore"
         What a cut does about arrays and objects that the program does not hold any more, where it does not say so for
         each.
+    stall_limit : float
+        Seconds in which no call to the storage ends, until an epoch that holds the program up is given up; may be
+        infinite.
     """
 
     directory: Path
@@ -119,6 +123,7 @@ class Options:
     progress: bool = False
     alone: bool = False
     on_rebind: OnRebind = "error"
+    stall_limit: float = DEFAULT_STALL_LIMIT
 
 
 def parse_directory(value: object) -> Path:
@@ -160,6 +165,11 @@ def parse_seconds(value: object) -> float:
     if not (0 < seconds < math.inf):
         raise UsageError(f"{value!r} is not a time span; write seconds as a number, or '10min', '90s', '1h30min'.")
     return seconds
+
+
+def parse_limit(value: object) -> float:
+    """Read a time span as `parse_seconds`, or ``"never"``, which is infinite."""
+    return math.inf if value == "never" else parse_seconds(value)
 
 
 def _sum_of_quantities(text: str) -> float:
@@ -239,6 +249,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "progress": parse_switch,
     "alone": parse_switch,
     "on_rebind": parse_on_rebind,
+    "stall_limit": parse_limit,
 }
 
 

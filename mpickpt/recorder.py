@@ -76,6 +76,8 @@ class Recorder:
         self._draining: _Draining | None = None
         self._waits: list[tuple[float, float]] = []
         self._waited = 0.0
+        self._later: list[EpochNote] = []  # while the storage hangs
+        self._hung = False
         self._noted = (0, 0.0)  # faults between the last cut and the end of its drain, and their seconds
 
     def begin(self, restored: int | None, restart_seconds: float, state_bytes: int, block_bytes: int) -> None:
@@ -117,8 +119,9 @@ class Recorder:
             return
         self._draining = _Draining(number, step, slot, began - self._zero, blocked, *self._late(before))
 
-    def drained(self, progress: Progress) -> None:
-        """Note what became of the drain, and write the line."""
+    def drained(self, progress: Progress, *, hung: bool = False) -> None:
+        """Note what became of the drain, and write the line; later, if the storage has `hung`."""
+        self._hung = hung
         cut, self._draining = self._draining, None
         if self._file is None or cut is None:
             return
@@ -141,12 +144,22 @@ class Recorder:
             waits=tuple(self._waits),
         )
         self._waits, self._waited = [], 0.0
-        self._write(note)
+        self._later.append(note)
+        if not hung:
+            self._write_later()
+
+    def _write_later(self) -> None:
+        notes, self._later = self._later, []
+        for note in notes:
+            self._write(note)
 
     def end(self, closing: float, stats: Stats, progress: Progress, *, by_itself: bool) -> None:
-        """Note the end, which began at `closing`, and close the file."""
+        """Note the end, which began at `closing`, and close the file; neither if that might hang."""
+        if self._hung:
+            self._file = None
         if self._file is None:
             return
+        self._write_later()
         late, late_seconds = self._late(progress)
         self._write(
             EndNote(

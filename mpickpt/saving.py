@@ -13,6 +13,7 @@ from typing import Literal
 from mpickpt.coordinator import Coordinator
 from mpickpt.epochs import GLANCE_SECONDS, Epochs
 from mpickpt.protocol import Event, Protocol, Stand
+from mpickpt.waiting import Watch
 
 
 class Saver:
@@ -48,29 +49,35 @@ class Saver:
 
     def save(self, step: int, is_stopped: Callable[[], bool]) -> None:
         """Wait until the save at `step` is over, or the program is to stop."""
+        watch = Watch()
         while self._protocol.stands is not Stand.NO and not is_stopped():
             epoch = self._protocol.epoch
             what = "" if epoch is None else f" and finish epoch {epoch.number}"
-            self._bring_on(f"all ranks to call save() at step {step}{what}")
+            self._bring_on(f"all ranks to call save() at step {step}{what}", watch)
+        self._coordinator.end_watch(watch)
 
     def wait(self, step: int, is_stopped: Callable[[], bool]) -> None:
         """Wait in the midst of `step` until the epoch in progress is decided, or the program is to stop."""
-        epoch = self._protocol.epoch
+        epoch, watch = self._protocol.epoch, Watch()
         while epoch is not None and self._protocol.epoch is epoch and not is_stopped():
-            self._bring_on(f"all ranks to finish epoch {epoch.number} (cut at step {epoch.step}), being in step {step}")
+            what = f"all ranks to finish epoch {epoch.number} (cut at step {epoch.step}), being in step {step}"
+            self._bring_on(what, watch)
+        self._coordinator.end_watch(watch)
 
-    def _bring_on(self, what: str) -> None:
+    def _bring_on(self, what: str, watch: Watch) -> None:
         """Take in the next thing that happens; if this rank's own drain is all that is waited for, look up at times."""
         if self._epochs.drains:
             self._epochs.hurry()
         by_itself = self._epochs.drains and not self._epochs.awaits_messages
-        event = self._coordinator.wait(self._look, what, GLANCE_SECONDS if by_itself else None)
+        what = self._epochs.storage() or what
+        event = self._coordinator.wait(self._look, what, GLANCE_SECONDS if by_itself else None, watch)
         if event is not None and event != "received":
             self._handle(event)
 
     def _look(self) -> Event | Literal["received"] | None:
         awaited = self._epochs.awaits_messages
         self._epochs.receive_ahead()
+        self._epochs.give_up_if_hung(ending=False)
         event = self._next_event(time.perf_counter())
         if event is None and awaited and not self._epochs.awaits_messages:
             return "received"

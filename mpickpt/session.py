@@ -27,6 +27,7 @@ from mpickpt.coordinator import Coordinator
 from mpickpt.driver import Driver
 from mpickpt.errors import LayoutError, MpickptError, Stopped, UsageError, warn
 from mpickpt.guard import close_guard, held, open_guard, refresh_guard, tell_unguarded
+from mpickpt.hang import Hang
 from mpickpt.layout import ArraySpec
 from mpickpt.lazy import Loading
 from mpickpt.options import OnRebind, Options, parse_on_rebind
@@ -135,7 +136,8 @@ class Session:
         run, started_ns = self._checkpointer.run, self._checkpointer.started_ns
         self._recorder = recorder = Recorder(options, coordinator.rank, coordinator.size, run, started_ns)
         line = RunLine() if first and options.progress else None
-        return Driver(coordinator, self._checkpointer, protocol, triggers, clock, recorder, start.loading, line)
+        hang = Hang(self._checkpointer.snapshotter, options.stall_limit, coordinator.rank, options.directory)
+        return Driver(coordinator, self._checkpointer, protocol, triggers, clock, recorder, hang, start.loading, line)
 
     # -- what is saved -------------------------------------------------------------------------------------------
 
@@ -551,7 +553,7 @@ class Session:
         try:
             if self._loading is not None:
                 self._loading.close()
-            self._checkpointer.close()
+            self._let_go()
             self._traffic.close()
             self._coordinator.close()
         finally:
@@ -570,10 +572,15 @@ class Session:
             try:
                 if self._loading is not None:
                     self._leave_loading(self._loading)
-                self._checkpointer.close()
+                self._let_go()
                 self._coordinator.leave()
             finally:
                 close_guard()
+
+    def _let_go(self) -> None:
+        """Let go of arrays and directory, as far as the storage allows."""
+        if not self._checkpointer.close(keep_lock=self._driver.storage_hung):
+            self._driver.hang.left()
 
     @staticmethod
     def _leave_loading(loading: Loading) -> None:

@@ -56,6 +56,8 @@ class Triggers:
     ----------
     asked : bool
         A signal or the program asked for something that was not taken yet.
+    stalls : callable
+        Whether the storage does not answer just now: then the file is not looked for, as that might hang the program.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Triggers:
         self._margin = margin
         self._file = None if directory is None else directory / TRIGGER
         self._look_at = 0.0
+        self.stalls: Callable[[], bool] = lambda: False
         self.asked = self._stop = self._signalled = False
         self._before: dict[int, _Handler] = {}
         self._ignored: dict[int, _Handler] = {}  # since the program was stopped
@@ -104,7 +107,7 @@ class Triggers:
     def stirs(self, now: float) -> bool:
         """Whether `take` may have something to give; looks for the file, if it is time to."""
         in_job = self._environment is not None and self._environment.job
-        if self._file is not None and now >= self._look_at and not in_job and not _is_there(self._file):
+        if self._file is not None and now >= self._look_at and not in_job and not self._finds(self._file):
             self._look_at = now + FILE_SECONDS
         return self.asked or now >= self.due_at
 
@@ -143,7 +146,7 @@ class Triggers:
         if self._environment is not None:
             self._environment.close()
             self._environment = None
-        if self._file is not None:
+        if self._file is not None and not self.stalls():
             with suppress(OSError):
                 self._file.unlink(missing_ok=True)
 
@@ -168,8 +171,11 @@ class Triggers:
             environment.close()
             self._environment = None
 
+    def _finds(self, file: Path) -> bool:
+        return not self.stalls() and _is_there(file)
+
     def _take_file(self, file: Path) -> None:
-        if not _is_there(file):
+        if not self._finds(file):
             return
         try:
             text = _read_own(file)

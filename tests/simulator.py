@@ -50,6 +50,10 @@ class Job:
         Wishes to cut.
     fails : callable
         Whether a drain fails, of (rank, epoch).
+    hangs : callable
+        For how many seconds the storage hangs in a drain, of (rank, epoch); 0 for not.
+    stall_limit : float
+        After so many of them the rank gives the epoch up.
     dies : tuple (seconds, rank), optional
         This rank does nothing more from then on.
     every, keep : int
@@ -71,6 +75,8 @@ class Job:
     longest_drain: float = 1.0
     asks: list[tuple[float, int, bool]] = field(default_factory=list)
     fails: Callable[[int, int], bool] = lambda rank, epoch: False
+    hangs: Callable[[int, int], float] = lambda rank, epoch: 0.0
+    stall_limit: float = 20.0
     dies: tuple[float, int] | None = None
     every: int | None = None
     keep: int = 2
@@ -126,6 +132,7 @@ class Rank:
         self.stopped: int | None = None
         self.stop_whole: bool | None = None
         self.dead = False
+        self.hung = False
         self.stood = 0.0
         self.gave_up = 0
         self.asked_at: list[float] = []
@@ -155,6 +162,8 @@ class Simulation:
     ----------
     cuts : dict
         For each epoch, the step of its cut on each rank that was cut for it.
+    skipped : dict
+        For each epoch that was skipped, the ranks that did so.
     whole : list of int
         Epochs that became whole, in their order.
     aborted : bool
@@ -166,6 +175,7 @@ class Simulation:
         self.now = 0.0
         self.ranks = [Rank(job, rank) for rank in range(job.size)]
         self.cuts: dict[int, dict[int, int]] = {}
+        self.skipped: dict[int, set[int]] = defaultdict(set)
         self.whole: list[int] = []
         self.aborted = False
         self._programs = [self._program(rank) for rank in self.ranks]
@@ -406,7 +416,7 @@ class Simulation:
             if kind == "commit":
                 if take and machine.epoch is not None:
                     rank.decided = machine.epoch.number, not content[0]
-                return p.Settled(whole=not content[0], missed=bool(content[1]))
+                return p.Settled(whole=not content[0], missed=bool(content[1]), hung=bool(content[2]))
             return p.Ended(None) if content == "end" else p.Marked(bool(content), self.now)
         if rank.events and rank.step >= 0:
             return rank.events.popleft() if take else rank.events[0]
@@ -435,8 +445,12 @@ class Simulation:
                     self._cut(rank, number, step, slot)
                 case p.Miss():
                     happened = p.Drained(False)
+                case p.Skip(number):
+                    assert number not in self.cuts, f"epoch {number}: skipped by rank {rank.rank}, and cut by others"
+                    self.skipped[number].add(rank.rank)
+                    happened = p.Drained(False, hung=rank.hung)
                 case p.Post(epoch, complete):
-                    self._post(rank, "commit", (not complete, epoch.missed))
+                    self._post(rank, "commit", (not complete, epoch.missed, epoch.hung))
                 case p.EndSave():
                     assert rank.decided is not None
                     rank.saved.append((machine._step, *rank.decided))
@@ -452,6 +466,8 @@ class Simulation:
     # -- disks -------------------------------------------------------------------------------------------------------
 
     def _cut(self, rank: Rank, number: int, step: int, slot: int) -> None:
+        assert not rank.hung, f"epoch {number}: rank {rank.rank} is cut while its storage hangs"
+        assert number not in self.skipped, f"epoch {number}: cut by rank {rank.rank}, and skipped by others"
         cuts = self.cuts.setdefault(number, {})
         assert rank.rank not in cuts, f"epoch {number}: rank {rank.rank} is cut twice"
         assert all(other == step for other in cuts.values()), f"epoch {number}: cut at {step}, and at {cuts}"
@@ -459,6 +475,14 @@ class Simulation:
         rank.cut_at.append(self.now)
         self._write(rank, slot, number, complete=False)
         seconds = self.job.longest_drain * (1 + 2 * self._random.random()) / 3
+        hang, limit = self.job.hangs(rank.rank, number), self.job.stall_limit
+        if hang > limit:
+            rank.hung = True
+            given_up = p.Drained(False, limit, hung=True)
+            self._at(self.now + limit, lambda: None if rank.dead else self._tell(rank, given_up))
+            self._at(self.now + hang, partial(setattr, rank, "hung", False))
+            return
+        seconds += hang
         self._at(self.now + seconds, lambda: None if rank.dead else self._end_drain(rank, slot, number, seconds))
 
     def _end_drain(self, rank: Rank, slot: int, number: int, seconds: float) -> None:

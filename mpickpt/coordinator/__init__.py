@@ -12,6 +12,7 @@ from mpickpt.coordinator.ranks import (
     import_mpi,
     wait_limit,
 )
+from mpickpt.coordinator.reports import STORAGE
 from mpickpt.coordinator.world import abort, about_mpi, broadcast_world, gather_world, world_rank_and_size
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mpickpt.coordinator.traffic import Traffic
 
 __all__ = [
+    "STORAGE",
     "Commit",
     "Communicator",
     "Coordinator",

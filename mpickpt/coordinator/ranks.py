@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,10 +28,11 @@ from numpy.typing import NDArray
 
 from mpickpt.coordinator.leftovers import Account, enter, leave_behind
 from mpickpt.coordinator.pending import Pending, Repeated, abandon, calls_of_collective, next_of
-from mpickpt.coordinator.reports import Reports
+from mpickpt.coordinator.reports import STORAGE, Reports
 from mpickpt.coordinator.rounds import Rounds
 from mpickpt.coordinator.started import check_started
 from mpickpt.errors import MpickptError, UsageError, WaitTimeout
+from mpickpt.waiting import REPORT_AFTER, SAY_AFTER, Watch
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -42,11 +44,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WAIT_LIMIT = 600.0  # seconds; MPICKPT_WAIT_LIMIT
-REPORT_AFTER = 0.8  # of the limit: then a rank tells what it waits for
 _FIRST_PAUSE, _LONGEST_PAUSE = 20e-6, 1e-3  # seconds between two looks at a request
 _NOBODY = 2**62  # in a commit: no rank has left, or failed
 _ERRNO_BITS = 16  # of a number that holds a rank and an errno
-_SHARE = 12  # numbers that a rank says of an epoch, in `_post`
+_SHARE = 13  # numbers that a rank says of an epoch, in `_post`
 # Bytes of all ranks together, up to which values travel in rooms of one size. A collective with counts, which are NULL
 # but at the root, ends a program under a profiler that looks at them everywhere (EZTrace 2.0 does).
 _EVEN_BYTES = 64 << 20
@@ -64,6 +65,8 @@ class Share:
         Its image is on disk.
     missed : bool
         It came past the cut; then step and slot mean nothing.
+    hung : bool
+        Its storage hangs: it cannot be cut.
     drain_seconds, lost_seconds : float
         How long the drain took, and for how long the program stood still for the epoch.
     errno : int
@@ -75,6 +78,7 @@ class Share:
     slot: int
     complete: bool
     missed: bool = False
+    hung: bool = False
     drain_seconds: float = 0.0
     lost_seconds: float = 0.0
     errno: int = 0
@@ -92,6 +96,8 @@ class Commit:
         Whether it is the same cut on all ranks: the same epoch, step and slot.
     missed : bool
         Whether a rank came past it.
+    hung : bool
+        Whether the storage of a rank hangs.
     left : int or None
         A rank that left the session by an exception.
     drain_seconds, lost_seconds : float
@@ -103,6 +109,7 @@ class Commit:
     whole: bool
     same_cut: bool
     missed: bool
+    hung: bool
     left: int | None
     drain_seconds: float
     lost_seconds: float
@@ -279,7 +286,8 @@ class Coordinator:
         posted = next_of(self._shares)
         self._posted += 1
         failed = _NOBODY if share.complete else self.rank << _ERRNO_BITS | share.errno
-        posted.kept[0][:] = [share.complete, left, not share.missed, failed, *costs, *least, *greatest]
+        met = [share.complete, left, not share.missed, not share.hung, failed]
+        posted.kept[0][:] = [*met, *costs, *least, *greatest]
         posted.start()
         posted.test()
         return posted
@@ -292,7 +300,7 @@ class Coordinator:
         """Give what was found out about the epoch that was posted, if it is there."""
         if self._commit is None or not self._commit.test():
             return None
-        complete, left, not_missed, failed, drain, lost, *cut = self._commit.result.tolist()
+        complete, left, not_missed, not_hung, failed, drain, lost, *cut = self._commit.result.tolist()
         self._commit = None
         least, greatest = cut[:3], [-n for n in cut[3:]]
         same_cut = least == greatest or least[0] == _NOBODY  # if all missed it, there is no cut to compare
@@ -300,6 +308,7 @@ class Coordinator:
             whole=bool(complete) and same_cut,
             same_cut=same_cut,
             missed=not not_missed,
+            hung=not not_hung,
             left=None if left == _NOBODY else left,
             drain_seconds=-drain / 1e6,
             lost_seconds=-lost / 1e6,
@@ -322,6 +331,7 @@ class Coordinator:
             self._rounds.close(lambda pending: self._wait(pending, "the last marker, while closing"))
         for share in self._shares:
             share.free()
+        self._reports.take()
         self._meetings.Free()
         self._commits.Free()
 
@@ -363,34 +373,64 @@ class Coordinator:
         if all(one.orderly for one in accounts):  # otherwise there may be messages of a meeting that nobody received
             self._meetings.Free()
 
-    def wait(self, look: Callable[[], T], what: str, seconds: float | None = None) -> T | None:
+    def wait(
+        self, look: Callable[[], T], what: str, seconds: float | None = None, watch: Watch | None = None
+    ) -> T | None:
         """Wait until `look` gives something, and give that; None after so many seconds.
 
-        Without `seconds` the limit is MPICKPT_WAIT_LIMIT, and running into it is an error.
+        Without `seconds` the limit is MPICKPT_WAIT_LIMIT, and running into it is an error. Time in which this process
+        was suspended does not count. What takes long is said once on stderr; `watch` is the whole of a wait that is
+        made in several calls.
 
         Raises
         ------
         WaitTimeout
             Says what was waited for, and which ranks are late as far as they are known.
         """
-        begin = time.monotonic()
-        pause, reported = _FIRST_PAUSE, False
-        while (found := look()) is None:
-            waited = time.monotonic() - begin
-            if seconds is not None and waited > seconds:
-                return None
-            if seconds is None and waited > REPORT_AFTER * self._limit and not reported:
-                self._reports.tell(what)
-                reported, self._orderly = True, False
-            if seconds is None and waited > self._limit:
-                raise WaitTimeout(
-                    f"Rank {self.rank} waited {self._limit:g} s for {what}, but not all of the {self.size} ranks came "
-                    f"to the same point. {self._reports.late()} Do all ranks take the same steps and make the same "
-                    f"calls? The environment variable MPICKPT_WAIT_LIMIT sets the limit in seconds."
-                )
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+        this, pause = Watch(), _FIRST_PAUSE
+        whole = this if watch is None else watch
+        try:
+            while (found := look()) is None:
+                waited = this.seconds()
+                if seconds is not None and waited > seconds:
+                    return None
+                self._tell(whole, waited if whole is this else whole.seconds(), what)
+                if seconds is None and waited > self._limit:
+                    whole.reported = False  # not withdrawn: those whose time is over as well would take it for late
+                    raise WaitTimeout(self._timed_out(what))
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        finally:
+            if whole is this and this.reported:
+                self._reports.withdraw()
         return found
+
+    def end_watch(self, watch: Watch) -> None:
+        """End a wait that was made in several calls: nobody takes this rank for one that waits any more."""
+        if watch.reported:
+            self._reports.withdraw()
+            watch.reported = False
+
+    def _tell(self, watch: Watch, waited: float, what: str) -> None:
+        """Say of a wait that takes long what it is for, once, and before that to the ranks that know who is late."""
+        if not watch.reported and waited > REPORT_AFTER * min(self._limit, SAY_AFTER):
+            self._reports.tell(what)
+            self._orderly = False
+            watch.reported = True
+        if not watch.said and waited > SAY_AFTER:
+            watch.said = True
+            late = self._reports.late_of_all()
+            if late is not None or what.startswith(STORAGE):
+                text = f"mpickpt: rank {self.rank} has waited {SAY_AFTER:g} s for {what}. {late or ''}"
+                print(text.rstrip(), file=sys.stderr, flush=True)
+
+    def _timed_out(self, what: str) -> str:
+        late = self._reports.late()
+        asked = "" if STORAGE in f"{what} {late}" else " Do all ranks take the same steps and make the same calls?"
+        return (
+            f"Rank {self.rank} waited {self._limit:g} s for {what}, but not all of the {self.size} ranks came to the "
+            f"same point. {late}{asked} The environment variable MPICKPT_WAIT_LIMIT sets the limit in seconds."
+        )
 
     def _wait(self, pending: Pending, what: str) -> NDArray[Any]:
         try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -32,6 +33,7 @@ from mpickpt.coordinator.requests import TrackedRequest
 from mpickpt.coordinator.tracked import Tracked
 from mpickpt.errors import EpochError, MpickptError, WaitTimeout
 from mpickpt.inflight import InFlight, Swallow, route
+from mpickpt.waiting import SAY_AFTER, Watch
 
 T = TypeVar("T")
 
@@ -363,12 +365,15 @@ class Traffic:
         self.loopback.close()
 
     def _end_exchange(self) -> None:
-        limit = wait_limit()
-        end = time.monotonic() + limit
+        limit, watch = wait_limit(), Watch()
 
         def ready() -> bool:
             self.progress()
-            if self._exchange is not None and time.monotonic() > end:
+            waited = 0.0 if self._exchange is None else watch.seconds()
+            if waited > SAY_AFTER and not watch.said:
+                watch.said = True
+                print(f"mpickpt: {self.missing()} It has waited {SAY_AFTER:g} s.", file=sys.stderr, flush=True)
+            if waited > limit:
                 raise WaitTimeout(f"{self.missing()} It waited {limit:g} s; MPICKPT_WAIT_LIMIT sets the limit.")
             return self._exchange is None
 

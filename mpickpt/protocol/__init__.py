@@ -18,6 +18,9 @@ newest epoch that is whole everywhere; that one is never overwritten, so the nex
 
 A program that calls ``ckpt.save()`` waits for its checkpoint on all ranks (`mpickpt.protocol.saving`).
 
+A rank whose storage hangs gives its epoch up (`Drained` says so), and cannot be cut before the storage answers. So all
+ranks *skip* the next cut, which costs nobody anything, and learn from the answer whether that rank can be cut again.
+
 `Protocol.handle` is the only way in. Whoever drives it carries out the instructions in their order, feeds back what
 comes of them, and stays where it is as long as `Protocol.stands` says so: `mpickpt.driver` by MPI, a simulator in the
 tests. There is one short cut, `Protocol.glanced`, for the many looks that find nothing.
@@ -55,6 +58,7 @@ from mpickpt.protocol.instructions import (
     Post,
     Propose,
     SayBelowClosed,
+    Skip,
     Stop,
 )
 from mpickpt.protocol.lookahead import rest_seconds
@@ -95,6 +99,7 @@ __all__ = [
     "STOP_PATIENCES",
     "SayBelowClosed",
     "Settled",
+    "Skip",
     "Stand",
     "Stop",
     "children",

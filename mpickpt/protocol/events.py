@@ -67,10 +67,11 @@ class GaveUp:
 
 @dataclass(slots=True)
 class Drained:
-    """The drain of this rank has ended, `seconds` after its cut."""
+    """The drain of this rank has ended, `seconds` after its cut; or was given up, as its storage is `hung`."""
 
     complete: bool
     seconds: float = 0.0
+    hung: bool = False
 
 
 @dataclass(slots=True)
@@ -90,11 +91,14 @@ class Settled:
         A rank came past its step.
     left : int or None
         A rank that left the session by an exception.
+    hung : bool
+        The storage of a rank hangs: it cannot be cut before that has an end.
     """
 
     whole: bool
     missed: bool
     left: int | None = None
+    hung: bool = False
 
 
 @dataclass(slots=True)

@@ -21,6 +21,8 @@ class Epoch:
         This rank came past it.
     posted : bool
         The others were told.
+    hung : bool
+        The storage of this rank hangs.
     """
 
     number: int
@@ -30,6 +32,7 @@ class Epoch:
     agreed: bool = False
     missed: bool = False
     posted: bool = False
+    hung: bool = False
 
 
 @dataclass(slots=True)
@@ -66,6 +69,18 @@ class Cut:
 @dataclass(slots=True)
 class Miss:
     """Take part in what all ranks do together at a cut, without being cut: ``Drained(False)`` or `Refused` follows."""
+
+    number: int
+    step: int
+    slot: int
+
+
+@dataclass(slots=True)
+class Skip:
+    """Let a cut go by, as all ranks do because the storage of one of them hung: ``Drained(False)`` follows at once.
+
+    It says whether the storage of this rank hangs still.
+    """
 
     number: int
     step: int
@@ -124,6 +139,6 @@ class AnnounceEnd:
 
 
 Instruction = (
-    PassOn | Announce | Propose | Cut | Miss | Post | Hurry | EndSave | Stop | Abandon | SayBelowClosed | PassOnLeft
-    | AnnounceEnd
+    PassOn | Announce | Propose | Cut | Miss | Skip | Post | Hurry | EndSave | Stop | Abandon | SayBelowClosed
+    | PassOnLeft | AnnounceEnd
 )  # fmt: skip

@@ -41,6 +41,7 @@ from mpickpt.protocol.instructions import (
     Post,
     Propose,
     SayBelowClosed,
+    Skip,
     Stop,
 )
 from mpickpt.protocol.lookahead import LOOK_SECONDS, REST_SECONDS, Lookahead
@@ -152,6 +153,7 @@ class Protocol:
         self._stop_attempts = 0
         self._drain_seconds = 0.0  # of the last epoch
         self._holds = False  # between the last cut and the end of the program
+        self._storage_hung = False  # of some rank, as far as the last epoch tells: all ranks skip the next one
         # the end
         self._children = len(children(rank, size))
         self._said_closed = self._over = False
@@ -199,6 +201,11 @@ class Protocol:
         """
         self._before, self._step = self._step, step
         self._lookahead.glanced(step, now)
+
+    @property
+    def storage_hung(self) -> bool:
+        """Whether the storage of some rank hung in the last epoch."""
+        return self._storage_hung
 
     @property
     def over(self) -> bool:
@@ -251,7 +258,7 @@ class Protocol:
                 return self._gave_up_standing()
             case Drained():
                 self._drain_seconds = event.seconds
-                return self._drained(event.complete)
+                return self._drained(event.complete, event.hung)
             case Refused():
                 return self._settled(Settled(False, False))
             case Settled():
@@ -358,21 +365,25 @@ class Protocol:
         here = _Appointment(self._step, agreed=False)
         instructions = self._begin(self._appointments.popleft() if self._appointment_is_due else here, missed=False)
         saving.number = self._number
-        return [*instructions, Hurry()]
+        return instructions if self._storage_hung else [*instructions, Hurry()]
 
     def _begin(self, due: _Appointment, *, missed: bool) -> list[Instruction]:
         """Begin the next epoch: by a cut here, or by missing it."""
         slot = choose_slot(self._keep, self._slots, self._protected)
-        self._slots[slot] = None
         self._number += 1
         self.epoch = Epoch(self._number, self._step, slot, stop=due.stop, agreed=due.agreed, missed=missed)
         if due.agreed:
             self._open = False
         self._end_every(due)
+        if not missed:
+            self._skip_every()
+        self.missed += missed
+        if self._storage_hung:  # so no rank is cut in vain: this epoch tells all whether it still does
+            self._holds = due.stop and self.hold and not missed
+            return [Skip(self._number, self._step, slot)]
+        self._slots[slot] = None
         if missed:
-            self.missed += 1
             return [Miss(self._number, self._step, slot)]
-        self._skip_every()
         self._holds = due.stop and self.hold
         cut = Cut(self._number, self._step, slot)
         return [cut, Hurry()] if due.stop else [cut]
@@ -409,16 +420,18 @@ class Protocol:
             self._holds = False
         return self._go_on()
 
-    def _drained(self, complete: bool) -> list[Instruction]:
+    def _drained(self, complete: bool, hung: bool) -> list[Instruction]:
         epoch = self.epoch
         assert epoch is not None
-        epoch.posted = True
+        epoch.posted, epoch.hung = True, hung
         return [Post(epoch, complete), *(self._go_on() if epoch.missed else [])]
 
     def _settled(self, event: Settled) -> list[Instruction]:
         epoch, self.epoch = self.epoch, None
         assert epoch is not None
         self._holds = False
+        came_back = self._storage_hung and not event.hung
+        self._storage_hung = event.hung
         if event.whole:
             self._slots[epoch.slot] = epoch.number
             self._protected = epoch.slot
@@ -426,17 +439,21 @@ class Protocol:
             return [Abandon(event.left)]
         ended: list[Instruction] = []
         if self._saving is not None and self._saving.number == epoch.number:
-            self._saving, ended = None, [EndSave()]
-        return [*ended, *self._go_on_after(epoch, event)]
+            if came_back:  # it was skipped, and can be made now
+                self._saving.number = None
+            else:
+                self._saving, ended = None, [EndSave()]
+        return [*ended, *self._go_on_after(epoch, event, came_back)]
 
-    def _go_on_after(self, epoch: Epoch, event: Settled) -> list[Instruction]:
+    def _go_on_after(self, epoch: Epoch, event: Settled, came_back: bool) -> list[Instruction]:
         if epoch.stop:
             self._stop_attempts += 1
             if event.whole or (self._stop_attempts >= STOP_ATTEMPTS and not event.missed):
                 self._no_more = True
                 self._saving = None
                 return [Stop(event.whole), *self._go_on()]
-        if not event.whole and (epoch.stop or (epoch.agreed and event.missed)) and self.rank == 0:
+        again = epoch.stop or (epoch.agreed and (event.missed or came_back))
+        if not event.whole and again and self.rank == 0:
             self._wanted = True
             self._wanted_stop = self._wanted_stop or epoch.stop
         return self._go_on() or self._announce_if_wanted()

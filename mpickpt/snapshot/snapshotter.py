@@ -21,6 +21,7 @@ class DrainState(IntEnum):
     DRAINING = 1
     COMPLETE = 2
     FAILED = 3
+    HUNG = 4  # it was given up, and a call to the storage has not returned yet: no cut before that
 
 
 _STATES = tuple(DrainState)
@@ -70,9 +71,9 @@ class Progress:
     epoch : int
         The epoch that is, or was last, drained; 0 before the first cut.
     state : DrainState
-        Whether it is under way, whole on this rank, or failed.
+        Whether it is under way, whole on this rank, failed, or was given up.
     errno : int
-        Why it failed; 0 otherwise.
+        Why it failed, or was given up (ETIMEDOUT); 0 otherwise.
     blocks, blocks_due, blocks_saved, blocks_copied : int
         Blocks of all regions; those that the slot lacked; those of them that are saved; those that the program copied
         because it wrote to them first.
@@ -234,12 +235,42 @@ class Snapshotter:
         """
         self._session.resume(str(path), offsets.record, list(offsets.checksums), epoch)
 
-    def unseal(self) -> None:
+    def unseal(self) -> bool:
         """Wait for the drain, make all pages writable, stop the threads and forget the regions.
 
         An epoch that still waits for its channels fails with ECANCELED.
+
+        Returns
+        -------
+        bool
+            False if the storage hangs: then the threads are left to it. What they use, arrays too, stays until the
+            process ends, and nobody else may write to the slot before that.
         """
-        self._session.unseal()
+        return bool(self._session.unseal())
+
+    def set_stall_limit(self, seconds: float, text: str) -> None:
+        """Set for how long a write to an array waits for room in the pool while no call to the storage ends.
+
+        Then the epoch is given up. After 30 s such a write says `text`, a line, on stderr.
+        """
+        self._session.set_stall_limit(min(seconds, 1e9), text)
+
+    def give_up(self) -> bool:
+        """Give the epoch up that is being drained, as the storage hangs; False if no drain is under way.
+
+        It fails with ETIMEDOUT, and writes to arrays go on without a copy. The state is HUNG until the calls to the
+        storage have returned.
+        """
+        try:
+            self._session.give_up()
+        except OSError:
+            return False
+        return True
+
+    def calls(self) -> tuple[int, int]:
+        """Tell how many calls to the storage are under way, and how many have ended."""
+        under_way, ended = self._session.calls()
+        return under_way, ended
 
     def cut(
         self,
@@ -280,7 +311,7 @@ class Snapshotter:
         Raises
         ------
         OSError
-            EBUSY if the last drain has not ended; EINVAL if not sealed.
+            EBUSY if the last drain has not ended, or was given up and hangs; EINVAL if not sealed.
         ValueError
             If the objects do not fit and no `spill` is given, or channels follow and no `channels_spill` is.
         """
@@ -355,6 +386,6 @@ class Snapshotter:
         now["state"] = _STATES[now["state"]]
         return Progress(**now)
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """Undo everything, as `unseal`; closing twice is fine."""
-        self._session.unseal()
+        return bool(self._session.unseal())

@@ -173,6 +173,10 @@ class Store:
             fd, self.lock_descriptor = self.lock_descriptor, None
             give_lock_back(fd)
 
+    def keep_lock(self) -> None:
+        """Keep the directory until the process ends, whatever becomes of this object."""
+        self.lock_descriptor = None
+
     def slots(self) -> list[SlotInfo]:
         """List all slot files by index, unreadable ones too; `SlotInfo.why_not` tells what is wrong with them."""
         return sorted(map(self.look, self._files(_SLOT_NAME)), key=lambda slot: slot.index)

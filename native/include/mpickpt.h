@@ -33,7 +33,16 @@ extern "C" {
 
 enum mpk_record_state { MPK_EMPTY = 0, MPK_WRITING = 1, MPK_COMPLETE = 2, MPK_FAILED = 3 };
 
-enum mpk_drain_state { MPK_DRAIN_IDLE = 0, MPK_DRAIN_ACTIVE = 1, MPK_DRAIN_COMPLETE = 2, MPK_DRAIN_FAILED = 3 };
+/* HUNG: the epoch was given up because the storage hangs, and a call to the storage has not returned yet. What that call
+ * uses stays reserved, so no cut can be made; when it returns the state becomes FAILED, or COMPLETE if it was the last one
+ * of the commit: then all that was given up is the wait. */
+enum mpk_drain_state {
+    MPK_DRAIN_IDLE = 0,
+    MPK_DRAIN_ACTIVE = 1,
+    MPK_DRAIN_COMPLETE = 2,
+    MPK_DRAIN_FAILED = 3,
+    MPK_DRAIN_HUNG = 4,
+};
 
 #define MPK_RECORD_BYTES 4096
 #define MPK_RECORD_MAGIC "MPKREC01"
@@ -107,7 +116,7 @@ typedef struct mpk_plan {
 typedef struct mpk_progress {
     uint64_t epoch;
     enum mpk_drain_state state;
-    int error; /* errno, when FAILED */
+    int error; /* errno, when FAILED or HUNG */
     uint64_t blocks, blocks_due; /* of all regions; and those of them that the slot lacked */
     uint64_t blocks_saved, blocks_copied, bytes_written;
     uint64_t bytes_waiting; /* of bytes_written, those drained while the program waited in a call, */
@@ -120,6 +129,7 @@ typedef struct mpk_progress {
     uint64_t unseen_offset; /* in its block here. The next cut saves everything. */
     int32_t torn_region;    /* -1; or one that others wrote to while this cut copied it, which fails with EREMCHG */
     int channels_due; /* 1: the commit waits for mpk_add_channels; for nothing else once all blocks are saved */
+    uint32_t calls, calls_ended; /* to the storage: under way, and ended since the session was sealed */
 } mpk_progress;
 
 /* Zeroed, page-aligned memory of at least `bytes`. NULL when there is none. */
@@ -161,11 +171,16 @@ MPK_API int mpk_session_resume(mpk_session *session, const char *path, uint64_t 
                                const uint64_t *checksum_offsets, uint64_t epoch);
 
 /* Waits for the drain, makes all pages writable, stops the threads, forgets the regions. An epoch whose channels are
- * still due fails with ECANCELED: nobody could bring them any more. */
-MPK_API void mpk_session_unseal(mpk_session *session);
+ * still due fails with ECANCELED: nobody could bring them any more.
+ *
+ * -EBUSY when the storage hangs: with MPK_DRAIN_HUNG at once, otherwise when no call to it has ended for the limit of
+ * mpk_session_set_stall_limit. Then the session is left to its threads, which free it when the last call has returned: it
+ * must not be used any more, nor destroyed. The memory of its regions must stay until the process ends, and nobody else
+ * may write to the slot before that. */
+MPK_API int mpk_session_unseal(mpk_session *session);
 
 /* Fixes the image of all regions as it is now and returns; threads that write to regions must stand still for the
- * call. What goes wrong later, while draining, is told by mpk_session_progress. -EBUSY while a drain is active. */
+ * call. What goes wrong later, while draining, is told by mpk_session_progress. -EBUSY while a drain is active or HUNG. */
 MPK_API int mpk_cut(mpk_session *session, const mpk_plan *plan);
 
 /* Brings the payload (messages that were in flight at the cut) that a cut with channels_follow is not committed without;
@@ -179,11 +194,22 @@ MPK_API int mpk_add_channels(mpk_session *session, const void *data, size_t byte
  * -EINVAL when there is no such epoch, or its commit has begun. */
 MPK_API int mpk_fail_epoch(mpk_session *session, int error);
 
+/* A write of the program that waits because the pool is full gives the epoch up, as mpk_give_up does, when a call to the
+ * storage is under way and none has ended for so long; 0: never, which is the default. Time in which the process was
+ * suspended does not count. After 30 s such a write says `text`, which must end with a newline and is copied, on standard
+ * error; NULL: nothing. To be called before the cuts that it is for. */
+MPK_API int mpk_session_set_stall_limit(mpk_session *session, uint64_t limit_ns, const char *text);
+
+/* Gives the epoch up that is being drained, because the storage hangs: it fails with ETIMEDOUT, and its state is HUNG until
+ * the calls to the storage have returned. Until then writes of the program go on without a copy. -EINVAL when no drain is
+ * active. Any thread. */
+MPK_API int mpk_give_up(mpk_session *session);
+
 /* While on, the urgent threads drain, whatever the pool looks like. Any thread may call it. */
 MPK_API void mpk_session_hurry(mpk_session *session, int on);
 
-/* Sleeps until no drain is active, at most timeout_ns (negative: no limit). 1 when it ended, 0 when time ran out. A drain
- * does not end while channels are due: whoever is to bring them must not wait without limit. */
+/* Sleeps until no drain is active, at most timeout_ns (negative: no limit). 1 when it ended or is HUNG, 0 when time ran out.
+ * A drain does not end while channels are due: whoever is to bring them must not wait without limit. */
 MPK_API int mpk_session_wait(mpk_session *session, int64_t timeout_ns);
 
 /* Any thread may call it at any time. */

@@ -108,12 +108,12 @@ static uintptr_t signal_handler(int number) {
 
 class Session {
   public:
-    Session(bool direct, bool predict) {
-        unsigned flags = (direct ? 0 : MPK_SESSION_BUFFERED) | (predict ? 0 : MPK_SESSION_BY_ADDRESS);
-        check(mpk_session_create(&session_, flags));
+    Session(bool direct, bool predict)
+        : flags_((direct ? 0 : MPK_SESSION_BUFFERED) | (predict ? 0 : MPK_SESSION_BY_ADDRESS)) {
+        check(mpk_session_create(&session_, flags_));
     }
     ~Session() {
-        nb::gil_scoped_release release;
+        unseal();
         mpk_session_destroy(session_);
     }
     Session(const Session &) = delete;
@@ -160,12 +160,31 @@ class Session {
         if (checksum_offsets.size() != kept_.size()) throw nb::value_error("as many offsets as regions are needed");
         check(mpk_session_resume(session_, path.c_str(), record_offset, checksum_offsets.data(), epoch), path.c_str());
     }
-    void unseal() {
+    // False: the storage hangs, and the session was left to its threads. They use the arrays, which therefore stay for good.
+    bool unseal() {
+        int result;
         {
             nb::gil_scoped_release release;
-            mpk_session_unseal(session_);
+            result = mpk_session_unseal(session_);
         }
+        if (result == 0) {
+            kept_.clear();
+            return true;
+        }
+        new std::vector<bytes_array>(std::move(kept_));
         kept_.clear();
+        session_ = nullptr;
+        check(mpk_session_create(&session_, flags_));
+        return false;
+    }
+    void set_stall_limit(double seconds, const std::string &text) {
+        check(mpk_session_set_stall_limit(session_, static_cast<uint64_t>(seconds * 1e9), text.c_str()));
+    }
+    void give_up() { check(mpk_give_up(session_)); }
+    std::pair<uint32_t, uint32_t> calls() const {
+        mpk_progress p;
+        mpk_session_progress(session_, &p);
+        return {p.calls, p.calls_ended};
     }
     void cut(const std::string &path, uint64_t epoch, uint64_t step, uint32_t rank, uint64_t run, nb::bytes digest,
              const std::vector<uint64_t> &data_offsets, const std::vector<uint64_t> &checksum_offsets,
@@ -246,6 +265,7 @@ class Session {
         }
     }
 
+    unsigned flags_;
     mpk_session *session_ = nullptr;
     nb::object may_ = nb::none();
     std::vector<bytes_array> kept_; // the arrays live as long as their pages are watched
@@ -352,6 +372,9 @@ NB_MODULE(_native, m) {
         .def("fail", &Session::fail, "errno"_a)
         .def("hurry", &Session::hurry, "on"_a)
         .def("wait", &Session::wait, "timeout_ns"_a)
+        .def("set_stall_limit", &Session::set_stall_limit, "seconds"_a, "text"_a)
+        .def("give_up", &Session::give_up)
+        .def("calls", &Session::calls)
         .def("saved", &Session::saved)
         .def("progress", &Session::progress);
     nb::class_<Loader>(m, "Loader")

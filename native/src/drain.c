@@ -17,6 +17,8 @@
 #include "session.h"
 
 #define LOOK_NS 5000000 /* between two looks whether the idle threads get on */
+#define SAY_NS 30000000000u /* of waiting for the storage, until it is said */
+#define LONGEST_SLICE_NS 500000000u /* of a wait: what it took longer the process was suspended */
 
 /* A quarter of a chunk: what a thread has computed the checksums of is then still in the caches when it is written. That takes
  * more calls, of time that nobody wants; urgent threads take whole chunks. */
@@ -34,18 +36,18 @@ enum { OPENS = 1, CHECKS = 2, HELPS = 4 }; /* kinds of threads: one urgent, one 
  * processors. There is one session at a time. */
 static unsigned long queues[MPK__DRAIN_THREADS];
 
-static void ring(mpk_session *s, uint32_t kinds) {
+static void ring_in_handler(mpk_session *s, uint32_t kinds) {
     atomic_fetch_add(&s->bell, 1);
     mpk__prim_wake_kinds_in_handler(&s->bell, kinds);
 }
 
-void mpk__drain_ring_in_handler(mpk_session *s) { ring(s, OPENS | CHECKS | HELPS); }
+void mpk__drain_ring_in_handler(mpk_session *s) { ring_in_handler(s, OPENS | CHECKS | HELPS); }
 
-void mpk__drain_ring_for_cut(mpk_session *s) { ring(s, OPENS); }
+void mpk__drain_ring_for_cut(mpk_session *s) { ring_in_handler(s, OPENS); }
 
 static bool is_wanted(const mpk__drain_thread *self) {
     const mpk_session *s = self->session;
-    if (atomic_load(&s->drain_state) != MPK_DRAIN_ACTIVE) return false;
+    if (!mpk__drain_is_open(s)) return false;
     bool urgently = atomic_load(&s->starved) || atomic_load(&s->hurry) || mpk__program_waits() ||
                     mpk__pool_is_pressed(&s->pool);
     /* After a failure what is left is dropped: no work, but an idle thread may be late for it. */
@@ -118,36 +120,64 @@ static void set_checksum(mpk_session *s, uint32_t b, const mpk__place *place, ui
     if (h->was_ahead && memcmp(last, s->crc[b], sizeof last) == 0) atomic_store(&h->is_left_out, true);
 }
 
-void mpk__drain_finished(mpk_session *s, uint32_t units) {
+void mpk__drain_finished_in_handler(mpk_session *s, uint32_t units) {
     if (atomic_fetch_sub(&s->pending, units) != units) return;
     atomic_store(&s->commit_due, 1);
-    ring(s, OPENS | CHECKS); /* one commits, the other compares; to wake all costs more */
+    ring_in_handler(s, OPENS | CHECKS); /* one commits, the other compares; to wake all costs more */
 }
 
 /* Makes the commit wait, by a unit of pending. False when it has begun: 0 never becomes more, but by a cut. */
-static bool hold_commit(mpk_session *s) {
+static bool hold_commit_in_handler(mpk_session *s) {
     uint32_t pending = atomic_load(&s->pending);
     while (pending != 0)
         if (atomic_compare_exchange_weak(&s->pending, &pending, pending + 1)) return true;
     return false;
 }
 
-bool mpk__drain_fail(mpk_session *s, int error) {
-    if (!hold_commit(s)) return false;
+bool mpk__drain_fail_in_handler(mpk_session *s, int error) {
+    if (!hold_commit_in_handler(s)) return false;
     mpk__chaos();
     int none = 0;
     atomic_compare_exchange_strong(&s->error, &none, error);
     uint32_t due = MPK__CHANNELS_DUE;
     bool dropped = atomic_compare_exchange_strong(&s->channels, &due, MPK__CHANNELS_DROPPED);
     mpk__chaos();
-    mpk__drain_finished(s, dropped ? 2 : 1);
+    mpk__drain_finished_in_handler(s, dropped ? 2 : 1);
     mpk__drain_ring_in_handler(s); /* the urgent threads are wanted now */
     return true;
 }
 
+/* The state first: a commit that is under way then ends as a failure. */
+bool mpk__drain_give_up_in_handler(mpk_session *s) {
+    uint32_t active = MPK_DRAIN_ACTIVE;
+    if (!atomic_compare_exchange_strong(&s->drain_state, &active, MPK_DRAIN_HUNG)) return false;
+    mpk__chaos();
+    mpk__drain_fail_in_handler(s, ETIMEDOUT);
+    mpk__pool_notify(&s->pool);
+    mpk__prim_wake_in_handler(&s->drain_state);
+    return true;
+}
+
+void mpk__drain_waited_in_handler(mpk_session *s, mpk__patience *patience, uint64_t ns) {
+    uint32_t ended = atomic_load(&s->calls_ended);
+    if (ended != patience->ended || atomic_load(&s->calls) == 0) {
+        *patience = (mpk__patience){.ended = ended};
+        return;
+    }
+    patience->waited_ns += ns < LONGEST_SLICE_NS ? ns : LONGEST_SLICE_NS;
+    if (patience->waited_ns >= SAY_NS && s->stall_text && !atomic_exchange(&s->stall_said, 1))
+        mpk__prim_say_in_handler(s->stall_text);
+    if (s->stall_limit_ns && patience->waited_ns >= s->stall_limit_ns) mpk__drain_give_up_in_handler(s);
+}
+
+int mpk_give_up(mpk_session *s) {
+    if (mpk__is_forked_child()) return -EINVAL;
+    return mpk__drain_give_up_in_handler(s) ? 0 : -EINVAL;
+}
+
 int mpk_fail_epoch(mpk_session *s, int error) {
     if (error <= 0 || mpk__is_forked_child()) return -EINVAL;
-    return mpk__drain_fail(s, error) ? 0 : -EINVAL;
+    return mpk__drain_fail_in_handler(s, error) ? 0 : -EINVAL;
 }
 
 int mpk_add_channels(mpk_session *s, const void *data, size_t bytes) {
@@ -163,18 +193,27 @@ int mpk_add_channels(mpk_session *s, const void *data, size_t bytes) {
     mpk__chaos();
     s->epoch.channels.data = copy; /* theirs who commit, which nobody does before the next line */
     s->epoch.channels.bytes = bytes;
-    mpk__drain_finished(s, 1);
+    mpk__drain_finished_in_handler(s, 1);
     return 0;
+}
+
+static void begin_call(mpk_session *s) { atomic_fetch_add(&s->calls, 1); }
+
+static void end_call(mpk_session *s) {
+    atomic_fetch_add(&s->calls_ended, 1);
+    atomic_fetch_sub(&s->calls, 1);
 }
 
 static void open_epoch(mpk_session *s) {
     mpk__order_chunks(s);
+    begin_call(s);
     int error = mpk__writer_open(s);
-    if (error) mpk__drain_fail(s, -error);
+    end_call(s);
+    if (error) mpk__drain_fail_in_handler(s, -error);
     atomic_store(&s->begun, 2);
     mpk__prim_wake_in_handler(&s->begun);
     if (s->n_due) mpk__drain_ring_in_handler(s); /* else nobody is needed before the commit */
-    mpk__drain_finished(s, 1);
+    mpk__drain_finished_in_handler(s, 1);
 }
 
 /* The slot is opened, and its record says WRITING, before the first block is overwritten. A thread that was late in
@@ -211,8 +250,10 @@ static bool put(mpk_session *s, mpk__drain_thread *self, const run *r) {
         last = place.region;
     }
     mpk__chaos();
+    begin_call(s);
     int error = mpk__writer_put(s, self, writes, n);
-    if (error) mpk__drain_fail(s, -error);
+    end_call(s);
+    if (error) mpk__drain_fail_in_handler(s, -error);
     return true;
 }
 
@@ -226,10 +267,12 @@ static void save_run(mpk_session *s, mpk__drain_thread *self, run *r) {
         uint32_t b = r->blocks[i];
         uint64_t word = r->words[i];
         if (mpk__state_of(word) == MPK__FLYING) {
-            if (has_checksums && !mpk__check_written(s, b, self->urgent)) mpk__drain_fail(s, EREMCHG);
+            if (has_checksums && !mpk__check_written(s, b, self->urgent)) mpk__drain_fail_in_handler(s, EREMCHG);
             uint64_t done = mpk__word(mpk__cut_of(word), 0, MPK__CLEAN);
             if (atomic_compare_exchange_strong(&s->blocks[b], &word, done)) {
                 mpk__history_note_saved(s, b, has_checksums);
+                saved++;
+            } else if (mpk__state_of(word) == MPK__WRITABLE) { /* opened without a copy, as the epoch has failed */
                 saved++;
             } else { /* the program wrote to it meanwhile, so what reached the file may be torn: once more, from the pool */
                 atomic_store(&s->blocks[b], mpk__word(mpk__cut_of(word), mpk__slot_of(word), MPK__COPIED));
@@ -242,7 +285,7 @@ static void save_run(mpk_session *s, mpk__drain_thread *self, run *r) {
     }
     if (self->urgent || !atomic_load(&s->starved)) mpk__order_note_run(s, (mpk__prim_now_ns() - start) / 1000);
     mpk__pool_notify(&s->pool);
-    if (saved) mpk__drain_finished(s, saved);
+    if (saved) mpk__drain_finished_in_handler(s, saved);
 }
 
 static void drain(mpk__drain_thread *self) {
@@ -276,7 +319,7 @@ static void look_after_idle_threads(mpk_session *s, mpk__drain_thread *self) {
 
 static bool looks_after_idle_threads(const mpk__drain_thread *self) {
     const mpk_session *s = self->session;
-    return self->kind == OPENS && atomic_load(&s->drain_state) == MPK_DRAIN_ACTIVE && !atomic_load(&s->starved);
+    return self->kind == OPENS && mpk__drain_is_open(s) && !atomic_load(&s->starved);
 }
 
 static void *run_thread(void *argument) {
@@ -286,14 +329,19 @@ static void *run_thread(void *argument) {
     if (!self->urgent) mpk__prim_become_idle();
     while (!atomic_load(&s->stop)) {
         uint32_t bell = atomic_load(&s->bell);
-        if (self->urgent && atomic_load(&s->drain_state) == MPK_DRAIN_ACTIVE) begin(s, true);
+        if (self->urgent && mpk__drain_is_open(s)) begin(s, true);
         if (looks_after_idle_threads(self)) look_after_idle_threads(s, self);
         if (is_wanted(self)) drain(self);
-        if (self->urgent && atomic_exchange(&s->commit_due, 0)) mpk__writer_commit(s);
+        if (self->urgent && !atomic_load(&s->is_left) && atomic_exchange(&s->commit_due, 0)) {
+            begin_call(s);
+            mpk__writer_commit(s);
+            end_call(s);
+        }
         if (!self->urgent) mpk__check_blocks(s, bell);
         int64_t limit = looks_after_idle_threads(self) ? LOOK_NS : -1;
         if (!atomic_load(&s->stop)) mpk__prim_wait_as_in_handler(&s->bell, bell, limit, self->kind);
     }
+    if (atomic_fetch_sub(&s->users, 1) == 1) mpk__session_free(s); /* it was left, and this was the last one */
     return NULL;
 }
 
@@ -303,6 +351,7 @@ int mpk__drain_start_threads(mpk_session *s) {
     pthread_sigmask(SIG_SETMASK, &all, &before); /* inherited: the program's handlers never run on these threads */
     int error = 0;
     atomic_store(&s->stop, 0);
+    atomic_store(&s->users, 1);
     for (int i = 0; i < MPK__DRAIN_THREADS && !error; i++) {
         mpk__drain_thread *t = &s->drains[i];
         *t = (mpk__drain_thread){.session = s, .urgent = i >= MPK__IDLE_THREADS};
@@ -310,23 +359,41 @@ int mpk__drain_start_threads(mpk_session *s) {
         t->bounce = mpk__prim_map(MPK__BOUNCE_BYTES, false);
         if (!queues[i]) queues[i] = mpk__prim_open_queue(MPK__CHUNK_BLOCKS);
         t->queue = queues[i];
+        atomic_fetch_add(&s->users, 1);
         error = t->bounce ? -pthread_create(&t->thread, NULL, run_thread, t) : -ENOMEM;
-        if (error)
+        if (error) {
+            atomic_fetch_sub(&s->users, 1);
             mpk__prim_unmap(t->bounce, MPK__BOUNCE_BYTES);
-        else
+        } else {
             s->drains_running++;
+        }
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (error) mpk__drain_stop_threads(s);
     return error;
 }
 
+void mpk__drain_unmap_bounces(mpk_session *s) {
+    for (uint32_t i = 0; i < s->drains_running; i++) mpk__prim_unmap(s->drains[i].bounce, MPK__BOUNCE_BYTES);
+    s->drains_running = 0;
+}
+
 void mpk__drain_stop_threads(mpk_session *s) {
     atomic_store(&s->stop, 1);
     mpk__drain_ring_in_handler(s);
-    for (uint32_t i = 0; i < s->drains_running; i++) {
+    for (uint32_t i = 0; i < s->drains_running; i++)
         if (!mpk__is_forked_child()) pthread_join(s->drains[i].thread, NULL);
-        mpk__prim_unmap(s->drains[i].bounce, MPK__BOUNCE_BYTES);
+    mpk__drain_unmap_bounces(s);
+}
+
+/* A thread that waits for a queue is not to meet those of the next session there, so they get new ones. */
+void mpk__drain_leave_threads(mpk_session *s) {
+    for (uint32_t i = 0; i < s->drains_running; i++) {
+        pthread_detach(s->drains[i].thread);
+        queues[i] = 0;
     }
-    s->drains_running = 0;
+    atomic_store(&s->is_left, true);
+    atomic_store(&s->stop, 1);
+    mpk__drain_ring_in_handler(s);
+    if (atomic_fetch_sub(&s->users, 1) == 1) mpk__session_free(s);
 }

@@ -42,19 +42,30 @@ static void die_in_handler(const char *text) {
 }
 
 /* Waits for room in the pool: the one place where the program waits for the drain. */
-static void wait_for_room_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
+static void wait_for_room_in_handler(mpk_session *s, uint32_t b, uint64_t word, mpk__patience *patience) {
     uint32_t given = atomic_load(&s->pool.given);
     if (atomic_load(&s->pool.used) < s->pool.n_slots || atomic_load(&s->blocks[b]) != word) return;
     uint64_t start = mpk__prim_now_ns();
     mpk__pool_wait_in_handler(&s->pool, given);
-    atomic_fetch_add(&s->stall_ns, mpk__prim_now_ns() - start);
+    uint64_t waited = mpk__prim_now_ns() - start;
+    atomic_fetch_add(&s->stall_ns, waited);
+    mpk__drain_waited_in_handler(s, patience, waited);
+}
+
+/* An epoch that has failed needs no image of an ARMED or FLYING block. What a drain thread is writing stays its own to
+ * account for: it still uses the memory, if only to read it. False: the state changed. */
+static bool give_block_up_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
+    mpk__chaos();
+    if (!atomic_compare_exchange_strong(&s->blocks[b], &word, mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE))) return false;
+    if (mpk__state_of(word) == MPK__ARMED) mpk__drain_finished_in_handler(s, 1);
+    return true;
 }
 
 /* Copies an ARMED or FLYING block into the pool. False: the state changed, or there was no room: look again. */
-static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
+static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word, mpk__patience *patience) {
     uint32_t slot = mpk__pool_take_in_handler(&s->pool);
     if (slot == MPK__NO_SLOT) {
-        wait_for_room_in_handler(s, b, word);
+        wait_for_room_in_handler(s, b, word, patience);
         return false;
     }
     if (mpk__pool_is_pressed(&s->pool)) mpk__drain_ring_in_handler(s);
@@ -90,12 +101,17 @@ static bool take_clean_block_in_handler(mpk_session *s, uint32_t b) {
 
 /* Sees to it that block b may be opened: its image is saved, or it needs none. False: another thread did. */
 static bool release_block_in_handler(mpk_session *s, uint32_t b) {
+    mpk__patience patience = {.ended = atomic_load(&s->calls_ended)};
     for (;;) {
         uint64_t word = atomic_load(&s->blocks[b]);
         switch (mpk__state_of(word)) {
         case MPK__ARMED:
         case MPK__FLYING:
-            if (copy_block_in_handler(s, b, word)) return true;
+            if (atomic_load(&s->error)) { /* read after the word, so it is of this cut, or the swap fails */
+                if (give_block_up_in_handler(s, b, word)) return true;
+                break;
+            }
+            if (copy_block_in_handler(s, b, word, &patience)) return true;
             break;
         case MPK__CLEAN:
             if (take_clean_block_in_handler(s, b)) return true;
@@ -192,8 +208,14 @@ void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b) {
 
 void mpk__copy_held_block(mpk_session *s, uint32_t b) {
     uint64_t word = atomic_load(&s->blocks[b]);
-    uint32_t slot;
-    while ((slot = mpk__pool_take_in_handler(&s->pool)) == MPK__NO_SLOT) wait_for_room_in_handler(s, b, word);
+    uint32_t slot = MPK__NO_SLOT;
+    mpk__patience patience = {.ended = atomic_load(&s->calls_ended)};
+    while (!atomic_load(&s->error) && (slot = mpk__pool_take_in_handler(&s->pool)) == MPK__NO_SLOT)
+        wait_for_room_in_handler(s, b, word, &patience);
+    if (slot == MPK__NO_SLOT) { /* the epoch has failed: it stays WRITABLE */
+        mpk__drain_finished_in_handler(s, 1);
+        return;
+    }
     mpk__place place = mpk__block_place(s, b);
     mpk__pool_put_in_handler(&s->pool, slot, place.memory, place.bytes);
     mpk__checksum_in_handler(s, &place, mpk__pool_slot(&s->pool, slot), s->crc[b]); /* memory may be changing */

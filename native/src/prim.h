@@ -95,6 +95,7 @@ int mpk__prim_write_all(unsigned long queue, int fd, mpk__write *writes, int n);
 int64_t mpk__prim_read(int fd, void *memory, size_t bytes, uint64_t offset);
 /* Starts writing buffered data out, so that it neither piles up nor waits for the sync. */
 void mpk__prim_flush_range(int fd, uint64_t offset, size_t bytes);
+int mpk__prim_wait_range(int fd, uint64_t offset, size_t bytes); /* and waits for it: 0 or -errno */
 int mpk__prim_sync(int fd); /* data is on stable storage: 0 or -errno */
 /* The names in the folder that holds `path` are on stable storage, which syncing a file does not promise. */
 int mpk__prim_sync_folder_of(const char *path);

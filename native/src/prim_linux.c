@@ -281,6 +281,13 @@ void mpk__prim_flush_range(int fd, uint64_t offset, size_t bytes) {
     sync_file_range(fd, (off_t)offset, (off_t)bytes, SYNC_FILE_RANGE_WRITE);
 }
 
+int mpk__prim_wait_range(int fd, uint64_t offset, size_t bytes) {
+    unsigned all = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+    if (sync_file_range(fd, (off_t)offset, (off_t)bytes, all) == 0) return 0;
+    /* What is told of a failed write here is not told again by the sync. A file that has no such call has the sync. */
+    return errno == EINVAL || errno == ESPIPE || errno == ENOSYS || errno == EPERM ? 0 : -errno;
+}
+
 int mpk__prim_sync(int fd) { return fdatasync(fd) == 0 ? 0 : -errno; }
 
 int mpk__prim_sync_folder_of(const char *path) {

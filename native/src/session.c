@@ -6,6 +6,7 @@
 
 #include "session.h"
 
+#define SLICE_NS 100000000 /* of a wait for a drain, which the storage may hold up */
 #define SWEEP_US 10000 /* a huge page in so long, or it is too slow for a sweep: 200 MiB/s */
 
 void *mpk_alloc(size_t bytes, unsigned flags) { return mpk__prim_map(bytes, flags & MPK_ALLOC_HUGE); }
@@ -43,9 +44,18 @@ static void forget_regions(mpk_session *s) {
 }
 
 void mpk_session_destroy(mpk_session *s) {
-    if (!s) return;
-    mpk_session_unseal(s);
+    if (!s || mpk_session_unseal(s) != 0) return;
+    free(s->stall_text);
     free(s);
+}
+
+int mpk_session_set_stall_limit(mpk_session *s, uint64_t limit_ns, const char *text) {
+    char *copy = text ? strdup(text) : NULL;
+    if (text && !copy) return -ENOMEM;
+    free(s->stall_text);
+    s->stall_text = copy;
+    s->stall_limit_ns = limit_ns;
+    return 0;
 }
 
 /* What of the region can be protected: its own whole pages. */
@@ -118,7 +128,7 @@ void mpk__checksum_in_handler(const mpk_session *s, const mpk__place *place, con
 }
 
 int mpk__session_is_valid(const mpk_session *s) {
-    if (atomic_load(&s->drain_state) == MPK_DRAIN_ACTIVE) return 1; /* in motion: nothing can be said */
+    if (mpk__drain_is_open(s)) return 1; /* in motion: nothing can be said */
     if (atomic_load(&s->pool.used) != 0 || atomic_load(&s->pending) != 0) return 0;
     for (uint32_t b = 0; b < s->n_blocks; b++) {
         enum mpk__block_state state = mpk__state_of(atomic_load(&s->blocks[b]));
@@ -302,20 +312,46 @@ static void release_plan(mpk__epoch *e) {
     e->path = NULL;
 }
 
-void mpk_session_unseal(mpk_session *s) {
+void mpk__session_free(mpk_session *s) {
+    mpk__drain_unmap_bounces(s);
+    mpk__writer_close(s);
+    release_blocks(s);
+    release_plan(&s->epoch);
+    forget_regions(s);
+    free(s->stall_text);
+    free(s);
+}
+
+static void wait_for_drain(mpk_session *s) {
+    mpk__patience patience = {.ended = atomic_load(&s->calls_ended)};
+    uint64_t start = mpk__prim_now_ns();
+    while (!mpk_session_wait(s, SLICE_NS)) {
+        uint64_t now = mpk__prim_now_ns();
+        mpk__drain_waited_in_handler(s, &patience, now - start);
+        start = now;
+    }
+}
+
+int mpk_session_unseal(mpk_session *s) {
     if (s->sealed) {
-        if (atomic_load(&s->channels) == MPK__CHANNELS_DUE) mpk__drain_fail(s, ECANCELED);
+        if (atomic_load(&s->channels) == MPK__CHANNELS_DUE) mpk__drain_fail_in_handler(s, ECANCELED);
         mpk_session_hurry(s, 1);
-        mpk_session_wait(s, -1);
+        wait_for_drain(s);
         mpk_session_hurry(s, 0);
-        mpk__drain_stop_threads(s);
+        bool hangs = atomic_load(&s->drain_state) == MPK_DRAIN_HUNG && !mpk__is_forked_child();
+        if (!hangs) mpk__drain_stop_threads(s);
         mpk__open_all(s);
         mpk__fault_unwatch();
+        if (hangs) {
+            mpk__drain_leave_threads(s); /* s is gone */
+            return -EBUSY;
+        }
         release_blocks(s);
         release_plan(&s->epoch);
         s->sealed = false;
     }
     forget_regions(s);
+    return 0;
 }
 
 static bool copy_path(char **to, const char *path) {
@@ -368,7 +404,7 @@ static void copy_edges(mpk_session *s) {
 int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     if (!s->sealed || mpk__is_forked_child()) return -EINVAL;
     if (plan->channels_follow && !plan->channels_spill_path) return -EINVAL;
-    if (atomic_load(&s->drain_state) == MPK_DRAIN_ACTIVE) return -EBUSY;
+    if (mpk__drain_is_open(s)) return -EBUSY;
     uint64_t start = mpk__prim_now_ns();
     int error = take_plan(s, plan);
     if (!error) error = mpk__fault_install();
@@ -392,6 +428,7 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     atomic_store(&s->cursor, 0);
     atomic_store(&s->late_cursor, 0);
     atomic_store(&s->starved, 0);
+    atomic_store(&s->stall_said, 0);
     atomic_fetch_add(&s->idle_blocks, s->chunk_blocks);
     bool follow = plan->channels_follow;
     atomic_store(&s->channels, follow ? MPK__CHANNELS_DUE : MPK__CHANNELS_NONE);
@@ -402,8 +439,8 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
      * is in place, and the program stands still. */
     atomic_store(&s->drain_state, MPK_DRAIN_ACTIVE);
     error = arm(s);
-    if (error) mpk__drain_fail(s, -error); /* not all are armed, or copies are torn; too late only if all is saved */
-    if (compares) mpk__drain_finished(s, 1);
+    if (error) mpk__drain_fail_in_handler(s, -error); /* not all are armed, or copies are torn; too late only if all is saved */
+    if (compares) mpk__drain_finished_in_handler(s, 1);
     mpk__drain_ring_for_cut(s);
     atomic_store(&s->blocked_ns, mpk__prim_now_ns() - start);
     return 0;
@@ -428,13 +465,14 @@ int mpk_session_wait(mpk_session *s, int64_t timeout_ns) {
 void mpk_session_progress(const mpk_session *s, mpk_progress *out) {
     uint32_t state = atomic_load(&s->drain_state);
     uint32_t pending = atomic_load(&s->pending);
+    int error = atomic_load(&s->error);
     bool active = state == MPK_DRAIN_ACTIVE;
     bool due = active && atomic_load(&s->channels) == MPK__CHANNELS_DUE; /* after pending, which then counts them */
     if (due && pending) pending--;
     *out = (mpk_progress){
         .epoch = atomic_load(&s->epoch_number),
         .state = (enum mpk_drain_state)state,
-        .error = active ? 0 : atomic_load(&s->error),
+        .error = active ? 0 : error ? error : state == MPK_DRAIN_HUNG ? ETIMEDOUT : 0,
         .unseen_region = -1,
         .torn_region = atomic_load(&s->torn_region),
         .blocks = s->n_blocks,
@@ -445,12 +483,14 @@ void mpk_session_progress(const mpk_session *s, mpk_progress *out) {
         .bytes_waiting = atomic_load(&s->bytes_waiting),
         .bytes_urgent = atomic_load(&s->bytes_urgent),
         .blocked_ns = atomic_load(&s->blocked_ns),
-        .drain_ns = active ? mpk__prim_now_ns() - s->epoch.started_ns : atomic_load(&s->drain_ns),
+        .drain_ns = active || state == MPK_DRAIN_HUNG ? mpk__prim_now_ns() - s->epoch.started_ns : atomic_load(&s->drain_ns),
         .stall_ns = atomic_load(&s->stall_ns),
         .fault_ns = atomic_load(&s->fault_ns),
         .faults = atomic_load(&s->faults),
         .direct = atomic_load(&s->use_direct),
         .channels_due = due,
+        .calls = atomic_load(&s->calls),
+        .calls_ended = atomic_load(&s->calls_ended),
     };
     int64_t unseen = atomic_load(&s->unseen);
     if (unseen < 0) return;

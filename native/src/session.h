@@ -14,6 +14,7 @@
  *     cut:    WRITABLE -> ARMED               CLEAN -> ARMED, if the slot holds something older, else CLEAN
  *     drain:  ARMED    -> FLYING -> CLEAN     COPIED -> LANDING -> WRITABLE, or COPIED if it was claimed ARMED
  *     write:  ARMED    -> COPIED              FLYING -> LANDING         CLEAN -> WRITABLE
+ *     write, once the epoch has failed:       ARMED or FLYING -> WRITABLE, without a copy
  *
  * The cut number makes a word of an earlier cut differ from the same state in this one, so that a handler that was
  * held up for a whole epoch cannot succeed with an old copy. Whoever wins a swap owns what follows from it; a block
@@ -194,6 +195,12 @@ struct mpk_session {
     uint32_t cut; /* counts cuts; part of each block's word */
     mpk__epoch epoch;
     _Atomic uint32_t drain_state; /* enum mpk_drain_state; waited on */
+    _Atomic uint32_t calls, calls_ended; /* to the storage: under way, and ended */
+    uint64_t stall_limit_ns;      /* without a call that ends, until a write gives the epoch up; 0: none */
+    char *stall_text;             /* what it says before */
+    _Atomic uint32_t stall_said;  /* in this epoch */
+    _Atomic uint32_t users;       /* the drain threads, and the owner: the last one frees a session that was left */
+    _Atomic bool is_left;         /* the owner has gone, as the storage hangs */
     _Atomic uint32_t bell;        /* changed whenever a drain thread may have something to do; waited on */
     _Atomic uint32_t stop, hurry;
     _Atomic uint32_t idle_blocks; /* rises with every block that an idle thread takes up, and by a chunk at every cut */
@@ -243,6 +250,12 @@ int64_t mpk__block_at_in_handler(const mpk_session *s, uintptr_t address);
 bool mpk__block_beside_in_handler(const mpk_session *s, uint32_t b, bool behind, uint32_t *beside);
 /* Makes all pages writable, whatever the states say: at the end, and in a child process. */
 void mpk__open_all(mpk_session *s);
+/* A drain is under way, or was given up and has calls to the storage that are: nothing that they use may be touched. */
+static inline bool mpk__drain_is_open(const mpk_session *s) {
+    uint32_t state = atomic_load(&s->drain_state);
+    return state == MPK_DRAIN_ACTIVE || state == MPK_DRAIN_HUNG;
+}
+void mpk__session_free(mpk_session *s); /* all that it has; no thread uses it any more */
 /* True when the states add up: called by the tests after each epoch. */
 MPK_API int mpk__session_is_valid(const mpk_session *s);
 
@@ -289,15 +302,28 @@ static inline bool mpk__is_forked_child(void) { return mpk__is_forked_in_handler
 /* drain.c */
 int mpk__drain_start_threads(mpk_session *s);
 void mpk__drain_stop_threads(mpk_session *s);
+void mpk__drain_leave_threads(mpk_session *s); /* they end when their calls to the storage return; s is theirs */
+void mpk__drain_unmap_bounces(mpk_session *s);
 void mpk__drain_ring_in_handler(mpk_session *s);
 void mpk__drain_ring_for_cut(mpk_session *s); /* wakes one thread, which opens the slot and then wakes the others */
-void mpk__drain_finished(mpk_session *s, uint32_t units); /* units of pending; who takes the last one away has it committed */
-bool mpk__drain_fail(mpk_session *s, int error); /* an errno; false: too late, or no epoch is being drained */
+bool mpk__drain_fail_in_handler(mpk_session *s, int error); /* an errno; false: too late, or no epoch is being drained */
+bool mpk__drain_give_up_in_handler(mpk_session *s); /* the storage hangs; false: no drain is active */
+void mpk__drain_finished_in_handler(mpk_session *s, uint32_t units); /* of pending; who takes the last away has it committed */
+
+/* How long somebody has waited without that a call to the storage ended. Counted in slices: a slice that took far longer
+ * than it was to is one in which the process was suspended. */
+typedef struct mpk__patience {
+    uint32_t ended;
+    uint64_t waited_ns;
+} mpk__patience;
+/* Takes in that so long was waited; gives the epoch up when that was too long. */
+void mpk__drain_waited_in_handler(mpk_session *s, mpk__patience *patience, uint64_t ns);
 
 /* writer.c: called by drain threads, and only while an epoch is open. */
 int mpk__writer_open(mpk_session *s);
 int mpk__writer_put(mpk_session *s, mpk__drain_thread *self, const mpk__write *writes, int n);
 void mpk__writer_commit(mpk_session *s);
+void mpk__writer_close(mpk_session *s);
 bool mpk__record_is_complete(const mpk_record *record, uint64_t epoch);
 
 /* history.c */

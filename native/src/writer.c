@@ -16,6 +16,8 @@
  *   4. record COMPLETE, sync     (writer_commit: from here on the rank's part of the epoch counts) */
 
 
+#define SYNC_BYTES ((size_t)16 << 20) /* that are waited for at a time */
+
 static int put_bytes(int fd, const void *data, size_t bytes, uint64_t offset) {
     struct iovec one = {(void *)(uintptr_t)data, bytes};
     return bytes ? mpk__prim_write(fd, &one, 1, offset) : 0;
@@ -234,6 +236,20 @@ static int put_payload(mpk_session *s, const mpk__payload *p, bool spilled, uint
     return error ? error : mpk__prim_sync_folder_of(p->spill_path);
 }
 
+/* What went through the page cache takes its time in the sync, and who waits for that is to see that it gets on. */
+static int wait_for_buffered(mpk_session *s) {
+    int error = 0;
+    for (uint32_t i = 0; i < s->n_regions && !error; i++) {
+        const mpk__region *r = &s->regions[i];
+        for (size_t from = 0; from < r->bytes && !error; from += SYNC_BYTES) {
+            size_t bytes = r->bytes - from < SYNC_BYTES ? r->bytes - from : SYNC_BYTES;
+            error = mpk__prim_wait_range(s->epoch.buffered_fd, r->data_offset + from, bytes);
+            atomic_fetch_add(&s->calls_ended, 1);
+        }
+    }
+    return error;
+}
+
 static int put_the_rest(mpk_session *s) {
     mpk__epoch *e = &s->epoch;
     mpk_record *record = &e->record;
@@ -245,13 +261,17 @@ static int put_the_rest(mpk_session *s) {
         error = put_edges(s, &s->regions[i]);
         if (!error) error = put_checksums(s, &s->regions[i]);
     }
+    if (!error && !atomic_load(&s->use_direct)) error = wait_for_buffered(s);
     return error ? error : mpk__prim_sync(e->buffered_fd);
 }
+
+void mpk__writer_close(mpk_session *s) { close_slot(&s->epoch); }
 
 void mpk__writer_commit(mpk_session *s) {
     mpk__epoch *e = &s->epoch;
     int error = -atomic_load(&s->error);
     if (!error) error = put_the_rest(s);
+    if (!error && atomic_load(&s->drain_state) == MPK_DRAIN_HUNG) error = -ETIMEDOUT; /* given up meanwhile */
     mpk_record *record = &e->record;
     record->blocked_ns = atomic_load(&s->blocked_ns);
     record->drain_ns = mpk__prim_now_ns() - e->started_ns;

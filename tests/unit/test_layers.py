@@ -17,14 +17,14 @@ ROWS = (
     (
         *("api", "session", "driver", "epochs", "checkpointer", "recorder", "triggers", "restore", "sources", "lazy"),
         "saving",
-        *("archive", "compare", "reader", "stored", "image", "watching"),
+        *("archive", "compare", "reader", "stored", "image", "watching", "hang"),
     ),
     ("snapshot", "guard", "memory", "forks", "takeover", "store", "coordinator", "slurm", "progress"),
     (
         *("outcome", "steps", "launcher", "texts"),
         *("protocol", "channels", "replay", "inflight", "bindings", "references"),
         *("policy", "options", "layout", "parts", "slicing", "subclasses", "stats", "notes", "figures", "quantities"),
-        *("extents", "holders", "retry", "errors"),
+        *("extents", "holders", "retry", "waiting", "errors"),
     ),
 )
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -164,6 +165,23 @@ def test_only_the_owner_may_read_the_notes(tmp_path: Path) -> None:
         os.umask(before)
     for path, mode in ((run.path, 0o600), (run.path.parent, 0o700), (run.path.parent.parent, 0o700)):
         assert stat.S_IMODE(path.stat().st_mode) == mode, path
+
+
+def test_nothing_is_written_while_the_storage_hangs(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.recorder.cut(1, 5, 1, run.at, 0.01, progress(0))
+    run.recorder.drained(progress(1, state=DrainState.HUNG, errno=errno.ETIMEDOUT), hung=True)
+    assert run.read().epochs == ()
+    run.epoch(2)
+    assert [(note.epoch, note.errno) for note in run.read().epochs] == [(1, errno.ETIMEDOUT), (2, 0)]
+    run.recorder.cut(3, 15, 1, run.at, 0.01, progress(2))
+    run.recorder.drained(progress(3, state=DrainState.HUNG, errno=errno.ETIMEDOUT), hung=True)
+    file = run.recorder._file
+    run.end()
+    assert file is not None
+    os.close(file)  # to close it might hang, too
+    assert run.read().end is None
+    assert len(run.read().epochs) == 2
 
 
 def test_many_waits_are_added_up(tmp_path: Path) -> None:

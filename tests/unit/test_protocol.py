@@ -57,6 +57,7 @@ def _jobs(draw: st.DrawFn) -> Job:
     pace = [unit * skew ** rnd.random() for _ in range(size)]
     hop = unit * draw(st.sampled_from([1e-3, 0.1, 3.0]))
     drain = unit * draw(st.sampled_from([0.1, 3.0, 30.0]))
+    hanging = draw(st.sampled_from([0.0, 0.0, 0.1]))
     failing = draw(st.sampled_from([0.0, 0.0, 0.02]))
     bad = rnd.randrange(2**32)
     length = steps * sum(pace) / size
@@ -81,6 +82,12 @@ def _jobs(draw: st.DrawFn) -> Job:
         longest_drain=1.5 * drain,
         asks=asks,
         fails=lambda rank, epoch: random.Random(f"{bad} {rank} {epoch}").random() < failing,
+        hangs=lambda rank, epoch: (
+            unit * random.Random(f"{bad} {epoch} {rank}").choice([5, 50, 500])
+            if random.Random(f"{rank} {bad} {epoch}").random() < hanging
+            else 0.0
+        ),
+        stall_limit=unit * draw(st.sampled_from([1.0, 20.0])),
         dies=dies,
         every=draw(st.sampled_from([None, None, 1, 7, 30])),
         keep=draw(st.integers(2, 4)),
@@ -116,8 +123,9 @@ def _check_saves(simulation: Simulation) -> None:
         assert rank.saved == longest[: len(rank.saved)]
         assert len(rank.saved) >= len(longest) - (rank.stopped is not None)
     for step, number, whole in longest:
-        assert set(simulation.cuts[number].values()) == {step}
         assert whole == (number in simulation.whole)
+        if number not in simulation.skipped:
+            assert set(simulation.cuts[number].values()) == {step}
 
 
 @settings(max_examples=examples(30), deadline=None)
@@ -146,6 +154,39 @@ def test_every_wish_is_fulfilled(size: int, seed: int, skew: float, tracked: boo
     assert simulation.whole
     missed = sum(rank.protocol.missed for rank in simulation.ranks)
     assert len(simulation.cuts) == 3 or missed
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_a_hang_is_waited_for_once(size: int) -> None:
+    """At the next cut by its step; the cuts thereafter are skipped, by all ranks, and made again when it has an end."""
+    hangs = {(size - 1, 3): 150.0}
+    job = Job(size, 300, lambda rank, step: 1.0, every=10, hangs=lambda *which: hangs.get(which, 0.0))
+    simulation = _ran(job)
+    assert sorted(simulation.skipped) == list(range(4, 18)), "from step 40 to step 170, when 160 s had gone by"
+    assert all(len(ranks) == size for ranks in simulation.skipped.values())
+    assert simulation.whole == [1, 2, *range(18, 30)]
+    for rank in simulation.ranks:
+        assert rank.stood <= job.stall_limit + 12 * job.longest_drain
+    assert simulation.now < 300 + job.stall_limit + 30
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_after_a_hang_a_cut_that_was_asked_for_is_made_at_once(tracked: bool) -> None:
+    asks = [(100.0 * k, 1, False) for k in range(1, 6)]
+    hangs = {(2, 2): 230.0}
+    job = Job(4, 600, lambda rank, step: 1.0, asks=asks, tracked=tracked, hangs=lambda *which: hangs.get(which, 0.0))
+    simulation = _ran(job)
+    assert sorted(simulation.skipped) == [3, 4, 5], "asked for at 300, 400, and 500 s; the hang ends at some 435 s"
+    assert simulation.whole == [1, 6]
+
+
+def test_a_program_that_is_to_stop_does_so_while_storage_hangs() -> None:
+    asks = [(45.0, 1, True)]
+    job = Job(3, 1000, lambda rank, step: 1.0, every=10, asks=asks, hangs=lambda rank, epoch: 1e6 * (epoch > 1))
+    simulation = _ran(job)
+    assert [rank.stop_whole for rank in simulation.ranks] == [False] * 3
+    assert simulation.whole == [1]
+    assert simulation.now < 150
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 16])

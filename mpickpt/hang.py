@@ -1,0 +1,108 @@
+"""Storage that hangs, on this rank: how long no call to it has ended, when that is too long, and what is told of it.
+
+The native core gives an epoch up by itself where a write of the program waits for room in the pool. Here it is given up
+where the rank stands at a safe point, or closes the session. Where the storage holds nobody up, it is only told of.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from mpickpt.errors import warn
+from mpickpt.snapshot import DrainState, Snapshotter
+from mpickpt.store import slot_path
+from mpickpt.waiting import Watch
+
+END_LIMITS = 5  # so many times as long the storage may hang in the last epoch before an end: it is the one that counts
+SOON = 2.0  # seconds without an end of a call: so long no small file is looked at any more, which could hang as well
+
+
+class Hang:
+    """What one rank knows of its storage.
+
+    Parameters
+    ----------
+    snapshotter : Snapshotter
+        Makes the calls to the storage.
+    limit : float
+        Seconds without an end of a call after which an epoch is given up.
+    rank : int
+        The rank, for what is told.
+    directory : Path
+        The checkpoint directory.
+
+    Attributes
+    ----------
+    path : Path
+        The slot that is, or was last, written to.
+    """
+
+    def __init__(self, snapshotter: Snapshotter, limit: float, rank: int, directory: Path) -> None:
+        self.path = directory
+        self.limit = limit
+        self._directory = directory
+        self._snapshotter = snapshotter
+        self._rank = rank
+        self._watch = Watch()
+        self._ended = 0
+        self._told = self._skipped = False
+
+    def begin(self, slot: int) -> None:
+        """Begin to watch the drain of an epoch in `slot`."""
+        self.path = slot_path(self._directory, slot)
+        self._watch.restart()
+        self._told = False
+
+    def seconds(self) -> float:
+        """Give for how long a call is under way and none has ended, as far as was looked; 0 if none is."""
+        under_way, ended = self._snapshotter.calls()
+        if under_way == 0 or ended != self._ended:
+            self._ended = ended
+            self._watch.restart()
+            return 0.0
+        return self._watch.seconds()
+
+    def stalls(self) -> bool:
+        """Whether the storage does not answer just now."""
+        return self.seconds() > min(SOON, self.limit)
+
+    def give_up(self, *, ending: bool) -> None:
+        """Give the epoch up if the storage hangs; asked all the time by a rank that waits for its drain."""
+        if self.seconds() > self.limit * (END_LIMITS if ending else 1):
+            self._snapshotter.give_up()
+
+    def tell(self) -> None:
+        """Tell once of an epoch that the storage holds up, where nobody is held up by it."""
+        if self.seconds() > self.limit and not self._told:
+            self._told = True
+            warn(
+                f"Rank {self._rank}: {self.path}: the storage hangs, no write to it has ended for {self.limit:g} s. "
+                f"The program goes on, and no other epoch is begun before the storage answers."
+            )
+
+    def reason(self) -> str:
+        """Say why an epoch was given up."""
+        return f"the storage hangs: no write to it has ended for {self.limit:g} s. Epochs are skipped until it answers"
+
+    def skips(self, number: int, step: int) -> bool:
+        """Tell whether this rank still hangs, so that it could not be cut for epoch `number`."""
+        if self._snapshotter.progress().state is DrainState.HUNG:
+            self._skipped = True
+            warn(
+                f"Epoch {number} (step {step}) is skipped, as rank {self._rank} could not be cut for it: {self.path}: "
+                f"the storage hangs. The program goes on."
+            )
+            return True
+        if self._skipped:
+            self._skipped = False
+            text = f"mpickpt: rank {self._rank}: {self.path}: the storage answers again, and epochs are made again"
+            print(text, file=sys.stderr, flush=True)
+        return False
+
+    def left(self) -> None:
+        """Tell that the session has ended while the storage hung."""
+        warn(
+            f"Rank {self._rank}: {self.path}: the storage hangs, and the session has ended without it. The checkpoint "
+            f"directory stays locked until the process ends."
+        )
