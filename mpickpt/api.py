@@ -36,14 +36,15 @@ def open(
     alone: bool | None = None,
     on_rebind: OnRebind | None = None,
     stall_limit: str | float | None = None,
+    term_limit: str | float | None = None,
 ) -> Session:
     """Open a checkpoint directory: restore from it if it holds something, and save to it from now on.
 
     Collective over `comm`. Rank 0's arguments count; the command line of ``mpickpt run`` and the variables
     ``MPICKPT_DIR``, ``MPICKPT_EVERY``, ``MPICKPT_INTERVAL``, ``MPICKPT_KEEP``, ``MPICKPT_RESTART``, ``MPICKPT_POOL``,
     ``MPICKPT_DIRECT``, ``MPICKPT_MTBF``, ``MPICKPT_SIGNALS``, ``MPICKPT_PREDICT``, ``MPICKPT_LAZY``,
-    ``MPICKPT_MARGIN``, ``MPICKPT_RECORD``, ``MPICKPT_PROGRESS``, ``MPICKPT_ALONE``, ``MPICKPT_ON_REBIND`` and
-    ``MPICKPT_STALL_LIMIT`` win over them, in this order.
+    ``MPICKPT_MARGIN``, ``MPICKPT_RECORD``, ``MPICKPT_PROGRESS``, ``MPICKPT_ALONE``, ``MPICKPT_ON_REBIND``,
+    ``MPICKPT_STALL_LIMIT`` and ``MPICKPT_TERM_LIMIT`` win over them, in this order.
 
     Parameters
     ----------
@@ -98,6 +99,9 @@ def open(
     stall_limit : str or float, optional
         Give an epoch up when the storage hangs: when it holds the program up, because the pool is full or at a safe
         point, and no write has ended for so long. A minute by default; ``"never"`` waits. See docs/limits.md.
+    term_limit : str or float, optional
+        End a program that still runs so long after the first SIGTERM, as that would without a session; ``"never"`` by
+        default: a rank that waits for others is not hung. Not while a last epoch is being saved.
 
     Returns
     -------
@@ -122,7 +126,7 @@ def open(
     code: dict[str, Any] = {"dir": directory, "every": every, "interval": interval, "keep": keep}
     code |= {"restart": restart, "pool": pool, "direct": direct, "mtbf": mtbf, "signals": signals}
     code |= {"predict": predict, "lazy": lazy, "margin": margin, "record": record, "progress": progress}
-    code |= {"on_rebind": on_rebind, "alone": alone, "stall_limit": stall_limit}
+    code |= {"on_rebind": on_rebind, "alone": alone, "stall_limit": stall_limit, "term_limit": term_limit}
     coordinator = Coordinator(comm)
     try:
         options = coordinator.on_root(lambda: _options(code), "rank 0 to read the options")

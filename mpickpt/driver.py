@@ -153,6 +153,7 @@ class Driver:
         self._todo: deque[Instruction] = deque()
         self._step = -1
         self._closing = False
+        self._saves_last = False  # the epoch under way is the one before the end
         self._in_hand = False  # events are being handled: nothing else may be
         self._lull: _Lull | None = None
 
@@ -375,6 +376,7 @@ class Driver:
         """Hand an event to the protocol and do as it says."""
         self._todo.extendleft(reversed(self._protocol.handle(event)))
         self._in_hand, self._lull = True, None
+        self._tell_of_last_epoch()
         try:
             while self._todo:
                 outcome = self._carry_out(self._todo.popleft())
@@ -382,6 +384,15 @@ class Driver:
                     self._todo.extendleft(reversed(self._protocol.handle(outcome)))
         finally:
             self._in_hand = False
+            self._tell_of_last_epoch()
+
+    def _tell_of_last_epoch(self) -> None:
+        """Have no second SIGTERM end the program while the epoch before its end is cut and drained."""
+        epoch = self._protocol.epoch
+        saves = epoch is not None and epoch.stop
+        if saves is not self._saves_last:
+            self._saves_last = saves
+            self._triggers.saves_last(saves)
 
     def _carry_out(self, instruction: Instruction) -> Event | None:
         match instruction:

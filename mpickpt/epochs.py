@@ -201,7 +201,7 @@ class Epochs:
     def storage(self) -> str | None:
         """Say what this rank waits for, if that is its own storage."""
         epoch = self._protocol.epoch
-        if epoch is None or epoch.posted:
+        if epoch is None or epoch.posted or self.awaits_messages:
             return None
         return f"{STORAGE}which saves epoch {epoch.number} (cut at step {epoch.step}) in {self._hang.path}"
 

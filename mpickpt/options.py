@@ -102,6 +102,8 @@ class Options:
     on_rebind : "error", "warn" or "ignore"
         What a cut does about arrays and objects that the program does not hold any more, where it does not say so for
         each.
+    term_limit : float
+        Seconds after the first SIGTERM, after which that takes the effect that it had before; may be infinite.
     stall_limit : float
         Seconds in which no call to the storage ends, until an epoch that holds the program up is given up; may be
         infinite.
@@ -124,6 +126,7 @@ class Options:
     alone: bool = False
     on_rebind: OnRebind = "error"
     stall_limit: float = DEFAULT_STALL_LIMIT
+    term_limit: float = math.inf
 
 
 def parse_directory(value: object) -> Path:
@@ -250,6 +253,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "alone": parse_switch,
     "on_rebind": parse_on_rebind,
     "stall_limit": parse_limit,
+    "term_limit": parse_limit,
 }
 
 

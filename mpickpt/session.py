@@ -131,6 +131,7 @@ class Session:
             self._environment if first else None,
             margin=options.margin,
             signals=options.signals,
+            term_limit=options.term_limit,
         )
         self._triggers = triggers
         run, started_ns = self._checkpointer.run, self._checkpointer.started_ns

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mpickpt import forks
+from mpickpt import forks, termination
 from mpickpt.errors import StoreError
 from mpickpt.policy import Clock
 from mpickpt.slurm import Environment
@@ -48,6 +48,8 @@ class Triggers:
         The batch job; None on all ranks but rank 0.
     margin : float
         The program stops when less than so many seconds of the job are left, beside those of a drain.
+    term_limit : float
+        So many seconds after the first SIGTERM it takes the effect that it had before, if the program still runs.
     signals : bool
         Whether to install handlers. Only the main thread can: elsewhere signals are left alone, and so is one whose
         handler is not Python's and could not be put back.
@@ -68,6 +70,7 @@ class Triggers:
         *,
         margin: float = 0.0,
         signals: bool,
+        term_limit: float = math.inf,
     ) -> None:
         self.clock = clock
         self._environment = environment
@@ -86,6 +89,8 @@ class Triggers:
         if signals and threading.current_thread() is threading.main_thread():
             for number in (n for n in (CUT_SIGNAL, STOP_SIGNAL) if signal.getsignal(n) is not None):
                 before = self._before[number] = signal.signal(number, self._on_signal)
+                if number == STOP_SIGNAL:
+                    termination.watch_term(before, term_limit)
                 forks.disinherit_signal(number, before)
 
     @property
@@ -97,6 +102,11 @@ class Triggers:
         """Ask for a cut, and perhaps for the end of the program thereafter."""
         self.asked = True
         self._stop = self._stop or stop
+
+    def saves_last(self, on: bool) -> None:
+        """Say that a last epoch is being cut or drained: a second SIGTERM has no effect meanwhile."""
+        if STOP_SIGNAL in self._before:
+            termination.set_saving(on)
 
     @property
     def due_at(self) -> float:
@@ -134,6 +144,8 @@ class Triggers:
         A program that was stopped ignores SIGTERM from here on: it is on its way out, and the one that was meant for
         all ranks may reach this one late.
         """
+        if STOP_SIGNAL in self._before:
+            termination.unwatch_term()
         for number, before in self._before.items():
             forks.inherit_signal(number)
             if signal.getsignal(number) == self._on_signal:
@@ -152,6 +164,8 @@ class Triggers:
 
     def disown(self) -> None:
         """In a child process made by fork: have signals do what they did before, or what somebody else has them do."""
+        if STOP_SIGNAL in self._before:
+            termination.unwatch_term()
         for number, before in self._before.items():
             now = signal.getsignal(number)  # set anew in any case: the default may stand in C since the fork
             signal.signal(number, before if now == self._on_signal else now)
@@ -196,8 +210,9 @@ class Triggers:
             self.disown()
             os.kill(os.getpid(), number)
             return
-        self._signalled = self._signalled or number == STOP_SIGNAL
-        self.request(stop=number == STOP_SIGNAL)
+        if number != STOP_SIGNAL or not termination.take_again():
+            self._signalled = self._signalled or number == STOP_SIGNAL
+            self.request(stop=number == STOP_SIGNAL)
         before = self._before.get(number)
         if callable(before):
             before(number, frame)

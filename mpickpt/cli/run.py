@@ -33,6 +33,7 @@ OPTIONS = {
     "margin": ("TIME", "a batch job stops when so much of its time is left, beside that of a drain; 1min"),
     "mtbf": ("TIME", "mean time between failures of the job, for --interval auto; 1d"),
     "on_rebind": ("WHAT", "error, warn or ignore: when the program does not hold any more what it wants saved; error"),
+    "term_limit": ("TIME", "end a program that still runs so long after the first SIGTERM; never"),
     "stall_limit": ("TIME", "give an epoch up that holds the program up, if no write ends for so long; 1min; or never"),
 }
 SWITCHES = ("lazy", "record", "progress", "alone")

@@ -243,6 +243,15 @@ MPK_API void mpk_inherit_signal(int number);
 /* Tells which handler a signal has now: 0 for the default, 1 where it is ignored. */
 MPK_API int mpk_signal_handler(int number, uintptr_t *handler);
 
+/* SIGTERM, whose handler was just installed: the first one is handed on to that. A later one has the effect that it would have
+ * without it, when at least again_ns went by since the first, and so has a timer limit_ns after the first (0: none), which
+ * tries again as long as somebody says that a last epoch is being saved. The effect is the end of the process, or with
+ * !ends_process it is handed on, and mpk_term_take_again says so once. -EBUSY when it is watched. */
+MPK_API int mpk_term_watch(uint64_t again_ns, uint64_t limit_ns, int ends_process);
+MPK_API void mpk_term_unwatch(void);
+MPK_API void mpk_term_set_saving(int on);
+MPK_API int mpk_term_take_again(void);
+
 /* CRC-32C (Castagnoli) of data, going on from `crc`, which is 0 at the start. */
 MPK_API uint32_t mpk_crc32c(uint32_t crc, const void *data, size_t bytes);
 

@@ -105,6 +105,11 @@ static uintptr_t signal_handler(int number) {
     check(mpk_signal_handler(number, &handler));
     return handler;
 }
+static void term_watch(double again, double limit, bool ends_process) {
+    check(mpk_term_watch(static_cast<uint64_t>(again * 1e9), static_cast<uint64_t>(limit * 1e9), ends_process));
+}
+static bool term_take_again() { return mpk_term_take_again() != 0; }
+static void term_set_saving(bool on) { mpk_term_set_saving(on); }
 
 class Session {
   public:
@@ -340,6 +345,10 @@ NB_MODULE(_native, m) {
     m.def("guard_refresh", &guard_refresh);
     m.def("guard_unguarded", &guard_unguarded);
     m.def("guard_close", &mpk_guard_close);
+    m.def("term_watch", &term_watch, "again"_a, "limit"_a, "ends_process"_a);
+    m.def("term_unwatch", &mpk_term_unwatch);
+    m.def("term_set_saving", &term_set_saving, "on"_a);
+    m.def("term_take_again", &term_take_again);
     m.def("hold", &hold, "data"_a.noconvert());
     m.def("unhold", &unhold, "data"_a.noconvert());
     m.def("disinherit_descriptor", &disinherit_descriptor, "fd"_a);

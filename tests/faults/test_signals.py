@@ -14,6 +14,7 @@ import pytest
 from mpijob import MpiJob, mpi_job
 
 JOB = Path(__file__).parent / "signal_job.py"
+TERM_JOB = Path(__file__).parent / "term_job.py"
 RANKS = 3
 
 
@@ -93,3 +94,43 @@ def test_a_signal_to_mpiexec(tmp_path: Path) -> None:
         job.process.send_signal(signal.SIGTERM)
         assert job.wait(150) != 0
     assert "  whole" in _ls(tmp_path, "ls", "c"), "whatever became of the ranks, the last whole epoch stays"
+
+
+def _lives_for(job: MpiJob, seconds: float) -> bool:
+    limit = time.monotonic() + seconds
+    while job.running() and time.monotonic() < limit:
+        time.sleep(0.02)
+    return job.running()
+
+
+def test_a_second_sigterm_ends_a_rank_that_waits_for_others(tmp_path: Path) -> None:
+    """It comes to no safe point, and to no instruction of Python, at which it could heed the first one."""
+    with mpi_job(2, [TERM_JOB], tmp_path / "log") as job:
+        _wait_until(lambda: "computes" in job.output(), job)
+        waits = job.rank_pids()[0]
+        os.kill(waits, signal.SIGTERM)
+        os.kill(waits, signal.SIGTERM)
+        assert _lives_for(job, 1.5), "neither two at once nor the time has an effect"
+        os.kill(waits, signal.SIGTERM)
+        assert job.wait(30) != 0
+    assert "SIGTERM takes its default effect" in job.output()
+
+
+def test_a_limit_of_the_first_sigterm(tmp_path: Path) -> None:
+    with mpi_job(2, [TERM_JOB, "--term-limit", "500ms"], tmp_path / "log") as job:
+        _wait_until(lambda: "computes" in job.output(), job)
+        os.kill(job.rank_pids()[0], signal.SIGTERM)
+        assert job.wait(30) != 0
+    assert "SIGTERM takes its default effect" in job.output()
+
+
+def test_a_second_sigterm_with_a_handler_of_the_program(tmp_path: Path) -> None:
+    with mpi_job(2, [TERM_JOB, "--own"], tmp_path / "log") as job:
+        _wait_until(lambda: "computes" in job.output(), job)
+        computes = job.rank_pids()[1]
+        os.kill(computes, signal.SIGTERM)
+        assert _lives_for(job, 1.5)
+        os.kill(computes, signal.SIGTERM)
+        assert job.wait(60) == 75, job.output()
+    assert job.output().count("rank 1: its own handler") == 2
+    assert "default effect" not in job.output()

@@ -91,9 +91,9 @@ def test_commit(ranks: Coordinator) -> None:
     found = _commit(ranks, Share(1, 10, 0, True, drain_seconds=1.0 + COMM.rank, lost_seconds=0.25))
     assert found == Commit(True, True, False, False, None, 1.0 + last, 0.25)
     assert ranks.next_commit() is None
-    assert _commit(ranks, Share(2, 20, 1, COMM.rank != last)) == Commit(False, True, False, False, None, 0.0, 0.0)
+    assert _commit(ranks, Share(2, 20, 1, COMM.rank != last)) == Commit(False, True, False, False, None, 0.0, 0.0, last)
     hung = Share(2, 20, 1, False, hung=COMM.rank == last)
-    assert _commit(ranks, hung) == Commit(False, True, False, True, None, 0.0, 0.0)
+    assert _commit(ranks, hung) == Commit(False, True, False, True, None, 0.0, 0.0, 0)
     for cut in ((COMM.rank, 10, 0), (1, COMM.rank, 0), (1, 10, COMM.rank)):
         assert _commit(ranks, Share(*cut, True)) == Commit(alone, alone, False, False, None, 0.0, 0.0)
 
@@ -101,7 +101,7 @@ def test_commit(ranks: Coordinator) -> None:
 def test_a_rank_that_missed_the_cut_says_nothing_of_it(ranks: Coordinator) -> None:
     last = COMM.rank == COMM.size - 1
     share = Share(3, 31, 1, False, missed=True) if last else Share(3, 30, 1, True)
-    assert _commit(ranks, share) == Commit(False, True, True, False, None, 0.0, 0.0)
+    assert _commit(ranks, share) == Commit(False, True, True, False, None, 0.0, 0.0, COMM.size - 1)
 
 
 def test_commits_and_meetings_do_not_wait_for_each_other(ranks: Coordinator) -> None:

@@ -19,7 +19,7 @@ ROWS = (
         "saving",
         *("archive", "compare", "reader", "stored", "image", "watching", "hang"),
     ),
-    ("snapshot", "guard", "memory", "forks", "takeover", "store", "coordinator", "slurm", "progress"),
+    ("snapshot", "guard", "memory", "forks", "termination", "takeover", "store", "coordinator", "slurm", "progress"),
     (
         *("outcome", "steps", "launcher", "texts"),
         *("protocol", "channels", "replay", "inflight", "bindings", "references"),
@@ -35,6 +35,7 @@ FOREIGN = {
     "snapshot": {"mpickpt._native"},
     "guard": {"mpickpt._native"},
     "forks": {"mpickpt._native"},
+    "termination": {"mpickpt._native"},
     "takeover": {"mpickpt._native"},
     "store": {"h5py", "h5netcdf"},
     "coordinator": {"mpi4py"},
