@@ -46,7 +46,9 @@ def test_all_are_told_the_same_beside_other_cuts(mpi_tmp_path: Path, options: di
     assert COMM.allgather(ckpt.stats().cuts) == [ckpt.stats().cuts] * COMM.size
     with mpickpt.open(mpi_tmp_path, COMM) as ckpt:
         assert ckpt.restored is not None
-        assert (ckpt.restored.epoch, ckpt.restored.step) == (told[-1].epoch, 60) if told[-1] else False
+        assert told[-1] is not None
+        assert ckpt.restored.epoch >= told[-1].epoch, "by time there may be one more, at the same step"
+        assert ckpt.restored.step == 60
         assert (ckpt.array("u", 100_000) == 60).all()
 
 
