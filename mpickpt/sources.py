@@ -23,7 +23,6 @@ from mpickpt.references import Part as SavedPart
 from mpickpt.references import PickledObjects, Resolve
 from mpickpt.retry import reason_of
 from mpickpt.snapshot import Snapshotter, crc32c
-from mpickpt.store import read_structure
 from mpickpt.subclasses import check_values
 from mpickpt.texts import told_ranks
 
@@ -132,6 +131,8 @@ class SameRanks:
 
     def _elsewhere(self, name: str) -> LayoutError | None:
         """Say which other ranks saved an array that this one did not, if any did."""
+        from mpickpt.store import read_structure  # h5py, which most starts do without
+
         ranks: list[int] = []
         with suppress(MpickptError, OSError):  # then it is only missing
             layout, _ = read_structure(self.image.path, crc32c)
