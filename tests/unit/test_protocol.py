@@ -180,6 +180,20 @@ def test_after_a_hang_a_cut_that_was_asked_for_is_made_at_once(tracked: bool) ->
     assert simulation.whole == [1, 6]
 
 
+def test_after_a_hang_a_save_is_made_at_once() -> None:
+    """The hang ends between the second save, which is skipped, and the third one."""
+    simulation = _ran(
+        Job(
+            *(3, 80, lambda rank, step: 1.0),
+            saves=lambda step: "head" if step in (20, 40, 60) else "",
+            hangs=lambda rank, epoch: 50.0 * ((rank, epoch) == (2, 1)),
+        )
+    )
+    assert sorted(simulation.skipped) == [2, 3]
+    for rank in simulation.ranks:
+        assert rank.saved == [(20, 1, False), (40, 2, False), (60, 4, True)]
+
+
 def test_a_program_that_is_to_stop_does_so_while_storage_hangs() -> None:
     asks = [(45.0, 1, True)]
     job = Job(3, 1000, lambda rank, step: 1.0, every=10, asks=asks, hangs=lambda rank, epoch: 1e6 * (epoch > 1))

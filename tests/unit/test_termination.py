@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import mpickpt
-from mpickpt import termination
+from mpickpt import _native, termination
 
 
 def test_the_handler_knows_when_a_last_epoch_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,5 +40,7 @@ def test_the_handlers_of_sigterm_are_put_back(tmp_path: Path) -> None:
                 with mpickpt.open(tmp_path, every=10, term_limit="1min") as ckpt:
                     ckpt.step()
                 assert signal.getsignal(signal.SIGTERM) == before
+                _native.term_watch(10.0, 0.0, True)  # nobody does any more
+                _native.term_unwatch()
         finally:
             signal.signal(signal.SIGTERM, found)
