@@ -3,13 +3,11 @@
  * blocks that are CLEAN with the checksums that they were saved with; if one differs the next cut saves everything.
  *
  * A write that comes while a block is on its way to the slot makes the file differ from its checksum, and were the epoch complete,
- * nothing would be left to restore once the older slot is overwritten. So a block that was written straight from memory is compared
- * once more behind the write: each one by the idle threads, which have it in their caches and the time; one in so many by the urgent
- * ones, until a writer was found. The epoch fails if one differs, and the older slot is spared. */
+ * nothing would be left to restore once the older slot is overwritten. So each block that was written straight from memory is
+ * compared once more behind the write. The epoch fails if one differs, and the older slot is spared. */
 #include "session.h"
 
 #define SHARE 16 /* of all blocks, one in so many in each interval, */
-#define URGENT_SHARE 16 /* of the blocks that urgent threads write, one in so many is compared */
 #define BYTES_PER_SECOND ((uint64_t)2 << 20) /* but no more than so much: to compare 1 GiB takes 80 ms */
 
 void mpk__check_begin(mpk_session *s, uint64_t interval_ns) {
@@ -25,13 +23,7 @@ static bool take_one(mpk_session *s) {
     return false;
 }
 
-static void note_unseen(mpk_session *s, uint32_t b) {
-    atomic_store(&s->is_suspicious, true);
-    atomic_store(&s->unseen, b);
-}
-
-bool mpk__check_written(mpk_session *s, uint32_t b, bool urgently) {
-    if (urgently && !atomic_load(&s->is_suspicious) && (b + s->cut) % URGENT_SHARE) return true;
+bool mpk__check_written(mpk_session *s, uint32_t b) {
     uint64_t before = atomic_load(&s->blocks[b]);
     uint32_t crc[2], known[2] = {s->crc[b][0], s->crc[b][1]};
     mpk__place place = mpk__block_place(s, b);
@@ -41,7 +33,7 @@ bool mpk__check_written(mpk_session *s, uint32_t b, bool urgently) {
     /* Whoever writes to it as he should has copied it first: then it is written once more in any case. */
     if (mpk__state_of(before) != MPK__FLYING || atomic_load(&s->blocks[b]) != before) return true;
     if (crc[0] == known[0] && crc[1] == known[1]) return true;
-    note_unseen(s, b);
+    atomic_store(&s->unseen, b);
     return false;
 }
 
@@ -55,7 +47,7 @@ static void check_block(mpk_session *s, uint32_t b) {
     mpk__chaos();
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load(&s->blocks[b]) != before) return;
-    if (crc[0] != known[0] || crc[1] != known[1]) note_unseen(s, b);
+    if (crc[0] != known[0] || crc[1] != known[1]) atomic_store(&s->unseen, b);
 }
 
 void mpk__check_blocks(mpk_session *s, uint32_t bell) {

@@ -267,7 +267,7 @@ static void save_run(mpk_session *s, mpk__drain_thread *self, run *r) {
         uint32_t b = r->blocks[i];
         uint64_t word = r->words[i];
         if (mpk__state_of(word) == MPK__FLYING) {
-            if (has_checksums && !mpk__check_written(s, b, self->urgent)) mpk__drain_fail_in_handler(s, EREMCHG);
+            if (has_checksums && !mpk__check_written(s, b)) mpk__drain_fail_in_handler(s, EREMCHG);
             uint64_t done = mpk__word(mpk__cut_of(word), 0, MPK__CLEAN);
             if (atomic_compare_exchange_strong(&s->blocks[b], &word, done)) {
                 mpk__history_note_saved(s, b, has_checksums);

@@ -16,7 +16,6 @@ int mpk__history_create(mpk_session *s) {
     for (uint32_t b = 0; b < s->n_blocks; b++) atomic_init(&s->history[b].written_us, MPK__NOT_WRITTEN);
     s->cut = MPK__RESTORED_CUT;
     s->is_distrusted = false;
-    atomic_store(&s->is_suspicious, false);
     atomic_store(&s->to_check, 0);
     atomic_store(&s->run_us, 0);
     return 0;

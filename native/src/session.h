@@ -212,7 +212,6 @@ struct mpk_session {
     _Atomic uint32_t to_check;    /* so many blocks are still to be looked at for unseen writes in this interval, */
     _Atomic uint32_t check_at;    /* this one (modulo their number) next */
     _Atomic int64_t unseen;       /* a block that was written to unseen; -1 */
-    _Atomic bool is_suspicious;   /* there was one since the session was sealed */
     _Atomic int32_t torn_region;  /* a region that others wrote to while this cut copied it; -1 */
     _Atomic uint32_t channels;    /* enum mpk__channels */
     _Atomic uint32_t cursor;      /* where in `order` to look for the next chunk that is in time, */
@@ -344,7 +343,7 @@ mpk__chunk mpk__ahead_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns);
 void mpk__check_begin(mpk_session *s, uint64_t interval_ns); /* at a cut, so long after the one before */
 /* A block that was just written to the slot straight from memory, and is protected since: false if memory has changed, so that what
  * reached the file may not be what its checksum says. */
-bool mpk__check_written(mpk_session *s, uint32_t b, bool urgently);
+bool mpk__check_written(mpk_session *s, uint32_t b);
 /* Looks at some CLEAN blocks, as long as the bell is not rung. */
 void mpk__check_blocks(mpk_session *s, uint32_t bell);
 
