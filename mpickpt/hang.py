@@ -46,7 +46,8 @@ class Hang:
         self._rank = rank
         self._watch = Watch()
         self._ended = 0
-        self._told = self._skipped = False
+        self._told = False
+        self._skipped = 0  # epochs, in this hang
 
     def begin(self, slot: int) -> None:
         """Begin to watch the drain of an epoch in `slot`."""
@@ -88,16 +89,22 @@ class Hang:
     def skips(self, number: int, step: int) -> bool:
         """Tell whether this rank still hangs, so that it could not be cut for epoch `number`."""
         if self._snapshotter.progress().state is DrainState.HUNG:
-            self._skipped = True
-            warn(
-                f"Epoch {number} (step {step}) is skipped, as rank {self._rank} could not be cut for it: {self.path}: "
-                f"the storage hangs. The program goes on."
-            )
+            self._skipped += 1
+            if self._skipped == 1:
+                warn(
+                    f"Epoch {number} (step {step}) is skipped, as rank {self._rank} could not be cut for it: "
+                    f"{self.path}: the storage hangs. The program goes on, and the epochs after this one are skipped, "
+                    f"too, until the storage answers."
+                )
             return True
         if self._skipped:
-            self._skipped = False
-            text = f"mpickpt: rank {self._rank}: {self.path}: the storage answers again, and epochs are made again"
-            print(text, file=sys.stderr, flush=True)
+            skipped, self._skipped = self._skipped, 0
+            print(
+                f"mpickpt: rank {self._rank}: {self.path}: the storage answers again after {skipped} skipped "
+                f"epoch{'s' if skipped > 1 else ''}, and epochs are made again",
+                file=sys.stderr,
+                flush=True,
+            )
         return False
 
     def left(self) -> None:
