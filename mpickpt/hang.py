@@ -32,16 +32,12 @@ class Hang:
     directory : Path
         The checkpoint directory.
 
-    Attributes
-    ----------
-    path : Path
-        The slot that is, or was last, written to.
     """
 
     def __init__(self, snapshotter: Snapshotter, limit: float, rank: int, directory: Path) -> None:
-        self.path = directory
         self.limit = limit
         self._directory = directory
+        self._slot = 0
         self._snapshotter = snapshotter
         self._rank = rank
         self._watch = Watch()
@@ -51,9 +47,14 @@ class Hang:
 
     def begin(self, slot: int) -> None:
         """Begin to watch the drain of an epoch in `slot`."""
-        self.path = slot_path(self._directory, slot)
+        self._slot = slot
         self._watch.restart()
         self._told = False
+
+    @property
+    def path(self) -> Path:
+        """The slot that is, or was last, written to."""
+        return slot_path(self._directory, self._slot)
 
     def seconds(self) -> float:
         """Give for how long a call is under way and none has ended, as far as was looked; 0 if none is."""

@@ -27,6 +27,7 @@ from mpickpt.layout import ArraySpec
 from mpickpt.subclasses import is_plain
 
 PROTOCOL = 5
+NO_OBJECTS = pickle.dumps({}, PROTOCOL)
 
 Resolve = Callable[[str, "Part | None", str], Any]  # an array's name, a part of it, the object that holds it
 
@@ -222,6 +223,8 @@ def dump(objects: Mapping[str, object], places: Places, *, apart: bool) -> tuple
     apart : bool
         Pickle them one after another even if no reference turns up: it did before, and to pickle once is enough then.
     """
+    if not objects:
+        return NO_OBJECTS, Pickled()
     if not apart:
         file = io.BytesIO()
         pickler = _Pickler(file, places)

@@ -9,6 +9,7 @@ when the loop begins, and at each cut, where that of SIGSEGV is installed again.
 from __future__ import annotations
 
 import signal
+from _signal import getsignal  # type: ignore[import-not-found]  # signal.getsignal makes enumerations: too dear at a cut
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -73,7 +74,7 @@ class Handlers:
     @staticmethod
     def _now(number: int) -> tuple[int, object]:
         """Give the handler as the system knows it, and as Python does: behind one of the system stand all of Python."""
-        return _native.signal_handler(number), signal.getsignal(number)
+        return _native.signal_handler(number), getsignal(number)
 
 
 def _who(number: int, before: object) -> str:
