@@ -125,10 +125,12 @@ static void *run_thread(void *argument) {
     mpk__prim_name_thread(self->urgent ? "mpickpt-load" : "mpickpt-lazy");
     if (!self->urgent) mpk__prim_become_idle();
     while (!atomic_load(&l->stop)) {
+        mpk__chaos();
         uint32_t bell = atomic_load(&l->bell);
         for (part *p = atomic_load(&l->first); p; p = atomic_load(&p->behind))
             while (is_wanted(self) && load_chunk(l, p, self->buffer)) continue;
-        mpk__prim_wait_in_handler(&l->bell, bell, -1);
+        /* Asked once more: it may have been set, and the bell rung for it, before the bell was read. */
+        if (!atomic_load(&l->stop)) mpk__prim_wait_in_handler(&l->bell, bell, -1);
     }
     return NULL;
 }

@@ -174,6 +174,18 @@ static bool can_ask_for_pages(void) {
     return can;
 }
 
+/* A loader ends whatever its threads are about to do just then: also when they are about to wait. */
+static void test_end_at_any_instant(uint64_t *seed) {
+    alarm(120); /* a thread that misses the end waits for ever, and so would this */
+    for (int round = 0; round < 1000; round++) {
+        mpk_loader *loader;
+        CHECK(mpk_loader_create(&loader, path, BLOCK) == 0);
+        for (uint64_t spin = next_random(seed) % 40000; spin; spin--) atomic_signal_fence(memory_order_seq_cst);
+        mpk_loader_destroy(loader);
+    }
+    alarm(0);
+}
+
 int main(void) {
     uint64_t seed = 11;
     path = make_slot(FILE_BYTES);
@@ -183,6 +195,7 @@ int main(void) {
     for (int round = 0; round < ROUNDS; round++) test_writers_and_damage(round, &seed);
     for (int round = 0; round < 20; round++) test_fork(&seed);
     for (int round = 0; round < 5; round++) test_misuse(&seed);
+    test_end_at_any_instant(&seed);
     if (can_ask_for_pages()) test_truncated(&seed);
     for (size_t i = 0; i < PARTS; i++) free(parts[i].model);
     free(content);
