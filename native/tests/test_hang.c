@@ -260,12 +260,12 @@ static void test_a_long_wait_is_said(void) {
     mpk_session_destroy(s);
 }
 
-static uint64_t usual_ns = 2000000; /* that a drain takes here */
+static uint64_t usual_ns = 2000000; /* until an epoch is given up: later after one that was, sooner after one that was complete */
 
 static void *give_up_soon(void *argument) {
     mpk_session *s = argument;
     static uint64_t seed = 11;
-    struct timespec nap = {.tv_nsec = (long)(next_random(&seed) % (usual_ns * 3 / 2))};
+    struct timespec nap = {.tv_nsec = (long)(next_random(&seed) % (usual_ns * 2))};
     nanosleep(&nap, NULL);
     mpk_give_up(s);
     return NULL;
@@ -289,7 +289,8 @@ static void test_any_moment(int rounds) {
         bool complete = progress(s).state == MPK_DRAIN_COMPLETE;
         CHECK(complete == (read_record(path, 0).state == MPK_COMPLETE));
         if (complete) check_image(value);
-        if (complete) usual_ns = progress(s).drain_ns < 500 * ms ? progress(s).drain_ns : 500 * ms;
+        usual_ns = complete ? usual_ns * 3 / 4 + 1000 : usual_ns * 4 / 3;
+        if (usual_ns > 400 * ms) usual_ns = 400 * ms;
         n_failed += !complete;
     }
     CHECK(n_failed > rounds / 20 && n_failed < rounds); /* or this has not met what it is for */
