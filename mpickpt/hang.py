@@ -31,11 +31,10 @@ class Hang:
         The rank, for what is told.
     directory : Path
         The checkpoint directory.
-
     """
 
     def __init__(self, snapshotter: Snapshotter, limit: float, rank: int, directory: Path) -> None:
-        self.limit = limit
+        self._limit = limit
         self._directory = directory
         self._slot = 0
         self._snapshotter = snapshotter
@@ -67,25 +66,25 @@ class Hang:
 
     def stalls(self) -> bool:
         """Whether the storage does not answer just now."""
-        return self.seconds() > min(SOON, self.limit)
+        return self.seconds() > min(SOON, self._limit)
 
     def give_up(self, *, ending: bool) -> None:
         """Give the epoch up if the storage hangs; asked all the time by a rank that waits for its drain."""
-        if self.seconds() > self.limit * (END_LIMITS if ending else 1):
+        if self.seconds() > self._limit * (END_LIMITS if ending else 1):
             self._snapshotter.give_up()
 
     def tell(self) -> None:
         """Tell once of an epoch that the storage holds up, where nobody is held up by it."""
-        if self.seconds() > self.limit and not self._told:
+        if self.seconds() > self._limit and not self._told:
             self._told = True
             warn(
-                f"Rank {self._rank}: {self.path}: the storage hangs, no write to it has ended for {self.limit:g} s. "
+                f"Rank {self._rank}: {self.path}: the storage hangs, no write to it has ended for {self._limit:g} s. "
                 f"The program goes on, and no other epoch is begun before the storage answers."
             )
 
     def reason(self) -> str:
         """Say why an epoch was given up."""
-        return f"the storage hangs: no write to it has ended for {self.limit:g} s. Epochs are skipped until it answers"
+        return f"the storage hangs: no write to it has ended for {self._limit:g} s. Epochs are skipped until it answers"
 
     def skips(self, number: int, step: int) -> bool:
         """Tell whether this rank still hangs, so that it could not be cut for epoch `number`."""

@@ -104,6 +104,8 @@ class Protocol:
     hold : bool
         Stand still between the cut and the end of a program that is to stop. Right for programs whose messages stay
         between two safe points; with others a rank that stands might be what another one waits for.
+    storage_hung : bool
+        That of some rank, as far as the last epoch tells: all ranks skip the next one.
     rounds, waits, missed : int
         Markers that came; how often this rank stood still for an answer; epochs that failed because it gave up.
     """
@@ -126,6 +128,7 @@ class Protocol:
         self.hold = True
         self.epoch: Epoch | None = None
         self.rounds = self.waits = self.missed = 0
+        self.storage_hung = False
         self._keep = keep
         self._every = every
         self._slots: dict[int, int | None] = dict(slots or {})
@@ -153,7 +156,6 @@ class Protocol:
         self._stop_attempts = 0
         self._drain_seconds = 0.0  # of the last epoch
         self._holds = False  # between the last cut and the end of the program
-        self._storage_hung = False  # of some rank, as far as the last epoch tells: all ranks skip the next one
         # the end
         self._children = len(children(rank, size))
         self._said_closed = self._over = False
@@ -201,11 +203,6 @@ class Protocol:
         """
         self._before, self._step = self._step, step
         self._lookahead.glanced(step, now)
-
-    @property
-    def storage_hung(self) -> bool:
-        """Whether the storage of some rank hung in the last epoch."""
-        return self._storage_hung
 
     @property
     def over(self) -> bool:
@@ -365,7 +362,7 @@ class Protocol:
         here = _Appointment(self._step, agreed=False)
         instructions = self._begin(self._appointments.popleft() if self._appointment_is_due else here, missed=False)
         saving.number = self._number
-        return instructions if self._storage_hung else [*instructions, Hurry()]
+        return instructions if self.storage_hung else [*instructions, Hurry()]
 
     def _begin(self, due: _Appointment, *, missed: bool) -> list[Instruction]:
         """Begin the next epoch: by a cut here, or by missing it."""
@@ -378,7 +375,7 @@ class Protocol:
         if not missed:
             self._skip_every()
         self.missed += missed
-        if self._storage_hung:  # so no rank is cut in vain: this epoch tells all whether it still does
+        if self.storage_hung:  # so no rank is cut in vain: this epoch tells all whether it still does
             self._holds = due.stop and self.hold and not missed
             return [Skip(self._number, self._step, slot)]
         self._slots[slot] = None
@@ -430,8 +427,8 @@ class Protocol:
         epoch, self.epoch = self.epoch, None
         assert epoch is not None
         self._holds = False
-        came_back = self._storage_hung and not event.hung
-        self._storage_hung = event.hung
+        came_back = self.storage_hung and not event.hung
+        self.storage_hung = event.hung
         if event.whole:
             self._slots[epoch.slot] = epoch.number
             self._protected = epoch.slot

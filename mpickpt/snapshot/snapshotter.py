@@ -388,4 +388,4 @@ class Snapshotter:
 
     def close(self) -> bool:
         """Undo everything, as `unseal`; closing twice is fine."""
-        return bool(self._session.unseal())
+        return self.unseal()

@@ -204,13 +204,28 @@ static void test_the_session_ends_while_it_hangs(bool given_up) {
     }
 }
 
-/* A process that is suspended does not notice: the slice in which it was is too long. */
-static void test_suspended_time_does_not_count(void) {
-    mpk_session *s = sealed(BYTES, 900 * ms);
+/* A session whose calls hang in an epoch, and somebody who begins to wait for them. */
+static mpk_session *hanging(uint64_t limit_ns, mpk__patience *patience) {
+    mpk_session *s = sealed(BYTES, limit_ns);
     atomic_store(&hung_write, "mpickpt");
     CHECK(cut(s, 1) == 0);
     wait_until_hung(1);
-    mpk__patience patience = {.ended = progress(s).calls_ended};
+    *patience = (mpk__patience){.ended = progress(s).calls_ended};
+    return s;
+}
+
+/* It was not given up, and becomes complete when the calls return. */
+static void end_complete(mpk_session *s) {
+    CHECK(progress(s).state == MPK_DRAIN_ACTIVE);
+    atomic_store(&hung_write, NULL);
+    CHECK(mpk_session_wait(s, -1) == 1 && progress(s).state == MPK_DRAIN_COMPLETE);
+    mpk_session_destroy(s);
+}
+
+/* A process that is suspended does not notice: the slice in which it was is too long. */
+static void test_suspended_time_does_not_count(void) {
+    mpk__patience patience;
+    mpk_session *s = hanging(900 * ms, &patience);
     mpk__drain_waited_in_handler(s, &patience, 3600000 * ms);
     CHECK(progress(s).state == MPK_DRAIN_ACTIVE);
     for (int i = 0; i < 100; i++) mpk__drain_waited_in_handler(s, &patience, 20 * ms);
@@ -222,30 +237,21 @@ static void test_suspended_time_does_not_count(void) {
 
 /* As long as calls end the storage is slow, and does not hang. */
 static void test_a_call_that_ends_is_progress(void) {
-    mpk_session *s = sealed(BYTES, 900 * ms);
-    atomic_store(&hung_write, "mpickpt");
-    CHECK(cut(s, 1) == 0);
-    wait_until_hung(1);
-    mpk__patience patience = {.ended = progress(s).calls_ended};
+    mpk__patience patience;
+    mpk_session *s = hanging(900 * ms, &patience);
     for (int i = 0; i < 9; i++) {
         mpk__drain_waited_in_handler(s, &patience, 500 * ms);
         patience.ended--; /* since then one has ended */
     }
-    CHECK(progress(s).state == MPK_DRAIN_ACTIVE);
-    atomic_store(&hung_write, NULL);
-    CHECK(mpk_session_wait(s, -1) == 1 && progress(s).state == MPK_DRAIN_COMPLETE);
-    mpk_session_destroy(s);
+    end_complete(s);
 }
 
 /* Once in an epoch, after 30 s; without a limit it waits on. */
 static void test_a_long_wait_is_said(void) {
     int ends[2], at_first = dup(STDERR_FILENO);
-    mpk_session *s = sealed(BYTES, 0);
-    atomic_store(&hung_write, "mpickpt");
-    CHECK(cut(s, 1) == 0);
-    wait_until_hung(1);
+    mpk__patience patience;
+    mpk_session *s = hanging(0, &patience);
     CHECK(pipe(ends) == 0 && dup2(ends[1], STDERR_FILENO) == STDERR_FILENO);
-    mpk__patience patience = {.ended = progress(s).calls_ended};
     for (int i = 0; i < 59; i++) mpk__drain_waited_in_handler(s, &patience, 500 * ms);
     CHECK(write(ends[1], ".", 1) == 1);
     for (int i = 0; i < 99; i++) mpk__drain_waited_in_handler(s, &patience, 500 * ms);
@@ -254,10 +260,7 @@ static void test_a_long_wait_is_said(void) {
     CHECK(read(ends[0], said, sizeof said - 1) > 0 && strcmp(said, ".said\n") == 0);
     close(ends[0]);
     close(at_first);
-    CHECK(progress(s).state == MPK_DRAIN_ACTIVE);
-    atomic_store(&hung_write, NULL);
-    CHECK(mpk_session_wait(s, -1) == 1 && progress(s).state == MPK_DRAIN_COMPLETE);
-    mpk_session_destroy(s);
+    end_complete(s);
 }
 
 static uint64_t usual_ns = 2000000; /* until an epoch is given up: later after one that was, sooner after one that was complete */
