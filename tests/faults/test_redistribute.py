@@ -90,13 +90,14 @@ def test_cg_from_4_ranks_on_3_reaches_the_same_solution(folder: Path) -> None:
 @pytest.mark.timeout(400)
 def test_random_numbers_of_4_ranks_are_not_guessed_for_2(folder: Path, twin: Twin) -> None:
     """Refuse by name what has no meaning on another number of ranks, and leave the slots as they were."""
+    job = with_size(NBODY, "--bodies", "101", "--steps", "300")
     directory = folder / "by-4"
-    saved = run_and_kill(4, NBODY, directory, 0)
-    with mpi_job(2, NBODY.checkpointed(directory, folder / "out.npy"), folder / "log") as run:
+    saved = run_and_kill(4, job, directory, 0)
+    with mpi_job(2, job.checkpointed(directory, folder / "out.npy"), folder / "log") as run:
         assert run.wait(150) != 0
     assert "'rng'" in run.output(), run.output()
     assert "remap" in run.output(), run.output()
     untouched = newest_whole(read_all(directory))
     assert untouched is not None and untouched.epoch == saved.epoch
-    result, _ = resume(NBODY, 4, directory, folder)
-    assert result.tobytes() == twin(NBODY, 4).tobytes()
+    result, _ = resume(job, 4, directory, folder)
+    assert result.tobytes() == twin(job, 4).tobytes()

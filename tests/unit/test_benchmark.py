@@ -66,7 +66,7 @@ def test_bench_measures_every_contender_under_every_pattern(tmp_path: Path) -> N
 
 def test_curves_are_drawn_of_one_and_two_ranks(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
-    sizes = ("--mib", 8, 16, "--ranks", 1, 2, "--rank-mib", 4, "--repetitions", 2)
+    sizes = ("--mib", 8, 16, "--ranks", 1, 2, "--rank-mib", 4, "--repetitions", 1)
     run("curves.py", *sizes, "--dir", tmp_path, "--json", output, "--plots", tmp_path)
     assert [result["configuration"]["ranks"] for result in results_in(output)] == [2, 2, 1, 2]
     pictures = [tmp_path / "performance-size.png", tmp_path / "performance-ranks.png"]
