@@ -83,7 +83,10 @@ class MpiJob:
         self.log = log
         self.token = uuid4().hex
         self.older_segments = segments()
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MPICKPT_")}
+        # Without PYTHONUNBUFFERED: it would write each argument of a print, and the end of the line, by a call of its
+        # own, and lines of several ranks would get mixed.
+        mine = ("MPICKPT_", "PYTHONUNBUFFERED")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 [mpiexec(), "-n", str(ranks), sys.executable, *map(str, command)],
