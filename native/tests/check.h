@@ -30,6 +30,21 @@ static inline void fill_random(uint8_t *data, size_t bytes, uint64_t *state) {
     for (size_t i = 0; i < bytes; i++) data[i] = (uint8_t)(next_random(state) >> 56);
 }
 
+enum { HANG_SECONDS = 200 }; /* for alarm(): what takes longer, also on a busy machine, hangs */
+
+/* Whether a test in which idle threads take part goes on: beside other programs these get little, and it makes fewer rounds. */
+static inline bool goes_on(int round, int rounds, uint64_t since_ns, uint64_t seconds) {
+    return round < rounds && (round < rounds / 10 || mpk__prim_now_ns() - since_ns < seconds * 1000000000u);
+}
+
+/* Wait for the end of a drain. Beside other programs the idle threads may get nothing: then the urgent ones do the rest. */
+static inline void end_drain(mpk_session *s) {
+    if (mpk_session_wait(s, 100000000)) return;
+    mpk_session_hurry(s, 1);
+    CHECK(mpk_session_wait(s, -1) == 1);
+    mpk_session_hurry(s, 0);
+}
+
 static inline char *make_slot(size_t bytes) {
     char *path = strdup("mpickpt-test-XXXXXX");
     int fd = mkstemp(path); /* in the build folder: O_DIRECT works there, unlike in many a /tmp */

@@ -200,7 +200,7 @@ static void test_forked_child(void) {
     pid_t child = fork();
     CHECK(child >= 0);
     if (child == 0) { /* the epoch is the parent's */
-        alarm(20);
+        alarm(HANG_SECONDS);
         bool refused = mpk_add_channels(s, "child", 5) == -EINVAL && mpk_fail_epoch(s, EIO) == -EINVAL;
         mpk_session_destroy(s);
         _exit(refused ? 0 : 1);
@@ -238,7 +238,7 @@ static void test_storage_that_fails(void) {
 }
 
 int main(int argc, char **argv) {
-    alarm(110);
+    alarm(HANG_SECONDS);
     if (chdir("/dev/shm") != 0) puts("no /dev/shm: slow, for each commit waits for a disk");
     int rounds = argc > 1 ? atoi(argv[1]) : 3500;
     uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : mpk__prim_wall_clock_ns() | 1;

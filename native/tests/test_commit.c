@@ -120,7 +120,7 @@ static int die_at(int call, bool half) {
     pid_t child = fork();
     CHECK(child >= 0);
     if (child == 0) {
-        alarm(20);
+        alarm(HANG_SECONDS);
         fatal_call = call;
         dies_in_half = half;
         run(paths);
@@ -139,7 +139,7 @@ static int die_at(int call, bool half) {
 }
 
 int main(void) {
-    alarm(100);
+    alarm(HANG_SECONDS);
     told = mmap(NULL, sizeof *told, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     int calls = die_at(-1, false), batches = atomic_load(&told->batches), deaths = 0;
     CHECK(calls > 5 * EPOCHS);

@@ -22,7 +22,7 @@ static mpk_progress cut_and_wait(mpk_session *s, const char *path, uint8_t *memo
 }
 
 int main(void) {
-    alarm(50);
+    alarm(HANG_SECONDS);
     uint8_t *memory = mpk_alloc(BYTES, 0);
     mpk_session *s;
     CHECK(mpk_session_create(&s, 0) == 0);

@@ -67,7 +67,7 @@ static void test_fork(const char *path, uint8_t *memory) {
     pid_t child = fork();
     CHECK(child >= 0);
     if (child == 0) {
-        alarm(20);
+        alarm(HANG_SECONDS);
         memset(memory, 9, BYTES);
         for (size_t i = 0; i < BYTES; i++)
             if (memory[i] != 9) _exit(1);
@@ -100,7 +100,7 @@ static void test_real_crash(uint8_t *memory, const char *path) {
     pid_t child = fork();
     CHECK(child >= 0);
     if (child == 0) { /* nobody handles it: the process dies of the signal and does not loop in the handler */
-        alarm(20);
+        alarm(HANG_SECONDS);
         mpk_session *s = open_session(memory, BLOCK);
         CHECK(mpk_cut(s, &(mpk_plan){.path = path}) == -EINVAL); /* a session in a forked child is inert */
         CHECK(mpk__fault_install() == 0);
@@ -147,7 +147,7 @@ static int status_of_crash(uint8_t *memory, void (*first)(int, siginfo_t *, void
     pid_t child = fork();
     CHECK(child >= 0);
     if (child == 0) {
-        alarm(20);
+        alarm(HANG_SECONDS);
         if (first) take(first, NULL);
         mpk_session *s = open_session(memory, BLOCK);
         CHECK(mpk__fault_install() == 0);

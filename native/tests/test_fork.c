@@ -54,7 +54,7 @@ static int fill(uint8_t *memory, const uint8_t *hole) {
 
 static int look_after_fork(uint8_t *memory, const uint8_t *hole) {
     struct sigaction now;
-    alarm(20);
+    alarm(HANG_SECONDS);
     if (mpk__watched_session() || !mpk__is_forked_child()) return 1;
     if (sigaction(SIGSEGV, NULL, &now) != 0 || now.sa_handler != on_segv) return 2;
     int zero = open("/dev/zero", O_RDONLY); /* the kernel may write, too: no handler could help it */
@@ -90,7 +90,7 @@ static void test_bare_clone(uint8_t *memory, const char *path) {
     mpk_session *s = cut_session(memory, path);
     pid_t child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
     if (child == 0) {
-        alarm(20);
+        alarm(HANG_SECONDS);
         _exit(fill(memory, NULL));
     }
     CHECK(ended_well(child));

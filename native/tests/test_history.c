@@ -33,7 +33,7 @@ static mpk_session *open_session(void) {
 static mpk_progress cut(mpk_session *s, const char *path, uint64_t epoch) {
     mpk_plan plan = {.path = path, .data_offsets = data_at, .checksum_offsets = checksums_at, .epoch = epoch, .run = 7};
     CHECK(mpk_cut(s, &plan) == 0);
-    CHECK(mpk_session_wait(s, -1) == 1);
+    end_drain(s);
     CHECK(mpk__session_is_valid(s));
     mpk_progress p;
     mpk_session_progress(s, &p);
@@ -82,7 +82,7 @@ static void test_turns(const char *a, const char *b) {
     mpk_plan plan = {.path = a, .data_offsets = data_at, .checksum_offsets = checksums_at, .epoch = 8, .run = 7};
     CHECK(mpk_cut(s, &plan) == 0);
     change(0), change(1), change(2); /* the first is due, the others are not */
-    CHECK(mpk_session_wait(s, -1) == 1);
+    end_drain(s);
     mpk_session_progress(s, &p);
     CHECK(p.blocks_due == 1 && p.blocks_copied <= 1);
     cut_and_check(s, a, 9, 3);
@@ -110,7 +110,7 @@ static void test_failures(const char *a, const char *b) {
                      .channels_follow = 1, .channels_spill_path = "never-written"};
     CHECK(mpk_cut(s, &plan) == 0);
     CHECK(mpk_fail_epoch(s, ECANCELED) == 0);
-    CHECK(mpk_session_wait(s, -1) == 1);
+    end_drain(s);
     change(6);
     cut_and_check(s, b, 4, 2);
     cut_and_check(s, a, 5, BLOCKS + 1);
@@ -224,8 +224,7 @@ static void test_unseen_write(const char *a, const char *b) {
     syscall(SYS_mprotect, page, 4096, PROT_READ | PROT_WRITE);
     page[5]++;
     syscall(SYS_mprotect, page, 4096, PROT_READ);
-    for (uint64_t last = epoch + 2 * s->n_blocks; p.unseen_region == -1; epoch++) { /* at least one is compared in each interval */
-        CHECK(epoch < last);
+    for (; p.unseen_region == -1; epoch++) { /* one is compared in each interval, if the idle thread gets that much time */
         CHECK(cut(s, slots[epoch % 2], epoch).blocks_due == 0);
         usleep(2000);
         mpk_session_progress(s, &p);
@@ -238,7 +237,7 @@ static void test_unseen_write(const char *a, const char *b) {
 }
 
 int main(void) {
-    alarm(50);
+    alarm(HANG_SECONDS);
     uint64_t seed = 5;
     arrays[0] = mpk_alloc(BYTES, 0), arrays[1] = mpk_alloc(REST, 0);
     fill_random(arrays[0], BYTES, &seed);

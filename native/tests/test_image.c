@@ -165,7 +165,8 @@ static void one_round(mpk_session *s, const mpk_plan *plan, uint64_t *seed, coun
         sum->failed++;
 }
 
-static void run(const config *c, int rounds, uint64_t *seed, counts *sum) {
+/* Gives the number of cuts that were made. */
+static int run(const config *c, int rounds, uint64_t *seed, counts *sum) {
     uint8_t *heap = lay_out(c->aligned);
     uint64_t data[REGIONS], checksums[REGIONS], at = DATA_AT;
     for (int i = 0; i < REGIONS; i++) {
@@ -191,7 +192,9 @@ static void run(const config *c, int rounds, uint64_t *seed, counts *sum) {
     atomic_store(&finished, 0);
     for (int i = 0; i < c->threads; i++)
         CHECK(pthread_create(&threads[i], NULL, scribble, (void *)(uintptr_t)(next_random(seed) | 1)) == 0);
-    for (int round = 1; round <= rounds; round++) {
+    int done = 0;
+    for (uint64_t began = mpk__prim_now_ns(); goes_on(done, rounds, began, 3); done++) {
+        int round = done + 1;
         char objects[64];
         int n = snprintf(objects, sizeof objects, "objects of round %d", round);
         mpk_plan plan = {.path = paths[next_random(seed) % SLOTS], .data_offsets = data,
@@ -214,6 +217,7 @@ static void run(const config *c, int rounds, uint64_t *seed, counts *sum) {
         if (c->aligned) free(regions[i].memory);
     }
     free(heap);
+    return done;
 }
 
 int main(int argc, char **argv) {
@@ -229,8 +233,7 @@ int main(int argc, char **argv) {
                 for (int direct = 0; direct < 2; direct++) {
                     config c = {threads, aligned, pool_part, direct};
                     int rounds = (cuts + configs - 1) / configs;
-                    run(&c, rounds, &seed, &sum);
-                    done += rounds;
+                    done += run(&c, rounds, &seed, &sum);
                 }
     printf("%d cuts, %llu of them failed; %.0f %% of the blocks written, %llu copied by the writers, %llu opened ahead, %llu cuts with a "
            "full pool\n",

@@ -176,8 +176,9 @@ static bool can_ask_for_pages(void) {
 
 /* A loader ends whatever its threads are about to do just then: also when they are about to wait. */
 static void test_end_at_any_instant(uint64_t *seed) {
-    alarm(120); /* a thread that misses the end waits for ever, and so would this */
-    for (int round = 0; round < 1000; round++) {
+    alarm(HANG_SECONDS); /* a thread that misses the end waits for ever, and so would this */
+    uint64_t began = mpk__prim_now_ns();
+    for (int round = 0; goes_on(round, 1000, began, 20); round++) {
         mpk_loader *loader;
         CHECK(mpk_loader_create(&loader, path, BLOCK) == 0);
         for (uint64_t spin = next_random(seed) % 40000; spin; spin--) atomic_signal_fence(memory_order_seq_cst);
@@ -192,7 +193,8 @@ int main(void) {
     file = open(path, O_RDWR);
     content = malloc(FILE_BYTES);
     for (size_t i = 0; i < PARTS; i++) parts[i].model = malloc(MOST);
-    for (int round = 0; round < ROUNDS; round++) test_writers_and_damage(round, &seed);
+    uint64_t began = mpk__prim_now_ns();
+    for (int round = 0; goes_on(round, ROUNDS, began, 30); round++) test_writers_and_damage(round, &seed);
     for (int round = 0; round < 20; round++) test_fork(&seed);
     for (int round = 0; round < 5; round++) test_misuse(&seed);
     test_end_at_any_instant(&seed);

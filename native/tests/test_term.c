@@ -103,7 +103,7 @@ static void limited_with_a_handler_of_its_own(void) {
 }
 
 int main(void) {
-    alarm(50);
+    alarm(HANG_SECONDS);
     CHECK(ended_by(early) == 0);
     CHECK(ended_by(late) == SIGTERM);
     CHECK(ended_by(late_while_it_saves) == 0);

@@ -110,7 +110,7 @@ static void test_sessions_share_queues(void) {
 }
 
 int main(void) {
-    alarm(50);
+    alarm(HANG_SECONDS);
     memory = mpk_alloc(WRITES * PIECES * PIECE, 0);
     char *path = make_slot(sizeof expected);
     int fd = open(path, O_RDWR | O_DIRECT);
