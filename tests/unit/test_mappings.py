@@ -8,6 +8,7 @@ import os
 import signal
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -112,10 +113,13 @@ def test_a_child_that_writes_during_the_cut(tmp_path: Path) -> None:
         shared.close()
 
 
-def test_the_memory_of_a_window(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("allocate", [MPI.Win.Allocate, MPI.Win.Allocate_shared])
+def test_the_memory_of_a_window(
+    allocate: Callable[..., MPI.Win], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """That of MPI is known while its window lives, also where it is no shared mapping."""
     with mpickpt.open(tmp_path / "ckpt", every=1) as ckpt:
-        win = MPI.Win.Allocate(8 * CELLS, 8, comm=MPI.COMM_SELF)
+        win = allocate(8 * CELLS, 8, comm=MPI.COMM_SELF)
         u = np.frombuffer(win.tomemory(), np.float64)
         seen = Snapshotter()
         seen.add(u[1:-1].view(np.uint8), owned=False)
@@ -129,9 +133,9 @@ def test_the_memory_of_a_window(tmp_path: Path, capfd: pytest.CaptureFixture[str
 
 
 def test_a_window_that_was_freed(tmp_path: Path) -> None:
-    """The next owner of its memory is not taken for it; what `Shared_query` gave is known."""
+    """The next owner of its memory is not taken for it; what `Shared_query` gave is known, of an older window, too."""
+    other = MPI.Win.Allocate_shared(8 * CELLS, 8, comm=MPI.COMM_SELF)
     with mpickpt.open(tmp_path / "ckpt", every=1):
-        other = MPI.Win.Allocate_shared(8 * CELLS, 8, comm=MPI.COMM_SELF)
         shown = np.frombuffer(other.Shared_query(0)[0], np.uint8)
         win = MPI.Win.Allocate(40 << 20, 8, comm=MPI.COMM_SELF)  # so large that its memory is unmapped at once
         address = win.tomemory().address
