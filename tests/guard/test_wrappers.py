@@ -9,6 +9,7 @@ from __future__ import annotations
 import _ctypes
 import ctypes
 import json
+import mmap
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ from mpickpt.guard import close_guard, open_guard
 HERE = Path(__file__).parent
 WRAPPER = HERE / "wrapper.c"
 N = 1000
+MAP_FIXED_NOREPLACE = 0x100000  # not in Python's mmap
 #: Starts a program with a library preloaded: in the ranks, not in mpiexec.
 PRELOAD = """
 import os, sys
@@ -127,13 +129,25 @@ def test_objects_with_different_definitions(guarded: Armed, messages: Path, tmp_
 
 
 def test_definitions_come_and_go(guarded: Armed, messages: Path, tmp_path: Path) -> None:  # noqa: F811
-    """More definitions in the life of a process than there can be at once."""
+    """More definitions in the life of a process than there can be at once, each at an address of its own."""
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    kept, addresses = [], set()
     for index in range(6):
         own = _own_wrapper(tmp_path, index)
+        address = ctypes.cast(own.tell_counts, ctypes.c_void_p).value or 0
+        addresses.add(address)
         open_guard()
         assert _receive(own, own, guarded, messages) == 1
         close_guard()
         _ctypes.dlclose(own._handle)
+        page = ctypes.c_void_p(address // mmap.PAGESIZE * mmap.PAGESIZE)
+        # So that the next one is not put into its place.
+        how = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+        kept.append(ctypes.c_void_p(libc.mmap(page, ctypes.c_size_t(mmap.PAGESIZE), 0, how, -1, ctypes.c_long(0))))
+    assert len(addresses) == 6
+    for page in kept:
+        libc.munmap(page, ctypes.c_size_t(mmap.PAGESIZE))
 
 
 TOLD = """
