@@ -421,10 +421,12 @@ class Driver:
                 self.stopped = self._stopped(whole)
             case Abandon(left):
                 self._todo.clear()
-                raise EpochError(
+                error = EpochError(
                     f"Rank {self._coordinator.rank}: no epoch can become whole any more, because rank {left} left the "
                     f"session by an exception. See what that rank says."
                 )
+                error.elsewhere = True
+                raise error
             case SayBelowClosed():
                 self._rounds.say_closed()
             case PassOnLeft(rank):

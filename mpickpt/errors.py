@@ -23,10 +23,13 @@ class MpickptError(Exception):
         What `mpickpt run` ends with when this error reaches it; the other verbs end with 1 or 2 (docs/cli.md).
     everywhere : bool
         All ranks raise this error alike, so that one of them telling it is enough.
+    elsewhere : bool
+        It follows from an error of another rank, which says what is the matter.
     """
 
     exit_code: int = 1
     everywhere: bool = False
+    elsewhere: bool = False
 
 
 class UsageError(MpickptError, ValueError):

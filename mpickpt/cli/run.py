@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import runpy
 import sys
+import time
 import traceback
 from itertools import takewhile
 from pathlib import Path
@@ -23,6 +24,7 @@ from mpickpt.coordinator import abort, world_rank_and_size
 from mpickpt.errors import MpickptError, Stopped, UsageError
 from mpickpt.options import command_line
 
+LAST_WORDS_SECONDS = 5.0  # that a rank gets to say why it left, before those that cannot go on without it end all
 OPTIONS = {
     "dir": ("DIR", "the checkpoint directory"),
     "every": ("STEPS", "cut each time so many steps are done"),
@@ -64,10 +66,10 @@ def execute(args: argparse.Namespace) -> int:
     command_line.given = {
         name: str(value) for name in (*OPTIONS, *SWITCHES) if (value := getattr(args, name)) is not None
     }
-    _check_program(args.program, args.is_module)
-    sys.argv = [args.program, *args.arguments]
     if not sys.flags.safe_path:
         sys.path[0] = str(Path.cwd() if args.is_module else Path(args.program).resolve().parent)
+    _check_program(args.program, args.is_module)
+    sys.argv = [args.program, *args.arguments]
     try:
         if args.is_module:
             runpy.run_module(args.program, run_name="__main__", alter_sys=True)
@@ -87,6 +89,8 @@ def execute(args: argparse.Namespace) -> int:
             if rank == 0:
                 _say(f"mpickpt: {error}")
             return error.exit_code
+        if isinstance(error, MpickptError) and error.elsewhere:
+            time.sleep(LAST_WORDS_SECONDS)
         name = type(error).__name__
         _say(f"{_report(error)}mpickpt: rank {rank} of {size} ended by an uncaught {name}, and so all ranks end")
         return _end_all(1)

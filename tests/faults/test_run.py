@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,30 @@ def test_one_rank_ends_all(tmp_path: Path, statement: str, code: int, told: str)
     with mpi_job(2, ["-m", "mpickpt", "run", "--restart", "auto", program], tmp_path / "log2") as job:
         assert job.wait(150) == code  # it resumes, and fails in the same place
         assert "mpickpt: restored epoch" in job.output()
+
+
+SLOW = """class Slow(ValueError):
+                def __str__(self):
+                    import time
+                    time.sleep(1)
+                    return "the cause"
+            raise Slow"""
+
+
+def test_the_rank_with_the_cause_says_it_first(tmp_path: Path) -> None:
+    """The others learn at their next cut that it left, and end all ranks only when it had time to say why."""
+    program = tmp_path / "app.py"
+    program.write_text(PROGRAM.format(statement=SLOW).replace("comm.barrier()", "pass"))
+    with mpi_job(2, ["-m", "mpickpt", "run", program], tmp_path / "log") as job:
+        assert job.wait(150) == 1
+        assert "Slow: the cause\nmpickpt: rank 1 of 2 ended by an uncaught Slow" in job.output()
+
+
+def test_a_module_in_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("print('it runs')\n")
+    command = [Path(sys.executable).parent / "mpickpt", "run", "-m", "app"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout) == (0, "it runs\n"), done.stderr
 
 
 LATE = """
