@@ -20,7 +20,7 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 import mpickpt
-from mpickpt.coordinator.rounds import Rounds
+from mpickpt.mpi.rounds import Rounds
 
 HERE = Path(__file__).parent
 COMM = MPI.COMM_WORLD

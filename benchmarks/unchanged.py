@@ -21,7 +21,7 @@ from mpi4py import MPI
 from rich.table import Table
 
 import mpickpt
-from mpickpt.session import Session
+from mpickpt.session.session import Session
 
 import aims
 from launch import console

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpickpt.layout import ArraySpec, Layout, RankLayout
+from mpickpt.layout.arrays import ArraySpec, Layout, RankLayout
 from mpickpt.snapshot import Snapshotter, crc32c
 from mpickpt.store import Store
 

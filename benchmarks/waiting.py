@@ -18,9 +18,9 @@ from folder import shared_folder
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from mpickpt.guard import close_guard, open_guard
-from mpickpt.layout import BLOCK_BYTES, SlotOffsets
+from mpickpt.layout.arrays import BLOCK_BYTES, SlotOffsets
 from mpickpt.snapshot import Snapshotter
+from mpickpt.snapshot.guard import close_guard, open_guard
 
 TURN_SECONDS = 0.005
 COMM = MPI.COMM_WORLD

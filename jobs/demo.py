@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.rule import Rule
 
-from mpickpt.layout import RecordState
+from mpickpt.layout.arrays import RecordState
 
 RANKS, VICTIM = 2, 1
 EVERY = 10

@@ -15,7 +15,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mpickpt.api import open
     from mpickpt.errors import (
         DamageError,
         EpochError,
@@ -28,10 +27,11 @@ if TYPE_CHECKING:
         UsageError,
         WaitTimeout,
     )
-    from mpickpt.outcome import Outcome
-    from mpickpt.parts import Part
-    from mpickpt.reader import Checkpoint
-    from mpickpt.session import Session
+    from mpickpt.layout.parts import Part
+    from mpickpt.reading.checkpoint import Checkpoint
+    from mpickpt.session.api import open
+    from mpickpt.session.outcome import Outcome
+    from mpickpt.session.session import Session
     from mpickpt.stats import Restored, Stats
 
 __all__ = [
@@ -55,11 +55,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": ("open",),
-    "outcome": ("Outcome",),
-    "parts": ("Part",),
-    "reader": ("Checkpoint",),
-    "session": ("Session",),
+    "session.api": ("open",),
+    "session.outcome": ("Outcome",),
+    "layout.parts": ("Part",),
+    "reading.checkpoint": ("Checkpoint",),
+    "session.session": ("Session",),
     "stats": ("Restored", "Stats"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -32,6 +32,12 @@ class MpickptError(Exception):
     elsewhere: bool = False
 
 
+def everywhere(error: MpickptError) -> MpickptError:
+    """Mark an error that all ranks raise alike, so that one report of it is enough."""
+    error.everywhere = True
+    return error
+
+
 class UsageError(MpickptError, ValueError):
     """A call, an option or an environment variable makes no sense as it was given."""
 

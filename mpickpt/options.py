@@ -23,6 +23,7 @@ DEFAULT_MARGIN = 60.0  # seconds of a batch job that are left for its end, besid
 DEFAULT_KEEP = 2
 DEFAULT_STALL_LIMIT = 60.0  # seconds without a call to the storage that ends, until an epoch is given up
 DEFAULT_POOL_FRACTION = 0.25
+DEFAULT_WAIT_LIMIT = 600.0  # seconds that a rank waits for the others
 DEFAULT_POOL_BLOCKS = 16  # the default pool is never smaller, so that a small state does not stall for nothing
 
 Restart = int | Literal["auto", "never"]
@@ -329,3 +330,15 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
     """Collect the variables that are set; an empty one counts as not set."""
     found = {name: environment.get(f"MPICKPT_{name.upper()}") for name in _PARSERS}
     return {name: value for name, value in found.items() if value}
+
+
+def wait_limit() -> float:
+    """Seconds to wait for other ranks, from MPICKPT_WAIT_LIMIT."""
+    text = os.environ.get("MPICKPT_WAIT_LIMIT") or str(DEFAULT_WAIT_LIMIT)
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = math.nan
+    if not limit > 0:
+        raise UsageError(f"Environment variable MPICKPT_WAIT_LIMIT: {text!r} is not a number of seconds.")
+    return limit

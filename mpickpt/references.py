@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpickpt.errors import LayoutError
-from mpickpt.layout import ArraySpec
-from mpickpt.subclasses import is_plain
+from mpickpt.layout.arrays import ArraySpec
+from mpickpt.layout.subclasses import is_plain
 
 PROTOCOL = 5
 NO_OBJECTS = pickle.dumps({}, PROTOCOL)

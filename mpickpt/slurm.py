@@ -15,8 +15,8 @@ import time
 from collections.abc import Mapping
 
 from mpickpt.errors import BatchError
-from mpickpt.policy import Ceiling
-from mpickpt.quantities import human_bytes
+from mpickpt.protocol.policy import Ceiling
+from mpickpt.units import human_bytes
 
 ASK_SECONDS = 30.0  # between two questions for the end of the job, which its owner may move
 ANSWER_SECONDS = 15.0  # a controller that is up answers sooner

@@ -36,3 +36,8 @@ def told_names(names: Sequence[str]) -> str:
     listed = ", ".join(repr(name) for name in names[:NAMED])
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"array{'s' if len(names) > 1 else ''} {listed}{more}"
+
+
+def counted(number: int, thing: str) -> str:
+    """Write a number and a thing, or things."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -86,7 +86,7 @@ def _leaks(before: Resources, *, with_mpi: bool) -> list[str]:
 
 def _leave_sessions() -> None:
     """End what a failed test left open: the next session would be refused, and every test after this one fail, too."""
-    if module := sys.modules.get("mpickpt.session"):
+    if module := sys.modules.get("mpickpt.session.session"):
         for session in list(module._sessions):
             session._leave()
 

@@ -9,8 +9,8 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from mpickpt.coordinator import Coordinator
-from mpickpt.coordinator.traffic import Traffic
+from mpickpt.mpi import Coordinator
+from mpickpt.mpi.tracked.traffic import Traffic
 from mpickpt.snapshot import crc32c
 
 COMM = MPI.COMM_WORLD

@@ -15,11 +15,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mpickpt.archive import archive
 from mpickpt.cli import tables
 from mpickpt.cli.places import PLACE, add_json, open_checkpoint, open_directory
-from mpickpt.quantities import human_bytes
+from mpickpt.reading.archive import archive
 from mpickpt.store import archive_path
+from mpickpt.units import human_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,8 @@ import argparse
 
 from mpickpt.cli import tables
 from mpickpt.cli.places import PLACE, add_json, open_checkpoint
-from mpickpt.compare import Comparison, Difference, compare
+from mpickpt.reading.compare import Comparison, Difference, compare
+from mpickpt.texts import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +55,7 @@ def _sentence(array: Difference) -> str:
     if array.why:
         return array.why
     if not array.cells:
-        return f"the same ({tables.counted(array.blocks, 'block')})"
+        return f"the same ({counted(array.blocks, 'block')})"
     where = f"rank {array.rank} at {list(array.cell or ())}"
     if array.largest is None:
         most = f"first on {where}"
@@ -62,6 +63,6 @@ def _sentence(array: Difference) -> str:
         most = f"by nothing but signs of zero or kinds of NaN, first on {where}"
     else:
         most = f"by {array.largest:.6g} at most, on {where}"
-    nans = f", {tables.counted(array.nans, 'cell')} NaN on one side only" if array.nans else ""
-    blocks = f"{array.differing_blocks:,} of {tables.counted(array.blocks, 'block')}"
-    return f"differs in {blocks}, {tables.counted(array.cells, 'cell')}, {most}{nans}"
+    nans = f", {counted(array.nans, 'cell')} NaN on one side only" if array.nans else ""
+    blocks = f"{array.differing_blocks:,} of {counted(array.blocks, 'block')}"
+    return f"differs in {blocks}, {counted(array.cells, 'cell')}, {most}{nans}"

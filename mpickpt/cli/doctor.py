@@ -23,8 +23,8 @@ from typing import Any
 from mpickpt.cli import probes, tables
 from mpickpt.cli.places import add_json, open_directory
 from mpickpt.cli.probes import Finding
-from mpickpt.coordinator import about_mpi, broadcast_world, gather_world, world_rank_and_size
 from mpickpt.errors import MpickptError, StoreError
+from mpickpt.mpi import about_mpi, broadcast_world, gather_world, world_rank_and_size
 
 MARKS = {"ok": "ok", "note": "-", "bad": "!!"}  # from good to bad
 

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from mpickpt.cli import tables
 from mpickpt.cli.places import PLACE, add_json, open_checkpoint
 from mpickpt.errors import UsageError
-from mpickpt.holders import ranks_holding
-from mpickpt.quantities import human_bytes
-from mpickpt.reader import Checkpoint
+from mpickpt.layout.holders import ranks_holding
+from mpickpt.reading.array import StoredArray
+from mpickpt.reading.checkpoint import Checkpoint
 from mpickpt.store import Exported, appearing, write_hdf5, write_netcdf
-from mpickpt.stored import StoredArray
 from mpickpt.texts import told_ranks
+from mpickpt.units import human_bytes
 
 HDF5 = (".h5", ".hdf5")
 SUFFIXES = (".npy", *HDF5, ".nc")

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from mpickpt.cli import tables
 from mpickpt.cli.places import add_json, open_directory
-from mpickpt.layout import RecordState
-from mpickpt.quantities import human_bytes
+from mpickpt.layout.arrays import RecordState
 from mpickpt.store import SlotInfo
+from mpickpt.units import human_bytes
 
 BROKEN = ("damaged", "unreadable", "failed")
 

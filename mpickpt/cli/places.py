@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from mpickpt.errors import StoreError
-from mpickpt.reader import Checkpoint
+from mpickpt.reading.checkpoint import Checkpoint
 from mpickpt.snapshot import crc32c
 from mpickpt.store import SlotInfo, Store, read_slot
 

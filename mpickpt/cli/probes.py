@@ -18,11 +18,11 @@ from typing import Literal
 
 import numpy as np
 
-from mpickpt.layout import MAX_BLOCKS, ArraySpec, Layout, RankLayout
-from mpickpt.memory import ceilings
-from mpickpt.quantities import human_bytes
+from mpickpt.layout.arrays import MAX_BLOCKS, ArraySpec, Layout, RankLayout
+from mpickpt.session.memory import ceilings
 from mpickpt.snapshot import DrainState, Snapshotter, crc32c
 from mpickpt.store import Store, clones, reserve
+from mpickpt.units import human_bytes
 
 STATE_BYTES = 64 << 20  # what the measurements save
 PATIENCE = 8.0  # seconds for them to end

@@ -17,8 +17,8 @@ from pathlib import Path
 from mpickpt.cli import tables
 from mpickpt.cli.places import add_json, open_directory
 from mpickpt.errors import EpochError, InUseError
-from mpickpt.quantities import human_bytes
 from mpickpt.store import SlotInfo, Store
+from mpickpt.units import human_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

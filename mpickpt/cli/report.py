@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpickpt.cli import tables
-from mpickpt.cli.page import Section, page, percent
 from mpickpt.cli.places import add_json, open_directory
 from mpickpt.errors import EpochError, UsageError
-from mpickpt.figures import RunFigures, figures_of
-from mpickpt.notes import RunNotes
 from mpickpt.options import parse_seconds
-from mpickpt.quantities import human_seconds
-from mpickpt.store import appearing, read_run, runs
+from mpickpt.report.figures import RunFigures, figures_of
+from mpickpt.report.files import read_run, runs
+from mpickpt.report.notes import RunNotes
+from mpickpt.report.page import Section, page, percent
+from mpickpt.store import appearing
+from mpickpt.texts import counted
+from mpickpt.units import human_seconds
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -115,7 +117,7 @@ def _chosen(directory: Path, which: str) -> list[tuple[int, RunNotes]]:
 
 def _pictures() -> ModuleType:
     try:
-        from mpickpt.cli import pictures
+        from mpickpt.report import pictures
     except ImportError as error:
         raise UsageError(
             f"Drawing needs matplotlib, which cannot be imported ({error}): pip install 'mpickpt[report]'. "
@@ -125,10 +127,10 @@ def _pictures() -> ModuleType:
 
 
 def _sentence(number: int, figures: RunFigures) -> str:
-    noted = tables.counted(len(figures.epochs) + figures.summed, "epoch")
+    noted = counted(len(figures.epochs) + figures.summed, "epoch")
     most = figures.most_lost
     told = f"run {number}: {noted} in {human_seconds(figures.seconds)}"
-    told += f" on {tables.counted(figures.world_size, 'rank')}"
+    told += f" on {counted(figures.world_size, 'rank')}"
     told += f"; lost to checkpoints: {percent(most.share)} (rank {most.rank}, the most)"
     if figures.interval is not None:
         told += f"; best interval: {human_seconds(figures.interval.best)}"

@@ -20,8 +20,8 @@ import traceback
 from itertools import takewhile
 from pathlib import Path
 
-from mpickpt.coordinator import abort, world_rank_and_size
 from mpickpt.errors import MpickptError, Stopped, UsageError
+from mpickpt.mpi import abort, world_rank_and_size
 from mpickpt.options import command_line
 
 LAST_WORDS_SECONDS = 5.0  # that a rank gets to say why it left, before those that cannot go on without it end all

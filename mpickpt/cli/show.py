@@ -18,12 +18,12 @@ from mpickpt.cli import tables
 from mpickpt.cli.ls import BROKEN, state_of
 from mpickpt.cli.pickles import types_in
 from mpickpt.cli.places import PLACE, add_json, open_checkpoint, open_slot, split_place
-from mpickpt.image import RankImage, images_of
-from mpickpt.layout import RECORD, ArraySpec, Layout, RecordState
-from mpickpt.quantities import human_bytes, human_seconds
+from mpickpt.layout.arrays import RECORD, ArraySpec, Layout, RecordState
+from mpickpt.reading.image import RankImage, images_of
 from mpickpt.snapshot import crc32c
 from mpickpt.store import SlotInfo, read_structure
 from mpickpt.texts import visible
+from mpickpt.units import human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from rich.tree import Tree

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mpickpt.quantities import human_seconds
+from mpickpt.units import human_seconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -85,8 +85,3 @@ def spans(numbers: Iterable[int]) -> str:
 def ranks(numbers: Sequence[int]) -> str:
     """Write ranks as spans: ranks 0-2, 5."""
     return f"rank{'s' if len(numbers) > 1 else ''} {spans(numbers)}"
-
-
-def counted(number: int, thing: str) -> str:
-    """Write a number and a thing, or things."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"

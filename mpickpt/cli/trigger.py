@@ -14,7 +14,7 @@ from pathlib import Path
 from mpickpt.cli.places import add_json, open_directory
 from mpickpt.cli.tables import print_json
 from mpickpt.errors import UsageError
-from mpickpt.triggers import leave_file
+from mpickpt.session.triggers import leave_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

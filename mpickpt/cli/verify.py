@@ -17,10 +17,11 @@ from mpickpt.cli import tables
 from mpickpt.cli.ls import BROKEN, state_of
 from mpickpt.cli.places import PLACE, add_json, open_checkpoint, open_directory, open_slot, split_place
 from mpickpt.errors import EpochError, MpickptError
-from mpickpt.image import Damage
-from mpickpt.quantities import human_bytes, human_seconds
-from mpickpt.reader import Checkpoint
+from mpickpt.reading.checkpoint import Checkpoint
+from mpickpt.reading.image import Damage
 from mpickpt.store import SlotInfo
+from mpickpt.texts import counted
+from mpickpt.units import human_bytes, human_seconds
 
 
 @dataclass
@@ -95,7 +96,7 @@ def _print(result: Result) -> None:
         return
     rate = human_bytes(result.nbytes / max(result.seconds, 1e-9))
     how = f"{human_bytes(result.nbytes)} in {human_seconds(result.seconds)}, {rate}/s"
-    places = tables.counted(len(result.damage), "place")
+    places = counted(len(result.damage), "place")
     print(f"{name}: epoch {result.slot.epoch} is {f'damaged in {places}' if result.damage else 'sound'} ({how})")
     for damage in result.damage:
         print(f"  {damage}")

@@ -22,8 +22,8 @@ A rank whose storage hangs gives its epoch up (`Drained` says so), and cannot be
 ranks *skip* the next cut, which costs nobody anything, and learn from the answer whether that rank can be cut again.
 
 `Protocol.handle` is the only way in. Whoever drives it carries out the instructions in their order, feeds back what
-comes of them, and stays where it is as long as `Protocol.stands` says so: `mpickpt.driver` by MPI, a simulator in the
-tests. There is one short cut, `Protocol.glanced`, for the many looks that find nothing.
+comes of them, and stays where it is as long as `Protocol.stands` says so: `mpickpt.session.driver` by MPI, a simulator
+in the tests. There is one short cut, `Protocol.glanced`, for the many looks that find nothing.
 """
 
 from mpickpt.protocol.events import (

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from mpickpt.policy import NEVER, choose_slot
 from mpickpt.protocol.events import (
     Agreed,
     Asked,
@@ -45,6 +44,7 @@ from mpickpt.protocol.instructions import (
     Stop,
 )
 from mpickpt.protocol.lookahead import LOOK_SECONDS, REST_SECONDS, Lookahead
+from mpickpt.protocol.policy import NEVER, choose_slot
 from mpickpt.protocol.saving import Saving
 from mpickpt.protocol.tree import children
 

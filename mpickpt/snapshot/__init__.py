@@ -1,4 +1,4 @@
-"""The native snapshotter as Python sees it: with `mpickpt.guard`, all that imports the extension.
+"""The native snapshotter as Python sees it: with `mpickpt.snapshot.guard`, all that imports the extension.
 
 A `Snapshotter` holds one-dimensional byte views of a rank's arrays. `Snapshotter.cut` fixes the image of all of them
 at one instant; drain threads save it while the program goes on. How, is told in ``native/src/session.h``. What was

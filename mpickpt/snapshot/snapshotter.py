@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpickpt import _native
-from mpickpt.layout import SlotOffsets
+from mpickpt.layout.arrays import SlotOffsets
 
 
 class DrainState(IntEnum):

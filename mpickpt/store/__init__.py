@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from mpickpt.store.archive import appearing, clones, copy_slot
 from mpickpt.store.files import replace_text, reserve
 from mpickpt.store.preface import plain
-from mpickpt.store.runs import forget_old_runs, notes_path, read_run, run_name, runs
 from mpickpt.store.slots import (
     PayloadKind,
     SlotInfo,
@@ -38,20 +37,15 @@ __all__ = [
     "clones",
     "copy_slot",
     "finish_packed",
-    "forget_old_runs",
     "is_unchanged",
     "look_anew",
-    "notes_path",
     "open_packed",
     "plain",
-    "read_run",
     "read_slot",
     "read_structure",
     "record_is_valid",
     "replace_text",
     "reserve",
-    "run_name",
-    "runs",
     "slot_path",
     "spill_path",
     "spill_paths",

@@ -17,7 +17,7 @@ import numpy as np
 from h5py import h5d, h5f, h5g, h5s
 from numpy.typing import NDArray
 
-from mpickpt.parts import boxes_of_run
+from mpickpt.layout.parts import boxes_of_run
 from mpickpt.retry import system_errno
 from mpickpt.store.preface import Checksum, Range, write_preface
 from mpickpt.store.structure import offset_of, opened_unchecked, reading

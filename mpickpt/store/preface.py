@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mpickpt.errors import StoreError
-from mpickpt.layout import PAGE_BYTES
+from mpickpt.layout.arrays import PAGE_BYTES
 
 MAGIC = b"MPKPREF1"
 FORMAT_VERSION = 1

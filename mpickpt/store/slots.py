@@ -21,7 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpickpt.errors import MpickptError, StoreError, warn
-from mpickpt.layout import PAGE_BYTES, RECORD, RECORD_MAGIC, Layout, RecordState, SlotOffsets, blocks_in, round_up
+from mpickpt.layout.arrays import (
+    PAGE_BYTES,
+    RECORD,
+    RECORD_MAGIC,
+    Layout,
+    RecordState,
+    SlotOffsets,
+    blocks_in,
+    round_up,
+)
 from mpickpt.retry import read_again, reason_of, system_errno
 from mpickpt.store.files import create_file, make_folder, reserve, sync_folder, sync_folder_above, tell_who_may_write
 from mpickpt.store.lock import LOCK, give_lock_back, lock_holder, take_lock

@@ -23,7 +23,7 @@ import numpy as np
 from h5py import h5, h5a, h5d, h5f, h5g, h5p, h5s, h5t
 
 from mpickpt.errors import LayoutError, StoreError
-from mpickpt.layout import (
+from mpickpt.layout.arrays import (
     PAGE_BYTES,
     RECORD,
     ArraySpec,
@@ -35,7 +35,7 @@ from mpickpt.layout import (
     dtype_to_text,
     round_up,
 )
-from mpickpt.parts import Box, Part
+from mpickpt.layout.parts import Box, Part
 from mpickpt.retry import TRANSIENT, read_again, reason_of, system_errno
 from mpickpt.store import preface
 from mpickpt.store.preface import Checksum, plain

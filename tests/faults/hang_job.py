@@ -9,7 +9,7 @@ from pathlib import Path
 from mpi4py import MPI
 
 import mpickpt
-from mpickpt.coordinator import ranks
+from mpickpt.mpi import coordinator
 
 parser = argparse.ArgumentParser()
 parser.add_argument("schedule", help="every=N or interval=SECONDS")
@@ -23,7 +23,7 @@ args = parser.parse_args()
 comm = MPI.COMM_WORLD
 key, value = args.schedule.split("=")
 hang = Path("hang")
-ranks.SAY_AFTER = 1.0
+coordinator.SAY_AFTER = 1.0
 
 
 def hang_for_a_while() -> None:

@@ -7,7 +7,7 @@ import time
 from mpi4py import MPI
 
 import mpickpt
-from mpickpt import termination
+from mpickpt.signals import termination
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--term-limit", default="never")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 from mpijob import mpi_job
 
-from mpickpt.layout import SlotOffsets
+from mpickpt.layout.arrays import SlotOffsets
 from mpickpt.snapshot import crc32c
 from mpickpt.store import SlotInfo, Store, slot_path
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpickpt.layout import SlotOffsets
+from mpickpt.layout.arrays import SlotOffsets
 from mpickpt.snapshot import DrainState, Snapshotter
 
 BLOCK = 64 * 1024

@@ -17,7 +17,7 @@ from mpi4py import MPI
 from mpi_cases import CASES, Stage
 from protected import BLOCK, Bench
 
-from mpickpt.guard import close_guard, open_guard
+from mpickpt.snapshot.guard import close_guard, open_guard
 
 SIZES = (1, 1000, 3 * BLOCK // 2)  # bytes a rank: within a page, within a block, across blocks
 LARGE = 64 << 20

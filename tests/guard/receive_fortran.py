@@ -16,7 +16,7 @@ import numpy as np
 from mpi4py import MPI
 from protected import BLOCK, Bench
 
-from mpickpt.guard import close_guard, open_guard
+from mpickpt.snapshot.guard import close_guard, open_guard
 
 COMM = MPI.COMM_WORLD
 ROOM, SENT = 3 * BLOCK, 1000

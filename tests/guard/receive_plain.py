@@ -17,7 +17,7 @@ import numpy as np
 from mpi4py import MPI
 from protected import BLOCK, Bench
 
-from mpickpt.guard import close_guard, open_guard
+from mpickpt.snapshot.guard import close_guard, open_guard
 
 START = BLOCK + 13  # in the midst of a page
 END_BYTES = 1000

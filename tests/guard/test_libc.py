@@ -18,9 +18,9 @@ import pytest
 from numpy.typing import NDArray
 
 from mpickpt.errors import UsageError
-from mpickpt.guard import close_guard, held, open_guard, refresh_guard
-from mpickpt.layout import SlotOffsets
+from mpickpt.layout.arrays import SlotOffsets
 from mpickpt.snapshot import Snapshotter
+from mpickpt.snapshot.guard import close_guard, held, open_guard, refresh_guard
 
 BLOCK = 64 * 1024
 BLOCKS = 8

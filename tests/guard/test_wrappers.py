@@ -24,7 +24,7 @@ from mpijob import mpi_job
 from test_libc import AT, SOURCE, Armed, armed, messages  # noqa: F401  (fixtures)
 from test_mpi import MPICC, OPEN_MPI
 
-from mpickpt.guard import close_guard, open_guard
+from mpickpt.snapshot.guard import close_guard, open_guard
 
 HERE = Path(__file__).parent
 WRAPPER = HERE / "wrapper.c"
@@ -156,7 +156,7 @@ from pathlib import Path
 sys.path[:0] = sys.argv[1:3]
 from test_libc import Armed
 from test_wrappers import _own_wrapper, _receive
-from mpickpt.guard import close_guard, open_guard
+from mpickpt.snapshot.guard import close_guard, open_guard
 folder = Path(sys.argv[3])
 messages = folder / "messages"
 messages.write_bytes(bytes(range(250)) * 8)

@@ -14,7 +14,7 @@ import numpy as np
 from mpi4py import MPI
 from protected import Bench
 
-from mpickpt.guard import close_guard, open_guard
+from mpickpt.snapshot.guard import close_guard, open_guard
 
 NBYTES = 32 << 20
 ATTEMPTS = 20  # a drain may be over before the program gets to its call: with all of these that is not by chance

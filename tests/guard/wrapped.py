@@ -17,7 +17,7 @@ import numpy as np
 from mpi4py import MPI
 from protected import BLOCK, Bench
 
-from mpickpt.guard import close_guard, open_guard
+from mpickpt.snapshot.guard import close_guard, open_guard
 
 BYTES = 2 * BLOCK + 77
 COMM = MPI.COMM_WORLD

@@ -7,7 +7,7 @@ import pytest
 from mpi4py import MPI
 
 from mpickpt.errors import EpochError
-from mpickpt.inflight import InFlight
+from mpickpt.messages.inflight import InFlight
 
 from calls import KINDS
 from crossing import COMM, OTHER, RECEIVES, SENDS, TAG, Run, message

@@ -10,7 +10,7 @@ import pytest
 from mpi4py import MPI
 
 from mpickpt import LayoutError, MpickptError, StoreError, UsageError, WaitTimeout
-from mpickpt.coordinator import Commit, Coordinator, Share
+from mpickpt.mpi import Commit, Coordinator, Share
 
 pytestmark = pytest.mark.mpi
 COMM = MPI.COMM_WORLD
@@ -44,7 +44,7 @@ def test_scatter(ranks: Coordinator) -> None:
 
 def test_values_of_very_uneven_size(ranks: Coordinator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rooms of the largest value's size for all would be too much."""
-    monkeypatch.setattr("mpickpt.coordinator.ranks._EVEN_BYTES", 1000)
+    monkeypatch.setattr("mpickpt.mpi.coordinator._EVEN_BYTES", 1000)
     values = [b"z" * 5000 * r for r in range(COMM.size)]
     assert ranks.gather(values[COMM.rank], "all") == (values if COMM.rank == 0 else None)
     assert ranks.scatter(values if COMM.rank == 0 else None, "rank 0") == values[COMM.rank]

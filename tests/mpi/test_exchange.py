@@ -8,7 +8,7 @@ import time
 import pytest
 from mpi4py import MPI
 
-from mpickpt.coordinator.exchange import Exchange
+from mpickpt.mpi.tracked.exchange import Exchange
 
 pytestmark = pytest.mark.mpi
 COMM = MPI.COMM_WORLD

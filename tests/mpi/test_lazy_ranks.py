@@ -10,7 +10,7 @@ import pytest
 from mpi4py import MPI
 
 import mpickpt
-from mpickpt.lazy import Loading
+from mpickpt.restart.lazy import Loading
 
 pytestmark = pytest.mark.mpi
 COMM = MPI.COMM_WORLD

@@ -13,8 +13,8 @@ import pytest
 from mpi4py import MPI
 
 import mpickpt
-from mpickpt.coordinator import leftovers
-from mpickpt.session import Session
+from mpickpt.mpi import leftovers
+from mpickpt.session.session import Session
 
 pytestmark = pytest.mark.mpi
 COMM = MPI.COMM_WORLD

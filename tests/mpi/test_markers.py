@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 from mpi4py import MPI
 
-from mpickpt.coordinator.pending import Pending, Repeated
-from mpickpt.coordinator.rounds import Rounds
+from mpickpt.mpi.pending import Pending, Repeated
+from mpickpt.mpi.rounds import Rounds
 from mpickpt.protocol import Agreed, Ended, Event, Marked
 
 pytestmark = pytest.mark.mpi

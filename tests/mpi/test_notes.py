@@ -9,9 +9,9 @@ import pytest
 from mpi4py import MPI
 
 import mpickpt
-from mpickpt.figures import figures_of
-from mpickpt.notes import total
-from mpickpt.store import read_run, runs
+from mpickpt.report.figures import figures_of
+from mpickpt.report.files import read_run, runs
+from mpickpt.report.notes import total
 
 pytestmark = pytest.mark.mpi
 COMM = MPI.COMM_WORLD

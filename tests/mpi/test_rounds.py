@@ -12,9 +12,9 @@ import pytest
 from mpi4py import MPI
 
 import mpickpt
-from mpickpt.driver import Driver
 from mpickpt.protocol import PATIENCE
-from mpickpt.triggers import leave_file
+from mpickpt.session.driver import Driver
+from mpickpt.session.triggers import leave_file
 
 pytestmark = pytest.mark.mpi
 COMM = MPI.COMM_WORLD
@@ -213,7 +213,7 @@ def test_a_rank_that_runs_ahead(mpi_tmp_path: Path) -> None:
 
 
 def test_interval_auto(mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpickpt.policy.FIRST_INTERVAL", 0.2)
+    monkeypatch.setattr("mpickpt.protocol.policy.FIRST_INTERVAL", 0.2)
     ckpt = run(mpi_tmp_path, 400, lambda ckpt, step: None, interval="auto", mtbf=120)
     assert ckpt.stats().whole >= 1
     if COMM.rank == 0:

@@ -12,8 +12,8 @@ from mpi4py import MPI
 
 import mpickpt
 from mpickpt import waiting
-from mpickpt.coordinator import Coordinator, ranks, reports
 from mpickpt.errors import WaitTimeout
+from mpickpt.mpi import Coordinator, ranks, reports
 
 pytestmark = pytest.mark.mpi(min_size=2)
 COMM = MPI.COMM_WORLD

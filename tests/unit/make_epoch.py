@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from mpickpt.layout import RECORD, RECORD_MAGIC, ArraySpec, Layout, Order, RankLayout, RecordState
-from mpickpt.parts import Part
+from mpickpt.layout.arrays import RECORD, RECORD_MAGIC, ArraySpec, Layout, Order, RankLayout, RecordState
+from mpickpt.layout.parts import Part
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store, slot_path, spill_path
 

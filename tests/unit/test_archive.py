@@ -17,13 +17,13 @@ from make_epoch import rows, write_epoch
 from mpi4py import MPI
 
 import mpickpt
-from mpickpt import archive as archive_module
 from mpickpt.cli.main import main
-from mpickpt.compare import compare
 from mpickpt.errors import DamageError, EpochError
-from mpickpt.layout import ArraySpec, Layout, Order, RankLayout
-from mpickpt.parts import Box, Part, boxes_of_run
-from mpickpt.reader import Checkpoint
+from mpickpt.layout.arrays import ArraySpec, Layout, Order, RankLayout
+from mpickpt.layout.parts import Box, Part, boxes_of_run
+from mpickpt.reading import archive as archive_module
+from mpickpt.reading.checkpoint import Checkpoint
+from mpickpt.reading.compare import compare
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store, finish_packed, open_packed, slot_path, spill_path, spill_paths, write_packed_skeleton
 from mpickpt.store.structure import _chunk
@@ -232,7 +232,7 @@ def test_two_nan_do_not_differ_by_anything(store: Store) -> None:
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_other_ranks_hold_the_same_array(store: Store, order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpickpt.compare.PIECE_BYTES", 40)
+    monkeypatch.setattr("mpickpt.reading.compare.PIECE_BYTES", 40)
     world = np.arange(60.0).reshape(12, 5)
 
     def write(index: int, cuts: list[int], values: np.ndarray[Any, Any]) -> None:
@@ -270,7 +270,7 @@ def test_what_cannot_be_compared_is_said(store: Store) -> None:
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_export(store: Store, order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpickpt.stored.PIECE_BYTES", 100_000)
+    monkeypatch.setattr("mpickpt.reading.array.PIECE_BYTES", 100_000)
     world = make(store, epoch=4, order=order)["u"]
     place = str(store.directory)
     assert main(["export", place, str(tmp_path / "u.npy"), "--array", "u"]) == 0

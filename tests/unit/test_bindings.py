@@ -20,8 +20,8 @@ import pytest
 from numpy.typing import NDArray
 
 import mpickpt
-from mpickpt.bindings import Bindings, owner_of
 from mpickpt.errors import UsageError
+from mpickpt.session.bindings import Bindings, owner_of
 
 Held = Callable[[NDArray[Any]], object]
 
@@ -347,7 +347,8 @@ def test_memory_without_an_owner_is_left_in_peace(tmp_path: Path) -> None:
 
 
 def test_a_library_that_has_no_object_for_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpickpt.bindings.owner_of", lambda array: (None, False))  # what owner_of says of f2py's arrays
+    # What owner_of says of f2py's arrays.
+    monkeypatch.setattr("mpickpt.session.bindings.owner_of", lambda array: (None, False))
     with mpickpt.open(tmp_path, every=1) as ckpt:
         ckpt.protect("u", np.zeros(3))
         for _ in range(4):

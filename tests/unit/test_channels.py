@@ -10,9 +10,9 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from sampling import examples
 
-from mpickpt.channels import REMEMBERED, Calls, Channel, Ledger
 from mpickpt.errors import EpochError
-from mpickpt.inflight import Early, InFlight, Late, Swallow, route
+from mpickpt.messages.inflight import Early, InFlight, Late, Swallow, route
+from mpickpt.messages.ledger import REMEMBERED, Calls, Channel, Ledger
 from mpickpt.snapshot import crc32c
 
 

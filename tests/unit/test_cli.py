@@ -19,10 +19,10 @@ import mpickpt
 from mpickpt.cli import ls
 from mpickpt.cli.main import VERBS, main, parser, verb_module
 from mpickpt.cli.pickles import types_in
-from mpickpt.layout import RECORD, Layout, RankLayout
-from mpickpt.quantities import human_bytes, human_seconds
+from mpickpt.layout.arrays import RECORD, Layout, RankLayout
 from mpickpt.snapshot import crc32c
 from mpickpt.store import SlotInfo, Store
+from mpickpt.units import human_bytes, human_seconds
 
 REPORT = """
 import json, sys

@@ -26,7 +26,7 @@ from mpi4py import MPI
 
 import mpickpt
 from mpickpt.cli.main import VERBS, parser
-from mpickpt.layout import RECORD
+from mpickpt.layout.arrays import RECORD
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpickpt.figures import costs_of_epochs, fault_rates, figures_of
-from mpickpt.notes import COSTS, FORMAT, EndNote, EpochNote, Header, RankNotes, RunNotes, Sums, fold, total
-from mpickpt.policy import DOWNTIME, best_interval
+from mpickpt.protocol.policy import DOWNTIME, best_interval
+from mpickpt.report.figures import costs_of_epochs, fault_rates, figures_of
+from mpickpt.report.notes import COSTS, FORMAT, EndNote, EpochNote, Header, RankNotes, RunNotes, Sums, fold, total
 
 HEADER = Header(FORMAT, 0, 2, "n0", 10**18, 10, "", 86400.0, restart_seconds=0.5)
 

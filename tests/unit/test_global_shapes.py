@@ -22,12 +22,12 @@ from make_epoch import write_epoch
 from numpy.typing import NDArray
 
 from mpickpt.cli.main import main
-from mpickpt.compare import compare
-from mpickpt.layout import ArraySpec, Layout, RankLayout
-from mpickpt.parts import Part
-from mpickpt.reader import Checkpoint
+from mpickpt.layout.arrays import ArraySpec, Layout, RankLayout
+from mpickpt.layout.parts import Part
+from mpickpt.reading.checkpoint import Checkpoint
+from mpickpt.reading.compare import compare
+from mpickpt.restart.sources import OtherRanks
 from mpickpt.snapshot import crc32c
-from mpickpt.sources import OtherRanks
 from mpickpt.store import Store
 
 FILL = -1.0  # of halo cells beyond the global array

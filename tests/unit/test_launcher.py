@@ -12,7 +12,7 @@ from mpi4py import MPI
 from mpijob import mpi_job
 
 import mpickpt
-from mpickpt.launcher import Launch, find_launch
+from mpickpt.session.launcher import Launch, find_launch
 
 OPEN_MPI = "Open MPI" in MPI.Get_library_version()
 # What the other library's launcher gives to one of four processes.

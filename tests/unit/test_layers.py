@@ -1,4 +1,4 @@
-"""The layers of docs/design.md, read from the imports: whoever breaks one has to change this file too."""
+"""The layers of docs/design.md, read from the imports of each file: whoever breaks one has to change this file too."""
 
 from __future__ import annotations
 
@@ -10,50 +10,46 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "mpickpt"
 
-# A module is named by the first part of its path: cli/run.py belongs to "cli". Imports point from an
-# earlier row to a later one; within a row only where SIBLINGS says so, and never in a circle.
-ROWS = (
-    ("__init__", "__main__", "cli"),
-    (
-        *("api", "session", "driver", "epochs", "checkpointer", "recorder", "triggers", "restore", "sources", "lazy"),
-        "saving",
-        *("archive", "compare", "reader", "stored", "image", "watching", "hang"),
-    ),
-    ("snapshot", "guard", "memory", "forks", "termination", "takeover", "store", "coordinator", "slurm", "progress"),
-    (
-        *("outcome", "steps", "launcher", "texts"),
-        *("protocol", "channels", "replay", "inflight", "bindings", "references"),
-        *("policy", "options", "layout", "parts", "slicing", "subclasses", "stats", "notes", "figures", "quantities"),
-        *("extents", "holders", "retry", "waiting", "errors"),
-    ),
+# Folders, and the files beside them. A file imports what stands below its own folder, or another file of its folder,
+# and never in a circle. What is for type checkers alone counts, and so does what a function imports when it is called.
+ORDER = (
+    *("__main__", "__init__", "cli", "session", "restart", "reading", "report", "mpi", "snapshot", "signals", "store"),
+    *("slurm", "references", "layout", "messages", "protocol"),
+    *("options", "terminal", "units", "stats", "retry", "waiting", "texts", "errors"),
 )
-ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
-SIBLINGS = {0, 1, 3}  # not the middle row: what owns a foreign dependency knows of no other
+FLAT_FILES = 12  # at most, so that the folders can be seen
 
-# The foreign dependency that a module may have (store: two faces of HDF5); the standard library and numpy are free.
+# The foreign dependencies that a folder or file may have; the standard library and numpy are free.
 FOREIGN = {
     "snapshot": {"mpickpt._native"},
-    "guard": {"mpickpt._native"},
-    "forks": {"mpickpt._native"},
-    "termination": {"mpickpt._native"},
-    "takeover": {"mpickpt._native"},
+    "signals": {"mpickpt._native"},
     "store": {"h5py", "h5netcdf"},
-    "coordinator": {"mpi4py"},
-    "progress": {"rich"},
-    "reader": {"xarray"},
-    "stored": {"xarray"},
-    "cli": {"rich", "matplotlib"},
+    "mpi": {"mpi4py"},
+    "terminal": {"rich"},
+    "reading": {"xarray"},
+    "report": {"matplotlib"},
+    "cli": {"rich"},
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))
+NATIVE = "mpickpt._native"
 
 
-def _module(path: Path) -> str:
+def _name(path: Path) -> str:
+    """Give a file's name as an import has it."""
+    return ".".join(["mpickpt", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+
+
+FILE_OF = {_name(path): path for path in FILES}
+
+
+def _room(path: Path) -> str:
+    """Give the name of a file's folder, or of the file itself if it is in none."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def _imports(path: Path) -> set[str]:
-    """Return the absolute names of all imports: ``from .layout import Part`` is mpickpt.layout.Part."""
+    """Return the absolute names of all imports: ``from .parts import Part`` is mpickpt.layout.parts.Part."""
     parts = ["mpickpt", *path.relative_to(PACKAGE).with_suffix("").parts]
     found = set()
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
@@ -66,48 +62,53 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
-def _own(path: Path) -> set[str]:
-    """Return the mpickpt modules that a file imports, without its own and without the extension module."""
-    names = [name.split(".") for name in _imports(path)]
-    own = {name[1] if len(name) > 1 else "__init__" for name in names if name[0] == "mpickpt"} - {"_native"}
-    return {name if name in ROW_OF else "__init__" for name in own} - {_module(path)}
+def _own(path: Path) -> set[Path]:
+    """Return the files of mpickpt that a file imports; the extension module is none."""
+    found = set()
+    for name in _imports(path):
+        if name.startswith("mpickpt") and not name.startswith(NATIVE):
+            while name not in FILE_OF:
+                name = name.rpartition(".")[0]
+            found.add(FILE_OF[name])
+    return found - {path}
 
 
 def _foreign(path: Path) -> set[str]:
     names = _imports(path)
-    found = {"mpickpt._native" for name in names if name.startswith("mpickpt._native")}
+    found = {NATIVE for name in names if name.startswith(NATIVE)}
     tops = {name.partition(".")[0] for name in names}
     return found | (tops - set(sys.stdlib_module_names) - {"mpickpt", "numpy"})
 
 
 def test_every_layer_is_there() -> None:
-    modules = {_module(path) for path in FILES}
-    assert modules == set(ROW_OF), "a new module has to be given its place in ROWS, an old one taken out"
+    rooms = {_room(path) for path in FILES}
+    assert rooms == set(ORDER), "a new folder has to be given its place in ORDER, an old one taken out"
+    assert len(list(PACKAGE.glob("*.py"))) <= FLAT_FILES
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda folder: folder.name)
+def test_a_folder_says_what_lives_there(folder: Path) -> None:
+    assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path: Path) -> None:
-    row = ROW_OF[_module(path)]
-    for target in _own(path):
-        if ROW_OF[target] == row:
-            assert row in SIBLINGS, f"{path.name} imports {target}, which stands beside it"
-        else:
-            assert ROW_OF[target] > row, f"{path.name} imports {target}, which stands above it"
+    row = ORDER.index(_room(path))
+    wrong = [str(target) for target in _own(path) if ORDER.index(_room(target)) < row]
+    assert not wrong, f"{path} imports {wrong}, which stand above it"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_one_foreign_dependency(path: Path) -> None:
-    assert _foreign(path) <= FOREIGN.get(_module(path), set())
+    assert _foreign(path) <= FOREIGN.get(_room(path), set())
 
 
 def test_no_imports_in_a_circle() -> None:
-    graph: dict[str, set[str]] = {module: set() for module in ROW_OF}
-    for path in FILES:
-        graph[_module(path)] |= _own(path)
-    done: set[str] = set()
+    graph = {path: _own(path) for path in FILES}
+    done: set[Path] = set()
     while len(done) < len(graph):
-        ready = {module for module, targets in graph.items() if module not in done and targets <= done}
-        assert ready, f"{sorted(set(graph) - done)} import each other"
+        ready = {path for path, targets in graph.items() if path not in done and targets <= done}
+        assert ready, f"{sorted(str(path.relative_to(PACKAGE)) for path in set(graph) - done)} import each other"
         done |= ready
 
 

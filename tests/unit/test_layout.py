@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 
 from mpickpt import errors
 from mpickpt.errors import LayoutError
-from mpickpt.layout import (
+from mpickpt.layout.arrays import (
     BLOCK_BYTES,
     MAX_BLOCKS,
     MIN_OBJECTS_ROOM,
@@ -33,7 +33,7 @@ from mpickpt.layout import (
     dtype_to_text,
     objects_room_for,
 )
-from mpickpt.parts import Box, Index, Part
+from mpickpt.layout.parts import Box, Index, Part
 
 F8 = np.dtype("f8")
 

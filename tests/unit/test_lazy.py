@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import mpickpt
-from mpickpt.lazy import Loading
+from mpickpt.restart.lazy import Loading
 from mpickpt.snapshot import Loader, crc32c
 from mpickpt.store import Store
 

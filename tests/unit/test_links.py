@@ -18,13 +18,14 @@ from make_epoch import write_epoch
 
 import mpickpt
 from mpickpt.cli.main import main
-from mpickpt.cli.pictures import draw_svg
 from mpickpt.errors import StoreError
-from mpickpt.layout import ArraySpec, Layout, RankLayout
+from mpickpt.layout.arrays import ArraySpec, Layout, RankLayout
+from mpickpt.report.files import notes_path, run_name
+from mpickpt.report.pictures import draw_svg
+from mpickpt.session.triggers import Triggers, leave_file
 from mpickpt.snapshot import crc32c
-from mpickpt.store import Store, notes_path, run_name, slot_path, spill_path
+from mpickpt.store import Store, slot_path, spill_path
 from mpickpt.texts import visible
-from mpickpt.triggers import Triggers, leave_file
 
 draw_svg("", lambda figure: figure.suptitle("x"))  # opens the fonts, so that they are no test's leak
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 import mpickpt
-from mpickpt import watching
-from mpickpt.layout import ArraySpec
-from mpickpt.memory import ceilings, cgroup_ceilings
+from mpickpt.layout.arrays import ArraySpec
 from mpickpt.options import PoolSize
-from mpickpt.policy import KEPT_BYTES, KEPT_SHARE, Ceiling, PoolGrant, PoolRequest, share_out
+from mpickpt.protocol.policy import KEPT_BYTES, KEPT_SHARE, Ceiling, PoolGrant, PoolRequest, share_out
+from mpickpt.session import mappings
+from mpickpt.session.mappings import Region, Watch
+from mpickpt.session.memory import ceilings, cgroup_ceilings
 from mpickpt.slurm import find
 from mpickpt.snapshot import Snapshotter
-from mpickpt.watching import Region, Watch
 
 MIB = 1 << 20
 
@@ -175,7 +175,7 @@ def test_a_pool_stops_growing_when_others_take_the_memory(
         looks.append(1)
         return [Ceiling("job", "the job", 400 * MIB - (0 if len(looks) < 4 else 380 * MIB))]
 
-    monkeypatch.setattr(watching, "ceilings", shrinking)
+    monkeypatch.setattr(mappings, "ceilings", shrinking)
     snapshotter = Snapshotter()
     watch = Watch(snapshotter, PoolSize(128 * MIB), 3)
     memory = snapshotter.allocate(4096)

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 import mpickpt
 from mpickpt.errors import StoreError
-from mpickpt.notes import (
+from mpickpt.options import Options
+from mpickpt.report.files import KEPT_RUNS, forget_old_runs, notes_path, read_run, run_name, runs
+from mpickpt.report.notes import (
     COSTS,
     FORMAT,
     LONGEST,
@@ -31,12 +33,9 @@ from mpickpt.notes import (
     note_of,
     total,
 )
-from mpickpt.options import Options
-from mpickpt.recorder import MOST_WAITS, Recorder
+from mpickpt.report.recorder import MOST_WAITS, Recorder
 from mpickpt.snapshot import DrainState, Progress
 from mpickpt.stats import Stats
-from mpickpt.store import forget_old_runs, notes_path, read_run, run_name, runs
-from mpickpt.store.runs import KEPT_RUNS
 
 STARTED = 1_700_000_000_123_456_789
 

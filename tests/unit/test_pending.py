@@ -6,7 +6,7 @@ import sys
 CODE = """
 import os
 import numpy as np
-from mpickpt.coordinator.pending import Pending, abandon, reclaim
+from mpickpt.mpi.pending import Pending, abandon, reclaim
 
 class Buffer(np.ndarray):
     def __del__(self, write=os.write):

@@ -21,7 +21,7 @@ from mpickpt.options import (
     parse_switch,
     resolve,
 )
-from mpickpt.policy import DOWNTIME, FIRST_INTERVAL, Clock, best_interval, choose_slot, should_hurry
+from mpickpt.protocol.policy import DOWNTIME, FIRST_INTERVAL, Clock, best_interval, choose_slot, should_hurry
 
 # -- options -----------------------------------------------------------------------------------------------------------
 

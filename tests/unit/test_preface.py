@@ -25,8 +25,8 @@ import mpickpt
 import mpickpt.store
 from mpickpt.cli.main import main
 from mpickpt.errors import DamageError, EpochError, NothingToRestore, StoreError
-from mpickpt.layout import ArraySpec, Layout, RankLayout
-from mpickpt.reader import Checkpoint
+from mpickpt.layout.arrays import ArraySpec, Layout, RankLayout
+from mpickpt.reading.checkpoint import Checkpoint
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store, preface, read_slot, slot_path, spill_path
 

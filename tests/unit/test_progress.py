@@ -20,8 +20,9 @@ import pyte
 import pytest
 
 import mpickpt
-from mpickpt import progress, sources
-from mpickpt.progress import Bar, RunLine, RunState
+from mpickpt import terminal as progress
+from mpickpt.restart import sources
+from mpickpt.terminal import Bar, RunLine, RunState
 
 COLUMNS, LINES = 80, 40
 LINE = re.compile(r"(?:mpickpt: )?step (\d+)(?: \([\d,.e+-]+/s\))?; ")

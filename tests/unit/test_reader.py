@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from make_epoch import record, write_epoch
 from sampling import examples
 
-from mpickpt import image as image_module
 from mpickpt.errors import DamageError, EpochError, LayoutError, StoreError, UsageError
-from mpickpt.image import gather, images_of
-from mpickpt.layout import PAGE_BYTES, ArraySpec, Layout, Order, RankLayout, RecordState
-from mpickpt.parts import Part
-from mpickpt.reader import Checkpoint
+from mpickpt.layout.arrays import PAGE_BYTES, ArraySpec, Layout, Order, RankLayout, RecordState
+from mpickpt.layout.parts import Part
+from mpickpt.reading import image as image_module
+from mpickpt.reading.checkpoint import Checkpoint
+from mpickpt.reading.image import gather, images_of
+from mpickpt.restart.sources import check_share, read_own
 from mpickpt.snapshot import Snapshotter, crc32c
-from mpickpt.sources import check_share, read_own
 from mpickpt.store import Store, read_slot, read_structure, slot_path, spill_path, write_skeleton
 
 COLS = 40_000  # one row of float64 is more than a block of 256 KiB
@@ -265,7 +265,7 @@ def test_reading_needs_no_mpi(store: Store) -> None:
     made = example(store)
     code = (
         "import sys; sys.modules['mpi4py'] = None\n"
-        "from mpickpt.reader import Checkpoint\n"
+        "from mpickpt.reading.checkpoint import Checkpoint\n"
         "print(Checkpoint(sys.argv[1])['u'][...].sum().hex())"
     )
     run = subprocess.run(

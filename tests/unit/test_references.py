@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import mpickpt
 from mpickpt.cli.pickles import types_in
 from mpickpt.errors import LayoutError
-from mpickpt.layout import ArraySpec
+from mpickpt.layout.arrays import ArraySpec
 from mpickpt.references import Part, PickledObjects, Places, Saved, dump
 
 

@@ -17,11 +17,11 @@ import pytest
 
 import mpickpt
 from mpickpt.cli.main import main
-from mpickpt.cli.page import Section, page, percent
-from mpickpt.cli.pictures import COLOURS, SHOWN_RANKS, chosen_ranks, draw_svg, draw_time_line
-from mpickpt.figures import figures_of
-from mpickpt.notes import FORMAT, LAST_NS, EndNote, EpochNote, Header, RankNotes, RunNotes, fold
-from mpickpt.store import runs
+from mpickpt.report.figures import figures_of
+from mpickpt.report.files import runs
+from mpickpt.report.notes import FORMAT, LAST_NS, EndNote, EpochNote, Header, RankNotes, RunNotes, fold
+from mpickpt.report.page import Section, page, percent
+from mpickpt.report.pictures import COLOURS, SHOWN_RANKS, chosen_ranks, draw_svg, draw_time_line
 
 # Opens the fonts before the first test, so that they are no test's leak.
 draw_svg("", lambda figure: figure.suptitle("x"))
@@ -199,8 +199,8 @@ def test_without_matplotlib(
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("matplotlib")]:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "mpickpt.cli.pictures")
-    monkeypatch.delattr("mpickpt.cli.pictures")
+    monkeypatch.delitem(sys.modules, "mpickpt.report.pictures")
+    monkeypatch.delattr("mpickpt.report.pictures")
     assert main(["report", str(directory)]) == 2
     assert "pip install 'mpickpt[report]'" in capsys.readouterr().err
     assert main(["report", str(directory), "--json"]) == 0

@@ -22,9 +22,9 @@ import pytest
 from mpi4py import MPI
 
 import mpickpt
-from mpickpt.driver import Driver
-from mpickpt.inflight import InFlight, Late
-from mpickpt.layout import RECORD
+from mpickpt.layout.arrays import RECORD
+from mpickpt.messages.inflight import InFlight, Late
+from mpickpt.session.driver import Driver
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store, slot_path, spill_path
 
@@ -767,7 +767,7 @@ def test_a_drain_is_seen_to_while_nothing_else_happens(tmp_path: Path, monkeypat
         seen.append((saved, elapsed, left))
         return False
 
-    monkeypatch.setattr("mpickpt.epochs.should_hurry", watch)
+    monkeypatch.setattr("mpickpt.session.epoch.should_hurry", watch)
     with mpickpt.open(tmp_path, interval=600) as ckpt:
         _u = ckpt.array("u", 1 << 25, fill=1.0)  # more than a disk takes between two looks
         for step in ckpt.range(10**6):

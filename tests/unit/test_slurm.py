@@ -11,11 +11,11 @@ import pytest
 
 from mpickpt.cli import main, requeue
 from mpickpt.errors import BatchError, InUseError, NoProgress, UsageError
-from mpickpt.policy import Clock
+from mpickpt.protocol.policy import Clock
+from mpickpt.session.triggers import Triggers
 from mpickpt.slurm import Environment, Slurm, find
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store
-from mpickpt.triggers import Triggers
 
 
 class Ending(Environment):

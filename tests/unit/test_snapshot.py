@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mpickpt import _native
-from mpickpt.image import RankImage, images_of
-from mpickpt.layout import PAGE_BYTES, RECORD_FIELDS, ArraySpec, Layout, RankLayout, RecordState
+from mpickpt.layout.arrays import PAGE_BYTES, RECORD_FIELDS, ArraySpec, Layout, RankLayout, RecordState
+from mpickpt.reading.image import RankImage, images_of
 from mpickpt.snapshot import DrainState, Progress, Snapshotter, crc32c
 from mpickpt.store import SlotInfo, Store, read_slot, slot_path, spill_path
 

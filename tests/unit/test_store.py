@@ -20,7 +20,7 @@ from make_epoch import record, rows, spans, write_epoch
 from prefaces import drop_preface, renew_preface
 
 from mpickpt.errors import InUseError, StoreError
-from mpickpt.layout import PAGE_BYTES, ArraySpec, Layout, RankLayout, RecordState, blocks_in
+from mpickpt.layout.arrays import PAGE_BYTES, ArraySpec, Layout, RankLayout, RecordState, blocks_in
 from mpickpt.snapshot import crc32c
 from mpickpt.store import PayloadKind, SlotInfo, Store, read_slot, read_structure, slot_path, spill_path
 
@@ -314,7 +314,7 @@ import os, resource, signal, sys
 from pathlib import Path
 import numpy as np
 from mpickpt.errors import StoreError
-from mpickpt.layout import ArraySpec, Layout, RankLayout
+from mpickpt.layout.arrays import ArraySpec, Layout, RankLayout
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

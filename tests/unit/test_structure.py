@@ -16,8 +16,8 @@ import pytest
 from make_epoch import rows, spans, write_epoch
 from numpy.typing import DTypeLike, NDArray
 
-from mpickpt.layout import PAGE_BYTES, ArraySpec, Layout, Order, RankLayout, objects_room_for
-from mpickpt.parts import Part
+from mpickpt.layout.arrays import PAGE_BYTES, ArraySpec, Layout, Order, RankLayout, objects_room_for
+from mpickpt.layout.parts import Part
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store, read_structure, slot_path
 

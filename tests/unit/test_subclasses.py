@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import mpickpt
 from mpickpt.errors import LayoutError
-from mpickpt.subclasses import check_plain, check_values
+from mpickpt.layout.subclasses import check_plain, check_values
 
 
 class Plain(np.ndarray[Any, Any]):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import mpickpt
-from mpickpt import _native, termination
+from mpickpt import _native
+from mpickpt.signals import termination
 
 
 def test_the_handler_knows_when_a_last_epoch_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,93 @@
+"""What a rank still has to repeat of the epoch that was restored: late messages to serve, early ones to swallow."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from mpickpt.errors import EpochError
+from mpickpt.messages.inflight import InFlight, Late, Swallow
+
+
+class Replay:
+    """Serves late messages to receives, and swallows sends that have arrived already.
+
+    Parameters
+    ----------
+    rank : int
+        This rank.
+    crc32c : callable
+        Gives the CRC-32C of bytes.
+
+    Attributes
+    ----------
+    waiting : list of Late
+        Messages that are not served yet, in order.
+    """
+
+    def __init__(self, rank: int, crc32c: Callable[[bytes | bytearray | memoryview], int]) -> None:
+        self._rank = rank
+        self._crc32c = crc32c
+        self.waiting: list[Late] = []
+        self._due: dict[tuple[str, int, int], deque[int | None]] = {}
+        self._done: dict[tuple[str, int, int], int] = {}
+
+    def load(self, late: Iterable[Late], swallow: Iterable[Swallow]) -> None:
+        """Add messages to those that are to be served and to be swallowed."""
+        self.waiting += late
+        for m in swallow:
+            if m.checksums:
+                self._due.setdefault((m.path, m.dest, m.tag), deque()).extend(m.checksums)
+
+    def left(self) -> InFlight:
+        """Give what is left, as it is to be stored."""
+        swallow = tuple(Swallow(*channel, tuple(due)) for channel, due in self._due.items())
+        return InFlight(late=tuple(self.waiting), swallow=swallow)
+
+    @property
+    def swallowing(self) -> bool:
+        """Whether there is anything to be swallowed on any channel."""
+        return bool(self._due)
+
+    def find(self, path: str, source: int | None, tag: int | None) -> Late | None:
+        """Find the message that a receive gets next; None stands for any source, any tag. It stays where it is."""
+        for message in self.waiting:
+            if message.path == path and source in (None, message.source) and tag in (None, message.tag):
+                return message
+        return None
+
+    def serve(self, message: Late) -> None:
+        """Take out a message that was found and is now received."""
+        self.waiting.remove(message)
+
+    def swallow(self, path: str, dest: int, tag: int, content: Callable[[], bytes | memoryview]) -> bool:
+        """Swallow a send if the message has arrived before the restart; False if it is to be sent.
+
+        Parameters
+        ----------
+        path, dest, tag : str, int, int
+            The channel.
+        content : callable
+            Gives the bytes of the message.
+
+        Raises
+        ------
+        EpochError
+            If they are not those that were received then.
+        """
+        channel = path, dest, tag
+        due = self._due.get(channel)
+        if due is None:
+            return False
+        expected = due.popleft()
+        number = self._done[channel] = self._done.get(channel, 0) + 1
+        if not due:
+            del self._due[channel], self._done[channel]
+        if expected is not None and self._crc32c(content()) != expected:
+            raise EpochError(
+                f"Rank {self._rank}: message {number} after the restart to rank {dest} with tag {tag} on communicator "
+                f"{path} is not the one that rank {dest} had received before its cut. The program did not repeat what "
+                f"it did: save all that its messages depend on (random generators, the order in which messages came), "
+                f"or restart from an older epoch."
+            )
+        return True

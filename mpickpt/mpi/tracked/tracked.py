@@ -1,0 +1,188 @@
+"""What a tracked communicator is beside its calls: its name, its ranks, its account, and what a restart left to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, Self, TypeVar
+
+from mpi4py import MPI
+
+from mpickpt.messages.inflight import Late
+from mpickpt.messages.ledger import Channel, Data, Ledger
+from mpickpt.messages.replay import Replay
+from mpickpt.mpi.tracked.buffers import Loopback, Seen, Spec
+
+Irecv = Callable[..., MPI.Request]
+Pack = Callable[[Spec], bytes]
+T = TypeVar("T")
+
+
+class Unfinished(Protocol):
+    """What is pending: a request, or a message that a probe has matched."""
+
+    @property
+    def stamp(self) -> int:
+        """When a receive was posted."""
+
+    def describe(self) -> str:
+        """Name the call and its arguments."""
+
+    def harmless(self) -> bool:
+        """Whether it may be left alone at a cut."""
+
+    def notice(self) -> None:
+        """Look whether a call outside our sight has completed it."""
+
+    def may_take(self, channel: Channel) -> bool:
+        """Whether it is a receive that may take a message of the channel."""
+
+
+class Books(Protocol):
+    """What the communicators of a session have in common, as they see it: the one who keeps it is `Traffic`."""
+
+    rank: int
+    group: MPI.Group
+    ledger: Ledger
+    replay: Replay
+    loopback: Loopback
+
+    def until(self, ready: Callable[[], T | None]) -> T:
+        """Wait until `ready` gives something true, and give that."""
+
+    def progress(self) -> None:
+        """Bring the exchange of counts further, if one is under way."""
+
+    def sent(self, channel: Channel) -> None:
+        """Count a message that was sent."""
+
+    def received(self, channel: Channel, data: Data | None, stamp: int) -> None:
+        """Count a message that was received."""
+
+    def called(self, path: str, name: str, neighbours: tuple[int, int]) -> None:
+        """Count a collective call."""
+
+    def track(self, comm: Tracked) -> None:
+        """Note that there is one more tracked communicator."""
+
+    def begin(self, request: Unfinished) -> None:
+        """Note that something is pending."""
+
+    def end(self, request: Unfinished) -> None:
+        """Note that it is not pending any more."""
+
+    def lose(self, what: str) -> None:
+        """Note that a message can never be counted."""
+
+
+class Tracked(MPI.Intracomm):
+    """An intracommunicator that belongs to the traffic of a session.
+
+    Attributes
+    ----------
+    traffic : Books
+        The session's.
+    path : str
+        Its name, the same on all its ranks and after a restart: the numbers of the creations that led to it.
+    """
+
+    traffic: Books
+    path: str
+    _children: int
+    _worlds: dict[int, int]
+    _locals: dict[int, int]
+    _ring: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, comm: MPI.Comm, traffic: Books, path: str) -> Self:
+        """Track a communicator that mpi4py made; the null communicator stays what it is."""
+        if not comm:
+            return comm  # type: ignore[return-value]  # what Split gives without a color is typed so, too
+        self = cls(comm)
+        self.traffic, self.path, self._children = traffic, path, 0
+        self._worlds, self._locals, self._ring = {}, {}, None
+        traffic.track(self)
+        return self
+
+    # -- for requests and messages -------------------------------------------------------------------------------
+
+    def world(self, rank: int) -> int:
+        """Give the rank, among those that are saved together, of a rank of this communicator."""
+        found = self._worlds.get(rank)
+        if found is None:
+            group = self.Get_group()
+            found = self._worlds[rank] = group.Translate_ranks([rank], self.traffic.group)[0]
+            group.Free()
+        return found
+
+    def local(self, world: int) -> int:
+        """Give the rank in this communicator of one of those that are saved together."""
+        found = self._locals.get(world)
+        if found is None:
+            group = self.Get_group()
+            found = self._locals[world] = self.traffic.group.Translate_ranks([world], group)[0]
+            group.Free()
+        return found
+
+    def note_sent(self, dest: int, tag: int) -> None:
+        """Count a message that was sent."""
+        self.traffic.sent((self.path, self.world(dest), int(tag)))  # it may be an integer of numpy
+
+    def note_received(self, source: int, tag: int, data: memoryview | bytearray | None, stamp: int) -> None:
+        """Count a message that was received."""
+        self.traffic.received((self.path, self.world(source), tag), data, stamp)
+
+    def count(self, name: str) -> None:
+        """Count a collective call."""
+        if self._ring is None:
+            rank, size = self.Get_rank(), self.Get_size()
+            self._ring = self.world((rank - 1) % size), self.world((rank + 1) % size)
+        if self._ring[0] != self.traffic.rank:  # not alone
+            self.traffic.called(self.path, name, self._ring)
+
+    def child(self, comm: MPI.Comm) -> Self:
+        """Track a communicator that was made of this one."""
+        self._children += 1
+        return self.of(comm, self.traffic, f"{self.path}/{self._children - 1}")
+
+    def arrive(self, name: str) -> None:
+        """Count a collective that all ranks call now, and wait for them."""
+        self.count(name)
+        self.traffic.until(MPI.Intracomm.Ibarrier(self).Test)
+
+    # -- after a restart -----------------------------------------------------------------------------------------
+
+    def restored(self, source: int, tag: int) -> Late | None:
+        """Find the message that is to be served to a receive."""
+        replay = self.traffic.replay
+        if not replay.waiting or source == MPI.PROC_NULL:
+            return None
+        world = None if source == MPI.ANY_SOURCE else self.world(source)
+        return replay.find(self.path, world, None if tag == MPI.ANY_TAG else tag)
+
+    def supply(
+        self, late: Late, spec: Spec, receive: Irecv = MPI.Intracomm.Irecv
+    ) -> tuple[MPI.Request, Seen]:
+        """Bring a message into a buffer, by a real request; give what is to be put in its status, too."""
+        request = self.traffic.loopback.expect(spec, receive)
+        self.traffic.loopback.supply(late.data)
+        return request, (self.local(late.source), late.tag, len(late.data))
+
+    def serve(
+        self, late: Late, spec: Spec, receive: Irecv = MPI.Intracomm.Irecv
+    ) -> tuple[MPI.Request, Seen]:
+        """Bring a message into a buffer, and take it out of those that wait."""
+        found = self.supply(late, spec, receive)
+        self.traffic.replay.serve(late)
+        return found
+
+    def swallow(self, buf: Spec, dest: int, tag: int, pack: Pack | None = None) -> bool:
+        """Swallow a send whose message arrived before the restart."""
+        traffic = self.traffic
+        if not traffic.replay.swallowing or dest == MPI.PROC_NULL:
+            return False
+        content = traffic.loopback.pack if pack is None else pack
+        return traffic.replay.swallow(self.path, self.world(dest), tag, lambda: content(buf))
+
+    def nothing(self) -> MPI.Request:
+        """Give a request that is complete, for a send that is swallowed."""
+        return MPI.Intracomm.Isend(self, [b"", MPI.BYTE], MPI.PROC_NULL)

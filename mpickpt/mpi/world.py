@@ -1,0 +1,76 @@
+"""What can be asked of MPI without a session: which library it is, what all processes have to say, and their end."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import struct
+import sys
+import termios
+import time
+from types import ModuleType
+from typing import Any
+
+from mpickpt.mpi.started import import_mpi
+
+_LAUNCHER_LIMIT = 2.0  # seconds that a launcher gets to read a rank's last words
+
+
+def about_mpi() -> dict[str, str]:
+    """Start MPI if need be, and name the library and the thread level that it gives."""
+    mpi = import_mpi()
+    levels = ("SINGLE", "FUNNELED", "SERIALIZED", "MULTIPLE")
+    given = {getattr(mpi, f"THREAD_{level}"): level for level in levels}
+    library = mpi.Get_library_version().rstrip("\0").splitlines()[0].strip()
+    return {"library": " ".join(library.split()), "thread level": given[mpi.Query_thread()]}
+
+
+def gather_world(value: object) -> list[Any] | None:
+    """Bring a value of each process of MPI_COMM_WORLD to rank 0; None on the others; collective."""
+    gathered: list[Any] | None = import_mpi().COMM_WORLD.gather(value)
+    return gathered
+
+
+def broadcast_world(value: str) -> str:
+    """Give rank 0's text to all processes of MPI_COMM_WORLD; collective."""
+    told: str = import_mpi().COMM_WORLD.bcast(value)
+    return told
+
+
+def world_rank_and_size() -> tuple[int, int]:
+    """Rank and number of ranks of a program that uses MPI; (0, 1) if it does not, and MPI is then not started."""
+    mpi = _mpi_in_use()
+    return (0, 1) if mpi is None else (mpi.COMM_WORLD.rank, mpi.COMM_WORLD.size)
+
+
+def abort(code: int) -> None:
+    """End all ranks with exit code `code`, once the launcher has what we wrote; returns if there are no others."""
+    mpi = _mpi_in_use()
+    if mpi is not None and mpi.COMM_WORLD.size > 1:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads any more
+                stream.flush()
+                _wait_until_read(stream.fileno())
+        mpi.COMM_WORLD.Abort(code)
+
+
+def _wait_until_read(output: int) -> None:
+    """Let a launcher empty its pipe: MPICH's drops what it finds together with the request to abort."""
+    if not stat.S_ISFIFO(os.fstat(output).st_mode):
+        return
+    limit = time.monotonic() + _LAUNCHER_LIMIT
+    while time.monotonic() < limit and _unread(output) > 0:
+        time.sleep(0.001)
+
+
+def _unread(pipe: int) -> int:
+    """Bytes in a pipe."""
+    (count,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
+    return int(count)
+
+
+def _mpi_in_use() -> ModuleType | None:
+    mpi = sys.modules.get("mpi4py.MPI")
+    return mpi if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() else None

@@ -1,0 +1,334 @@
+"""Reading checkpoints without MPI: in a notebook, a test, or the command line.
+
+Everything is checked against its checksum while it is read. Nothing is unpickled but by `Checkpoint.objects`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpickpt.errors import DamageError, EpochError, StoreError, UsageError
+from mpickpt.layout.arrays import blocks_in
+from mpickpt.layout.holders import ranks_holding
+from mpickpt.reading.array import StoredArray, global_array, html_table, rank_array
+from mpickpt.reading.image import Damage, RankImage, images_of
+from mpickpt.retry import read_again, reason_of, system_errno
+from mpickpt.snapshot import Snapshotter, crc32c
+from mpickpt.store import SlotInfo, Store, is_unchanged, read_slot, read_structure
+from mpickpt.texts import told_ranks
+
+if TYPE_CHECKING:
+    import xarray
+
+VERIFIERS = 4  # threads of `verify`: some compute checksums while the others wait for the storage
+VERIFY_BYTES = 16 << 20  # read and checked in one go
+
+
+@dataclass(frozen=True)
+class ArrayInfo:
+    """An array of a checkpoint.
+
+    Attributes
+    ----------
+    name : str
+        Its name.
+    dtype : numpy.dtype
+        Its dtype, the same on all ranks for arrays with a part.
+    shape : tuple of int or None
+        Shape of the global array; None for arrays without a part.
+    ranks : tuple of int
+        The ranks that have it.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...] | None
+    ranks: tuple[int, ...]
+
+
+class RankArrays(Mapping[str, StoredArray]):
+    """The arrays of one rank, by name; see `StoredArray`."""
+
+    def __init__(self, checkpoint: Checkpoint, image: RankImage) -> None:
+        self._checkpoint = checkpoint
+        self._image = image
+
+    def __getitem__(self, name: str) -> StoredArray:
+        """Give array `name`; KeyError if the rank has none of that name."""
+        index = self._image.index(name)
+        if index is None:
+            raise KeyError(self._checkpoint.told_absent(name, self._image.rank))
+        return rank_array(self._checkpoint.unchanged, self._image, index)
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names."""
+        return (spec.name for spec in self._image.arrays)
+
+    def __len__(self) -> int:
+        """Count the arrays."""
+        return len(self._image.arrays)
+
+    def __repr__(self) -> str:
+        """Say what they are."""
+        return f"<rank {self._image.rank}: {', '.join(map(repr, self.values())) or 'no arrays'}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(spec.name, spec.dtype, spec.shape) for spec in self._image.arrays]
+        return html_table(f"rank {self._image.rank}", ("array", "dtype", "shape"), rows)
+
+
+class Checkpoint:
+    """A checkpoint to look at: global arrays by ``checkpoint["u"]``, a rank's own by ``checkpoint.rank(3)["u"]``.
+
+    An array is read when it is indexed, as one of h5py is, and of the file only the blocks that hold the cells asked
+    for: ``checkpoint["u"][100:200, ::2]``.
+
+    Parameters
+    ----------
+    path : path-like
+        A checkpoint directory, one slot file, or one archived epoch.
+    epoch : int, optional
+        Which epoch; the newest whole one by default.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        The slot file, or the archived epoch.
+    epoch, step : int
+        Number of the epoch, and the step that it was cut at.
+    epochs : tuple of int
+        All whole epochs there, in ascending order.
+    world_size : int
+        Number of ranks that wrote it.
+
+    Raises
+    ------
+    StoreError
+        If there is no such directory or file, or it cannot be read.
+    EpochError
+        If there is no whole epoch, or not the one asked for.
+
+    Examples
+    --------
+    >>> ck = Checkpoint("heat.ckpt")                                      # doctest: +SKIP
+    >>> ck.step, ck["u"].shape, ck["u"][0, :3], ck.rank(0)["u"].shape     # doctest: +SKIP
+    (1200, (1000, 80), array([0., 0., 0.]), (252, 80))
+    """
+
+    def __init__(self, path: str | os.PathLike[str], epoch: int | None = None) -> None:
+        where = Path(path)
+        whole, reasons = _whole_epochs(where)
+        chosen = [slot for slot in whole if epoch in (None, slot.epoch)]
+        if not chosen:
+            wanted = "whole epoch" if epoch is None else f"epoch {epoch}"
+            there = [f"{slot.path.name}: epoch {slot.epoch} is whole" for slot in whole] + reasons
+            raise EpochError(f"There is no {wanted} in {where}. " + (" ".join(there) or "It holds no slots."))
+        self.slot = chosen[-1]
+        self.path: Path = self.slot.path
+        self.epochs: tuple[int, ...] = tuple(dict.fromkeys(slot.epoch or 0 for slot in whole))
+        self.epoch: int = self.slot.epoch or 0
+        self.step: int = self.slot.step or 0
+        self.world_size: int = self.slot.world_size
+        self.layout, offsets = read_structure(self.path, crc32c)
+        self.images = images_of(self.path, self.layout, offsets, self.slot.records, self.slot.packed)
+        self.check_unchanged()
+
+    def __repr__(self) -> str:
+        """Say what it is."""
+        return f"<Checkpoint {self.path}: epoch {self.epoch}, step {self.step}, {self.world_size} ranks>"
+
+    def _repr_html_(self) -> str:
+        """Show what is in it, for notebooks."""
+        rows = [
+            (info.name, info.dtype, info.shape or "no part", f"{len(info.ranks)} of {self.world_size}")
+            for info in self.arrays.values()
+        ]
+        title = f"{self.path}: epoch {self.epoch}, step {self.step}, {self.world_size} ranks"
+        return html_table(title, ("array", "dtype", "global shape", "ranks"), rows)
+
+    @property
+    def arrays(self) -> Mapping[str, ArrayInfo]:
+        """What arrays there are, by name."""
+        found = {}
+        for name in self.layout.names:
+            specs = [(rank, spec) for rank, own in enumerate(self.layout.ranks) if (spec := own.spec(name))]
+            first = specs[0][1]
+            shape = first.part.shape if first.part else None
+            found[name] = ArrayInfo(name, first.dtype, shape, tuple(rank for rank, _ in specs))
+        return found
+
+    def rank(self, rank: int) -> RankArrays:
+        """Return the arrays of one rank, halo and all, by name."""
+        return RankArrays(self, self._image(rank))
+
+    def told_absent(self, name: str, rank: int) -> str:
+        """Say that a rank has no array of a name, which ranks have, and what the rank has."""
+        others = ranks_holding(self.layout, name)
+        elsewhere = f"; {told_ranks(others)} {'has' if len(others) == 1 else 'have'} it" if others else ""
+        own = ", ".join(spec.name for spec in self.images[rank].arrays) or "none"
+        return f"rank {rank} has no array {name!r}{elsewhere}. Rank {rank} has: {own}"
+
+    def __getitem__(self, name: str) -> StoredArray:
+        """Give the global array `name`, which is put together from the parts of all ranks as it is read.
+
+        Raises
+        ------
+        KeyError
+            If there is no array of that name, or the ranks' arrays of that name are no parts of a global one.
+        """
+        info = self.arrays.get(name)
+        if info is None:
+            raise KeyError(f"there is no array {name!r}, only {', '.join(self.arrays) or 'none'}")
+        if info.shape is None:
+            holds = f"{told_ranks(info.ranks)} {'holds one' if len(info.ranks) == 1 else 'hold one each'}"
+            raise KeyError(
+                f"array {name!r} has no part: it is not global, but {holds}; see rank({info.ranks[0]})[{name!r}]"
+            )
+        return global_array(self.unchanged, self.layout, self.images, name)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """Give all global arrays as an xarray Dataset, whose variables are read when they are used.
+
+        The dimensions of array ``u`` are called ``u_0``, ``u_1``, …: rename those that are the same.
+
+        Raises
+        ------
+        UsageError
+            If xarray is not installed.
+        """
+        from mpickpt.reading.array import as_dataset
+
+        arrays = [self[info.name] for info in self.arrays.values() if info.shape is not None]
+        return as_dataset(arrays, {"epoch": self.epoch, "step": self.step, "source": str(self.path)})
+
+    def objects(self, rank: int) -> dict[str, Any]:
+        """Unpickle the objects of one rank.
+
+        Unpickling runs code from the file. It is done only here, and only for files that belong to the user who runs
+        this process.
+
+        Raises
+        ------
+        StoreError
+            If the file belongs to somebody else, or the objects cannot be unpickled.
+        DamageError
+            If they do not agree with their checksum.
+        """
+        with self.unchanged():
+            return self._image(rank).objects()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all ranks' arrays, objects and messages in flight."""
+        return sum(
+            sum(spec.nbytes for spec in image.arrays) + image.objects_bytes + image.channels_bytes
+            for image in self.images
+        )
+
+    def verify(self, progress: Callable[[int], object] | None = None) -> list[Damage]:
+        """Read everything, and return what does not agree with its checksum; an empty list if all is sound.
+
+        Parameters
+        ----------
+        progress : callable, optional
+            Told the number of bytes of each piece that was read.
+        """
+        damage: list[Damage] = []
+        verifier = _Verifier()
+        with self.unchanged(), ThreadPoolExecutor(VERIFIERS) as verifiers:
+            for found, nbytes in verifiers.map(verifier.check, self._pieces()):
+                damage += found
+                if progress:
+                    progress(nbytes)
+        return damage
+
+    def _pieces(self) -> Iterator[tuple[RankImage, int | None, int, int]]:
+        """Cut the epoch into pieces to verify: image, array or None for the payloads, first block, bytes."""
+        for image in self.images:
+            yield image, None, 0, image.objects_bytes + image.channels_bytes
+            blocks = max(1, VERIFY_BYTES // image.block_bytes)
+            for index, spec in enumerate(image.arrays):
+                for first in range(0, blocks_in(spec.nbytes, image.block_bytes), blocks):
+                    left = spec.nbytes - first * image.block_bytes
+                    yield image, index, first, min(blocks * image.block_bytes, left)
+
+    def _image(self, rank: int) -> RankImage:
+        if not 0 <= rank < self.world_size:
+            raise UsageError(f"There is no rank {rank} in {self.path}, only 0 to {self.world_size - 1}.")
+        return self.images[rank]
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Refuse what was read inside the block if a running program overwrote the slot meanwhile."""
+        try:
+            yield
+        except OSError as error:
+            self.check_unchanged()
+            raise StoreError(
+                f"{error.filename or self.path} cannot be read: {reason_of(error)}.",
+                errno=system_errno(error),
+                path=self.path,
+            ) from error
+        except DamageError:
+            self.check_unchanged()
+            raise
+        self.check_unchanged()
+
+    def check_unchanged(self) -> None:
+        """Raise EpochError if the slot was written to since the checkpoint was opened."""
+        if not is_unchanged(self.slot, crc32c):
+            raise EpochError(
+                f"Epoch {self.epoch} in {self.path} was overwritten while it was read; a program is saving there. "
+                "Open the checkpoint again."
+            )
+
+
+def _whole_epochs(where: Path) -> tuple[list[SlotInfo], list[str]]:
+    """All files with a whole epoch, oldest first, and a slot after an archive of it; and why others have none."""
+    try:
+        mode = read_again(where, where.stat).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = 0
+    except OSError as error:
+        raise StoreError(f"{where} cannot be looked at: {error.strerror}.", errno=error.errno, path=where) from None
+    if stat.S_ISDIR(mode):
+        store = Store(where, crc32c)
+        slots = [*store.archives(), *store.slots()]
+    elif mode:
+        slots = [read_slot(where, crc32c)]
+        if not slots[0].readable:
+            raise StoreError(slots[0].why_not, errno=_access_errno(where), path=where)
+    else:
+        raise StoreError(f"There is no checkpoint directory or slot file {where}.", errno=errno.ENOENT, path=where)
+    whole = sorted((slot for slot in slots if slot.whole), key=lambda slot: slot.epoch or 0)
+    return whole, [f"{slot.path.name}: {slot.why_not}" for slot in slots if not slot.whole]
+
+
+def _access_errno(path: Path) -> int | None:
+    return None if os.access(path, os.R_OK) else errno.EACCES
+
+
+class _Verifier(threading.local):
+    """Checks pieces; each thread has one buffer, as finding and clearing memory would take half as long as reading."""
+
+    buffer = np.empty(0, np.uint8)
+
+    def check(self, piece: tuple[RankImage, int | None, int, int]) -> tuple[list[Damage], int]:
+        """Give what is damaged in a piece, and the bytes that were read."""
+        image, index, first, nbytes = piece
+        if index is None:
+            return image.check_payloads(), nbytes
+        if self.buffer.size < nbytes:
+            self.buffer = Snapshotter.allocate(nbytes)
+        return image.read_array(index, self.buffer[:nbytes], first), nbytes

@@ -1,0 +1,430 @@
+"""One rank's share of a whole epoch, read from the slot file and checked on the way.
+
+A `RankImage` is plain data, so that rank 0 can make them all and send each rank its own. Arrays are read as blocks
+with their checksums; `gather` puts a rank's part of a global array together from any number of other ranks' images,
+reading only the blocks that hold the cells.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpickpt.errors import DamageError, LayoutError, MpickptError, StoreError
+from mpickpt.layout.arrays import ArraySpec, Layout, SlotOffsets, blocks_in
+from mpickpt.layout.parts import Box
+from mpickpt.references import Part as SavedPart
+from mpickpt.references import PickledObjects, Resolve
+from mpickpt.retry import read_again, reason_of
+from mpickpt.snapshot import crc32c, read_blocks
+from mpickpt.store import PayloadKind, plain, spill_path
+
+PIECE_BYTES = 32 << 20  # read at once when only some cells are wanted; the memory needed beside the array itself
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Stored data that do not agree with their checksum.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        The damaged file.
+    epoch, rank : int
+        Whose data they are.
+    array : str or None
+        Name of the array; None for the objects and the channels.
+    block : int or None
+        Number of the block in the array; None for the objects and the channels, and where a file ends too early.
+    what : str
+        What is wrong.
+    payload : str or None
+        "objects" or "channels" (messages in flight); None for an array.
+    bytes : tuple of int or None
+        First and last byte of the block, counted from the start of the array's data in C order (of the transpose for
+        arrays in Fortran order).
+    cells : tuple of two tuples of int or None
+        Index of the first and of the last cell that the block holds any byte of, in the rank's array.
+    """
+
+    path: Path
+    epoch: int
+    rank: int
+    array: str | None
+    block: int | None
+    what: str
+    payload: PayloadKind | None = None
+    bytes: tuple[int, int] | None = None
+    cells: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+
+    def __str__(self) -> str:
+        """Say where it is."""
+        where = f"array {self.array!r}" if self.payload is None else f"{self.payload} in {self.path.name}"
+        block = f", block {self.block}" if self.block is not None else ""
+        return f"rank {self.rank}, {where}{block}: {self.what}"
+
+    def error(self) -> DamageError:
+        """Return the exception that tells of it."""
+        return DamageError(
+            f"Epoch {self.epoch} in {self.path} is damaged: {self}. Use another epoch.",
+            rank=self.rank,
+            array=self.array,
+            block=self.block,
+            epoch=self.epoch,
+            path=self.path,
+        )
+
+
+@dataclass(frozen=True)
+class RankImage:
+    """Where one rank's share of an epoch lies in the slot."""
+
+    path: Path
+    epoch: int
+    rank: int
+    block_bytes: int
+    arrays: tuple[ArraySpec, ...]
+    offsets: SlotOffsets
+    objects_bytes: int
+    objects_crc: int
+    objects_spilled: bool
+    channels_bytes: int = 0
+    channels_crc: int = 0
+    channels_spilled: bool = False
+    packed: bool = False
+
+    def index(self, name: str) -> int | None:
+        """Position of the array `name` among the rank's arrays."""
+        return next((i for i, spec in enumerate(self.arrays) if spec.name == name), None)
+
+    def read_array(self, index: int, out: NDArray[np.uint8], first: int = 0, direct: bool = True) -> list[Damage]:
+        """Read bytes of array `index` from block `first` on into `out`, and return what is damaged."""
+        if not out.size:
+            return []
+        count = blocks_in(out.size, self.block_bytes)
+        table = self.checksums(index, first, count)
+        if len(table) < count:
+            return [self.damage(index, None, "the file ends within its checksums")]
+        start = self.offsets.arrays[index] + first * self.block_bytes
+
+        def read() -> list[int]:
+            if self.packed:
+                return self._read_packed(index, out, first, table)
+            return read_blocks(self.path, start, out, self.block_bytes, table, direct=direct)
+
+        damaged = read_again(self.path, read)
+        return [self.damage(index, first + block, "wrong checksum") for block in damaged]
+
+    def checksums(self, index: int, first: int, count: int) -> NDArray[np.uint32]:
+        """Return the checksums of `count` blocks of array `index` from `first` on; fewer where the file ends."""
+        sums, _ = _read(self.path, self.offsets.checksums[index] + 4 * first, 4 * count)
+        return np.frombuffer(sums[: len(sums) // 4 * 4], "<u4").astype(np.uint32)
+
+    def _read_packed(self, index: int, out: NDArray[np.uint8], first: int, table: NDArray[np.uint32]) -> list[int]:
+        """Read from a compressed archive, where a block that cannot be decompressed is a damaged one."""
+        from mpickpt.store import open_packed
+
+        damaged = []
+        with open_packed(self.path, self.rank, self.arrays[index].name, crc32c) as read:
+            for block, expected in enumerate(table):
+                piece = out[block * self.block_bytes : (block + 1) * self.block_bytes]
+                if not read((first + block) * self.block_bytes, piece) or crc32c(piece) != expected:
+                    damaged.append(block)
+        return damaged
+
+    def load(self, index: int, direct: bool = True) -> NDArray[Any]:
+        """Return array `index`; DamageError if any block of it is damaged."""
+        spec = self.arrays[index]
+        memory = page_aligned(spec.nbytes)
+        _raise_first(self.read_array(index, memory, direct=direct))
+        return np.ndarray(spec.shape, spec.dtype, memory, order=spec.order)
+
+    def copy_cells(self, index: int, box: Box, out: NDArray[Any], direct: bool = True) -> None:
+        """Copy the cells `box` of array `index` to `out`, which has the extent of the box.
+
+        Raises
+        ------
+        DamageError
+            If a block that holds one of the cells is damaged.
+        """
+        spec = self.arrays[index]
+        if spec.order == "F":
+            box, out = box.transposed, out.T
+        raster = _Raster.of(spec.stored_shape, spec.dtype.itemsize)
+        for piece in raster.pieces(box, max(PIECE_BYTES, 8 * self.block_bytes)):
+            start, _ = raster.span(piece)
+            runs = raster.blocks(piece, self.block_bytes)
+            base, end = runs[0][0] * self.block_bytes, min(runs[-1][1] * self.block_bytes, spec.nbytes)
+            raw = page_aligned(end - base)
+            for first, last in runs:
+                wanted = raw[first * self.block_bytes - base : last * self.block_bytes - base]
+                _raise_first(self.read_array(index, wanted, first, direct))
+            whole = bytewise(spec.dtype)
+            cells: NDArray[Any] = np.ndarray(piece.extent, whole, raw, start - base, raster.steps)
+            piece.relative_to(box.start).view(out).view(whole)[...] = cells
+
+    def read_objects(self) -> tuple[bytes, list[Damage]]:
+        """Return the pickled objects as stored, and what is damaged; nothing is unpickled."""
+        payload, damage, _ = self._read_objects()
+        return payload, damage
+
+    def read_channels(self) -> tuple[bytes, list[Damage]]:
+        """Return the messages in flight at the cut as stored, and what is damaged; empty if there were none."""
+        place = self.offsets.channels, self.channels_bytes, self.channels_crc, self.channels_spilled
+        payload, damage, _ = self._read_payload("channels", *place)
+        return payload, damage
+
+    def check_payloads(self) -> list[Damage]:
+        """Read objects and channels, and return what is damaged."""
+        return self.read_objects()[1] + self.read_channels()[1]
+
+    def objects(self) -> dict[str, Any]:
+        """Unpickle the objects; only from files of the user who runs this process. Arrays in them are read here.
+
+        Raises
+        ------
+        DamageError
+            If they do not agree with their checksum, or an array in them does not.
+        StoreError
+            If the file belongs to somebody else, or they cannot be unpickled.
+        """
+        objects = self.pickled_objects(self.resolver())
+        with self.unpickling():
+            return objects.all()
+
+    def pickled_objects(self, resolve: Resolve) -> PickledObjects:
+        """Prepare to unpickle the objects inside `unpickling`; `resolve` says what stands for saved arrays in them.
+
+        Raises
+        ------
+        DamageError, StoreError
+            As `objects`.
+        """
+        try:
+            payload, damage, owner = self._read_objects()
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be read: {reason_of(error)}.", path=self.path) from error
+        if owner != os.geteuid():
+            raise StoreError(
+                f"{self.path} belongs to another user ({owner}): its objects are not unpickled, "
+                "as they might run any code.",
+                path=self.path,
+            )
+        _raise_first(damage)
+        with self.unpickling():
+            return PickledObjects(payload, resolve)
+
+    @contextmanager
+    def unpickling(self) -> Iterator[None]:
+        """Say of which rank and epoch the objects are that cannot be unpickled inside the block."""
+        try:
+            yield
+        except MpickptError:
+            raise
+        except Exception as error:
+            raise StoreError(
+                f"{self.path}: the objects of rank {self.rank} in epoch {self.epoch} cannot be unpickled ({error!r}). "
+                "Are their classes still where they were?",
+                path=self.path,
+            ) from error
+
+    def resolver(self, direct: bool = True) -> Resolve:
+        """Give what reads the saved arrays that objects refer to from the file, each once."""
+        found: dict[str, NDArray[Any]] = {}
+
+        def resolve(name: str, part: SavedPart | None, holder: str) -> NDArray[Any]:
+            index = self.index(name)
+            if index is None:
+                raise LayoutError(f"Object {holder!r} of rank {self.rank} holds array {name!r}, which is not there.")
+            if name not in found:
+                found[name] = self.load(index, direct)
+            return found[name] if part is None else part.of(found[name])
+
+        return resolve
+
+    def _read_objects(self) -> tuple[bytes, list[Damage], int]:
+        place = self.offsets.objects, self.objects_bytes, self.objects_crc, self.objects_spilled
+        return self._read_payload("objects", *place)
+
+    def _read_payload(
+        self, kind: PayloadKind, offset: int, nbytes: int, crc: int, spilled: bool
+    ) -> tuple[bytes, list[Damage], int]:
+        """Return the bytes, what is damaged, and who owns the file."""
+        path = spill_path(self.path, self.rank, kind) if spilled else self.path
+
+        def damage(what: str) -> list[Damage]:
+            return [Damage(path, self.epoch, self.rank, None, None, what, kind)]
+
+        try:
+            payload, owner = _read(path, 0 if spilled else offset, nbytes)
+        except FileNotFoundError:
+            return b"", damage("the file is missing"), os.geteuid()
+        if len(payload) < nbytes:
+            return payload, damage("the file ends too early"), owner
+        if crc32c(payload) != crc:
+            return payload, damage("wrong checksum"), owner
+        return payload, [], owner
+
+    def damage(self, index: int, block: int | None, what: str) -> Damage:
+        """Say that a block of array `index` is damaged."""
+        spec = self.arrays[index]
+        if block is None:
+            return Damage(self.path, self.epoch, self.rank, spec.name, None, what)
+        first, last = block * self.block_bytes, min((block + 1) * self.block_bytes, spec.nbytes) - 1
+        ends = (np.unravel_index(byte // spec.dtype.itemsize, spec.stored_shape) for byte in (first, last))
+        lo, hi = (tuple(map(int, end[::-1] if spec.order == "F" else end)) for end in ends)
+        return Damage(self.path, self.epoch, self.rank, spec.name, block, what, bytes=(first, last), cells=(lo, hi))
+
+
+def images_of(
+    path: Path, layout: Layout, offsets: Sequence[SlotOffsets], records: NDArray[np.void], packed: bool = False
+) -> list[RankImage]:
+    """Describe the shares of all ranks of a whole epoch; `packed` if they are in a compressed archive."""
+    return [
+        RankImage(
+            path=path,
+            epoch=int(record["epoch"]),
+            rank=rank,
+            block_bytes=layout.block_bytes,
+            arrays=own.arrays,
+            offsets=offset,
+            objects_bytes=int(record["objects_bytes"]),
+            objects_crc=int(record["objects_crc"]),
+            objects_spilled=bool(record["objects_spilled"]),
+            channels_bytes=int(record["channels_bytes"]),
+            channels_crc=int(record["channels_crc"]),
+            channels_spilled=bool(record["channels_spilled"]),
+            packed=packed,
+        )
+        for rank, (own, offset, record) in enumerate(zip(layout.ranks, offsets, records, strict=True))
+    ]
+
+
+def gather(
+    layout: Layout, images: Sequence[RankImage], spec: ArraySpec, out: NDArray[Any], direct: bool = True
+) -> None:
+    """Fill `out`, the array `spec` of a rank of now, from the parts of the ranks of then.
+
+    All cells of the global array that `out` shows are filled, halo cells too; what lies beyond is left alone.
+
+    Parameters
+    ----------
+    layout : Layout
+        Of the epoch.
+    images : sequence of RankImage
+        All ranks' shares of the epoch.
+    spec : ArraySpec
+        The array wanted; with a part of the same global array as in `layout`.
+    out : numpy.ndarray
+        Of the shape and dtype of `spec`; need not be contiguous.
+    direct : bool
+        Read past the page cache where the file system can.
+
+    Raises
+    ------
+    LayoutError
+        If the epoch has no such global array.
+    DamageError
+        If a block that holds one of the cells is damaged.
+    """
+    old = next((found for rank in layout.ranks if (found := rank.spec(spec.name))), None)
+    if old is None or old.part is None:
+        raise LayoutError(f"The epoch has no global array {spec.name!r}.")
+    if spec.part is None or (spec.part.shape, spec.dtype) != (old.part.shape, old.dtype):
+        raise LayoutError(
+            f"Array {spec.name!r} is {spec.dtype} of global shape {spec.part and spec.part.shape} here, "
+            f"but the epoch holds {old.dtype} of global shape {old.part.shape}."
+        )
+    world, mine = spec.part.wanted(spec.shape)
+    window = mine.view(out)
+    for rank, common in layout.sources(spec.name, world):
+        image = images[rank]
+        index = image.index(spec.name)
+        assert index is not None
+        theirs = image.arrays[index]
+        assert theirs.part is not None
+        inside = common.relative_to(theirs.owned.start).moved(theirs.part.local_box(theirs.shape).start)
+        image.copy_cells(index, inside, common.relative_to(world.start).view(window), direct)
+
+
+def _raise_first(damage: Sequence[Damage]) -> None:
+    if damage:
+        raise damage[0].error()
+
+
+def _read(path: Path, offset: int, nbytes: int) -> tuple[bytes, int]:
+    """Read up to `nbytes` at `offset`, fewer only where the file ends; also who owns the file."""
+
+    def read() -> tuple[bytes, int]:
+        with plain(path) as fd, open(fd, "rb", closefd=False) as file:
+            file.seek(offset)
+            return file.read(nbytes), os.fstat(fd).st_uid
+
+    return read_again(path, read)
+
+
+def bytewise(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Give a dtype that is copied with all of its bytes: numpy leaves out what lies between the fields of another."""
+    return dtype if dtype.names is None else np.dtype((np.void, dtype.itemsize))
+
+
+def page_aligned(nbytes: int) -> NDArray[np.uint8]:
+    """Return zeroed memory that starts on a page, so that it can be read into past the page cache."""
+    return np.frombuffer(mmap.mmap(-1, nbytes), np.uint8) if nbytes else np.empty(0, np.uint8)
+
+
+@dataclass(frozen=True)
+class _Raster:
+    """Where the cells of a C-ordered array lie among its bytes."""
+
+    steps: tuple[int, ...]
+    itemsize: int
+
+    @classmethod
+    def of(cls, shape: Sequence[int], itemsize: int) -> _Raster:
+        return cls(tuple(itemsize * prod(shape[k + 1 :]) for k in range(len(shape))), itemsize)
+
+    def span(self, box: Box) -> tuple[int, int]:
+        """First byte of the first cell of a box, and the byte after the last cell."""
+        start = sum(lo * step for lo, step in zip(box.start, self.steps, strict=True))
+        last = sum((hi - 1) * step for hi, step in zip(box.stop, self.steps, strict=True))
+        return start, last + self.itemsize
+
+    def pieces(self, box: Box, limit: int) -> Iterator[Box]:
+        """Halve a box along its first axis of more than one cell, until no piece spans more than `limit` bytes."""
+        start, stop = self.span(box)
+        axis = next((k for k, n in enumerate(box.extent) if n > 1), None)
+        if stop - start <= limit or axis is None:
+            yield box
+            return
+        middle = (box.start[axis] + box.stop[axis]) // 2
+        yield from self.pieces(Box(box.start, (*box.stop[:axis], middle, *box.stop[axis + 1 :])), limit)
+        yield from self.pieces(Box((*box.start[:axis], middle, *box.start[axis + 1 :]), box.stop), limit)
+
+    def blocks(self, box: Box, block_bytes: int) -> list[tuple[int, int]]:
+        """List the runs (first, end) of the blocks that hold cells of a box, in ascending order."""
+        # From the last axis up, cells whose gaps are smaller than a block make one stretch: no block lies between.
+        length, outer = self.itemsize, len(self.steps)
+        while outer and (box.extent[outer - 1] == 1 or self.steps[outer - 1] - length < block_bytes):
+            length += (box.extent[outer - 1] - 1) * self.steps[outer - 1]
+            outer -= 1
+        base, _ = self.span(box)
+        runs: list[tuple[int, int]] = []
+        for index in product(*(range(n) for n in box.extent[:outer])):
+            start = base + sum(k * step for k, step in zip(index, self.steps[:outer], strict=True))
+            first, end = start // block_bytes, blocks_in(start + length, block_bytes)
+            if runs and first <= runs[-1][1]:
+                runs[-1] = runs[-1][0], max(end, runs[-1][1])
+            else:
+                runs.append((first, end))
+        return runs

@@ -1,0 +1,252 @@
+"""Restart: which epoch to go back to, and to which messages in flight.
+
+Rank 0 looks at the slots and names a candidate; all ranks read it in parallel and check every byte; if one finds
+damage, all go on to the next older candidate. If there are checkpoints but none of them is of use, that is an error:
+a fresh start in its place would in the end overwrite what can perhaps be saved.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mpickpt.errors import LayoutError, MpickptError, NothingToRestore, everywhere
+from mpickpt.layout.arrays import Layout
+from mpickpt.mpi import Coordinator
+from mpickpt.options import Options, Restart
+from mpickpt.reading.image import RankImage, images_of
+from mpickpt.restart.lazy import LazyRanks, Loading
+from mpickpt.restart.sources import OtherRanks, SameRanks, Source, check_payloads, check_share, read_own
+from mpickpt.snapshot import Snapshotter
+from mpickpt.stats import Restored
+from mpickpt.store import SlotInfo, Store
+from mpickpt.terminal import Bar
+
+if TYPE_CHECKING:
+    from mpickpt.mpi import Traffic
+
+SHOWN = 5  # so many damaged places are told of one epoch
+
+
+@dataclass
+class Start:
+    """How a run begins.
+
+    Attributes
+    ----------
+    source : Source or None
+        Where arrays and objects come from; None for a fresh start.
+    restored : Restored or None
+        The same in words.
+    next_epoch : int
+        Number of the first epoch of the run; higher than any in any slot, so that none is ever mixed of two runs.
+    epochs : dict
+        For each slot that exists, by index: the epoch in it that may be of use, or None.
+    protected : int or None
+        Index of the slot to go back to if all fails now.
+    loading : Loading or None
+        What is still to be read and checked after a lazy restart.
+    """
+
+    source: Source | None = None
+    restored: Restored | None = None
+    next_epoch: int = 1
+    epochs: dict[int, int | None] = field(default_factory=dict)
+    protected: int | None = None
+    loading: Loading | None = None
+
+
+@dataclass
+class _Survey:
+    """What rank 0 saw in the directory."""
+
+    candidates: list[tuple[int, Restored]]
+    epochs: dict[int, int | None]
+    next_epoch: int
+    reasons: list[str]
+    notice: str = ""
+
+
+def begin(coordinator: Coordinator, store: Store, snapshotter: Snapshotter, options: Options) -> Start:
+    """Find what to restore, and read it; collective.
+
+    Raises
+    ------
+    NothingToRestore
+        If there are checkpoints, but what was asked for is not among them or damaged.
+    """
+    survey = coordinator.on_root(lambda: _survey(store, options), "rank 0 to look at the slots")
+    start = Start(next_epoch=survey.next_epoch, epochs=survey.epochs)
+    reasons = survey.reasons
+    for index, restored in survey.candidates:
+        source, damage = _read(coordinator, store, snapshotter, options, restored)
+        if not damage:
+            loading = source.loading if isinstance(source, LazyRanks) else None
+            if coordinator.rank == 0:
+                _tell(_success(restored, options.directory, coordinator.size, reasons, lazily=loading is not None))
+            protected = index if index >= 0 else None
+            return Start(source, restored, survey.next_epoch, survey.epochs, protected, loading)
+        reason = f"{restored.path.name}: epoch {restored.epoch} is damaged: {'; '.join(damage)}"
+        reasons.append(reason)
+        if index >= 0:
+            survey.epochs[index] = None
+        if coordinator.rank == 0:
+            _tell(f"mpickpt: {options.directory}: {reason}")
+    if survey.candidates:
+        raise everywhere(_nothing(options.directory, reasons))
+    if coordinator.rank == 0 and survey.notice:
+        _tell(survey.notice)
+    newest = [(epoch, index) for index, epoch in survey.epochs.items() if epoch is not None]
+    start.protected = max(newest)[1] if newest else None
+    return start
+
+
+def messages(coordinator: Coordinator, traffic: Traffic, source: Source | None, directory: Path) -> bool:
+    """Go back to the messages in flight, at the first safe point; collective.
+
+    Returns
+    -------
+    bool
+        Whether any rank took ``ckpt.comm``, so that messages count from here on.
+
+    Raises
+    ------
+    LayoutError
+        On all ranks, if there are messages in flight that no rank could be served.
+    """
+    error: MpickptError | None = None
+    data = b""
+    try:
+        if source is not None:
+            data = source.channels()
+    except MpickptError as wrong:
+        error = wrong
+    coordinator.agree(error, "all ranks to read the messages in flight")
+    told = coordinator.gather((traffic.taken, len(data)), "all ranks to say whether they took ckpt.comm")
+    summed = None if told is None else tuple(map(sum, zip(*told, strict=True)))
+    takers, in_flight = coordinator.broadcast(summed, "rank 0 to tell of ckpt.comm") or (0, 0)
+    if in_flight and not takers:
+        raise everywhere(
+            LayoutError(
+                f"The epoch that was restored from {directory} holds messages in flight, but no rank takes ckpt.comm, "
+                f"which would serve them."
+            )
+        )
+    if in_flight:
+        late, early = traffic.restore(data, coordinator.gather, coordinator.scatter)
+        if coordinator.rank == 0:
+            _tell(f"mpickpt: {late} late messages are served again, {early} early ones are not sent twice")
+    return bool(takers)
+
+
+def _survey(store: Store, options: Options) -> _Survey:
+    """Look at all slots and archived epochs, on rank 0."""
+    slots = [*store.slots(), *store.archives()]
+    whole = sorted((slot for slot in slots if slot.whole), key=lambda slot: slot.epoch or 0, reverse=True)
+    found = _Survey(
+        candidates=[],
+        epochs={slot.index: slot.epoch if slot.whole else None for slot in slots if slot.index >= 0},
+        next_epoch=max((slot.newest for slot in slots), default=0) + 1,
+        reasons=[f"{slot.path.name}: {slot.why_not}" for slot in slots if not slot.whole],
+    )
+    wanted = _wanted(whole, options.restart)
+    found.candidates = [
+        (slot.index, Restored(slot.epoch or 0, slot.step or 0, slot.path, slot.world_size)) for slot in wanted
+    ]
+    if options.restart == "never":
+        if whole:
+            found.notice = (
+                f"mpickpt: begins anew; epoch {whole[0].epoch} in {options.directory} stays until a new epoch is whole"
+            )
+    elif not wanted and slots:
+        if options.restart != "auto" or not _never_was_whole(slots):
+            others = [f"{slot.path.name}: epoch {slot.epoch} (step {slot.step}) is whole" for slot in whole]
+            asked = [f"epoch {options.restart} was asked for"] if options.restart != "auto" else []
+            raise _nothing(options.directory, [*asked, *others, *found.reasons])
+        found.notice = (
+            f"mpickpt: begins from the start, as no epoch in {options.directory} was ever whole: {found.reasons[0]}"
+        )
+    elif not wanted and options.restart != "auto":
+        raise _nothing(options.directory, [f"epoch {options.restart} was asked for, but there are no slots"])
+    return found
+
+
+def _wanted(whole: Sequence[SlotInfo], restart: Restart) -> list[SlotInfo]:
+    if restart == "never":
+        return []
+    return [slot for slot in whole if restart in ("auto", slot.epoch)]
+
+
+def _never_was_whole(slots: Sequence[SlotInfo]) -> bool:
+    """Whether the run that wrote the slots provably died before its first epoch was whole.
+
+    The first epochs go to slot 0 until one is whole, and only then is another slot written to. So if no rank ever wrote
+    to another, and all records are as a crash leaves them, none damaged, there is nothing to go back to.
+    """
+    sound = all(slot.readable and not slot.damaged for slot in slots)
+    return sound and slots[0].index == 0 and not any(slot.newest for slot in slots[1:])
+
+
+def _read(
+    coordinator: Coordinator, store: Store, snapshotter: Snapshotter, options: Options, restored: Restored
+) -> tuple[Source | None, list[str]]:
+    """Read and check one epoch on all ranks; the same list of damage everywhere."""
+    plan, problem = _plan(store, restored) if coordinator.rank == 0 else (None, None)
+    problem = coordinator.broadcast(problem, "rank 0 to read a slot's structure")
+    if problem is not None:
+        return None, [problem]
+    where = f"epoch {restored.epoch} of {options.directory}"
+    bar = Bar(f"reading epoch {restored.epoch}", visible=coordinator.rank == 0)
+    source: Source
+    if restored.world_size == coordinator.size:
+        own = coordinator.scatter(plan[1] if plan else None, "rank 0 to say where the arrays lie")
+        if options.lazy and not own.packed:
+            source, damage = LazyRanks(where, own, Loading(own, options.direct)), check_payloads(own)
+        else:
+            with bar:
+                arrays, damage = read_own(own, snapshotter, options.direct, bar.update)
+            source = SameRanks(where, own, arrays)
+    else:
+        layout, images = coordinator.broadcast(plan, "rank 0 to say where the arrays lie") or (Layout(()), [])
+        with bar:
+            damage = check_share(images, coordinator.rank, coordinator.size, options.direct, bar.update)
+        source = OtherRanks(where, layout, images, coordinator.rank, coordinator.size, options.direct)
+    found = coordinator.gather(damage, "all ranks to read their share of a checkpoint")
+    everything = [sentence for own_damage in found for sentence in own_damage] if found is not None else []
+    if len(everything) > SHOWN:
+        everything[SHOWN:] = [f"and {len(everything) - SHOWN} more"]
+    return source, coordinator.broadcast(everything, "rank 0 to tell of damage")
+
+
+def _plan(store: Store, restored: Restored) -> tuple[tuple[Layout, list[RankImage]] | None, str | None]:
+    """Say where all ranks' shares lie in a slot or archived epoch, or why that cannot be said."""
+    try:
+        layout, offsets = store.structure(restored.path)  # imports h5py, on rank 0 alone
+        slot = store.look(restored.path)
+        return (layout, images_of(restored.path, layout, offsets, slot.records, slot.packed)), None
+    except MpickptError as error:
+        return None, str(error)
+
+
+def _success(restored: Restored, directory: Path, size: int, reasons: Sequence[str], *, lazily: bool) -> str:
+    ranks = f"{size} rank{'s' if size > 1 else ''}"
+    if restored.world_size != size:
+        ranks += f" (written by {restored.world_size})"
+    ranks += ", to be read and checked while it runs" if lazily else ""
+    skipped = f"; passed over {'; '.join(reasons)}" if reasons else ""
+    return f"mpickpt: restored epoch {restored.epoch} (step {restored.step}) of {directory} on {ranks}{skipped}"
+
+
+def _nothing(directory: Path, reasons: Sequence[str]) -> NothingToRestore:
+    listed = "".join(f"\n  {reason}" for reason in reasons)
+    return NothingToRestore(
+        f"Nothing in {directory} can be restored:{listed}\nNothing was changed. To begin anew there: restart='never' "
+        f"(mpickpt run --restart never), or another directory."
+    )
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,267 @@
+"""What a person at the terminal, or in a log, sees of a run: one line about it, and bars where it takes a while.
+
+All of it goes to stderr. A terminal is drawn on in place, with rich, which no other module of the library proper
+imports; a log file, a pipe and a terminal that can do nothing (``TERM=dumb``) get plain lines, and fewer of them.
+Nothing here has a thread: who does the work says how far it is, and mostly that is a comparison of two numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from mpickpt.units import human_bytes, human_seconds
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+PATIENCE = 1.0  # seconds before a bar is shown
+REDRAW_SECONDS = 0.25  # between two drawings on a terminal
+LINE_SECONDS = 10.0  # between two lines in a log
+SETTLED_SECONDS = 1.0  # the same when an epoch has come to its end since
+PACE_SECONDS = 10.0  # the steps of so long a time make the steps per second
+
+
+def _is_terminal() -> bool:
+    """Whether stderr can be drawn on in place."""
+    draws = os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+    return draws and sys.stderr is not None and sys.stderr.isatty()
+
+
+def _print(line: str) -> None:
+    if sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)
+
+
+# -- while the program runs --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What the line tells.
+
+    Attributes
+    ----------
+    step : int
+        The step that begins.
+    epoch : int or None
+        The epoch that is not settled, if there is one.
+    share : float
+        How much of it is saved on this rank, 0 to 1.
+    whole : int or None
+        The newest epoch known to be whole on all ranks.
+    age : float or None
+        Seconds since that was cut; None if it is of an earlier run.
+    """
+
+    step: int
+    epoch: int | None = None
+    share: float = 0.0
+    whole: int | None = None
+    age: float | None = None
+
+
+class RunLine:
+    """One line that tells where the program is: its step and pace, the drain, the age of the last whole epoch.
+
+    On a terminal it is redrawn in place. What the program prints on the same terminal by `sys.stdout` or `sys.stderr`
+    comes first: the line is taken away before, and comes back when the program has ended its own line.
+    """
+
+    def __init__(self) -> None:
+        self._due_at = self._settled_due_at = -float("inf")
+        self._settled = 0
+        self._pace: deque[tuple[float, int]] = deque()
+        self._terminal: _TerminalLine | None = None
+
+    def due(self, now: float, settled: int) -> bool:
+        """Whether `show` is to be called, at `now` of a clock in seconds, after so many epochs have been settled."""
+        if self._terminal is not None and self._terminal.is_taken:
+            return False
+        return now >= self._due_at or (settled != self._settled and now >= self._settled_due_at)
+
+    def show(self, state: RunState, now: float, settled: int) -> None:
+        """Draw or print the line; see `due`."""
+        text = f"step {state.step}{self._steps_per_second(state.step, now)}; {'; '.join(_epochs(state))}"
+        if self._terminal is None and _is_terminal():
+            self._terminal = _TerminalLine()
+        if self._terminal is not None:
+            self._terminal.draw(text)
+        else:
+            _print(f"mpickpt: {text}")
+        self._settled = settled
+        self._due_at = now + (REDRAW_SECONDS if self._terminal is not None else LINE_SECONDS)
+        self._settled_due_at = now + (REDRAW_SECONDS if self._terminal is not None else SETTLED_SECONDS)
+
+    def close(self) -> None:
+        """Take the line away."""
+        if self._terminal is not None:
+            self._terminal.close()
+            self._terminal = None
+
+    def _steps_per_second(self, step: int, now: float) -> str:
+        self._pace.append((now, step))
+        while len(self._pace) > 2 and self._pace[1][0] <= now - PACE_SECONDS:
+            self._pace.popleft()
+        since, first = self._pace[0]
+        if now <= since:
+            return ""
+        pace = (step - first) / (now - since)
+        return f" ({pace:,.0f}/s)" if pace >= 100 else f" ({pace:.3g}/s)"
+
+
+def _epochs(state: RunState) -> Iterable[str]:
+    """Tell of the epoch that is saved, and of the one to go back to."""
+    if state.epoch is not None:
+        yield f"epoch {state.epoch}: " + ("saved here" if state.share >= 1 else f"{100 * state.share:.0f}% saved")
+    if state.whole is not None:
+        age = "before this run" if state.age is None else f"{human_seconds(state.age)} old"
+        yield f"epoch {state.whole}: whole, {age}"
+    elif state.epoch is None:
+        yield "no epoch yet"
+
+
+class _TerminalLine:
+    """A line of text on stderr that makes way for all that is printed there."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console: Console = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
+        self._is_shown = False
+        self.is_taken = False  # the program is in the midst of a line of its own
+        self._streams: dict[str, _CourteousStream] = {}
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is not None and stream.isatty():
+                self._streams[name] = _CourteousStream(stream, self)
+                setattr(sys, name, self._streams[name])
+
+    def draw(self, text: str) -> None:
+        """Draw the line where the cursor is; not while the line there `is_taken`."""
+        width = self._console.width - 1  # in the last column a terminal may begin a new line
+        line = f"mpickpt: {text}"
+        with self._console:  # in one piece
+            self._erase()
+            shown = line if len(line) <= width else text
+            self._console.print(shown, width=width, no_wrap=True, overflow="ellipsis", end="")
+        self._is_shown = True
+
+    def make_way(self, text: str) -> None:
+        """Take the line away for `text`, which is going to be printed."""
+        if self._is_shown:
+            self._erase()
+            self._is_shown = False
+        if text:
+            self.is_taken = not text.endswith("\n")
+
+    def close(self) -> None:
+        """Take the line away for good."""
+        self.make_way("")
+        for name, stream in self._streams.items():
+            if getattr(sys, name) is stream:  # nobody has put another one in its place
+                setattr(sys, name, stream.stream)
+
+    def _erase(self) -> None:
+        from rich.control import Control
+        from rich.segment import ControlType
+
+        self._console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
+
+
+class _CourteousStream:
+    """A stream of text before which a line makes way; in all else the stream itself."""
+
+    def __init__(self, stream: TextIO, line: _TerminalLine) -> None:
+        self.stream = stream
+        self._line = line
+
+    def write(self, text: str) -> int:
+        self._line.make_way(text)
+        return self.stream.write(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  (whatever the stream has)
+        return getattr(self.stream, name)
+
+
+# -- while it stands still ---------------------------------------------------------------------------------------------
+
+
+class Bar:
+    """How much of something is done, with the rate and the time that is left, if it takes longer than a second.
+
+    Parameters
+    ----------
+    what : str
+        What is done.
+    visible : bool
+        Whether to show anything: rank 0 does.
+    """
+
+    def __init__(self, what: str, visible: bool) -> None:
+        self._what = f"mpickpt: {what}"
+        self._due_at = time.monotonic() + PATIENCE if visible else float("inf")
+        self._first: tuple[float, int] | None = None
+        self._drawing: Progress | None = None
+
+    def __enter__(self) -> Self:
+        """Give the bar itself."""
+        return self
+
+    def update(self, done: int, total: int) -> None:
+        """Say that `done` bytes of `total` are done."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, done
+        if now < self._due_at:
+            return
+        if self._drawing is None and _is_terminal():
+            self._drawing = self._start(self._first[1], total)
+        if self._drawing is not None:
+            self._due_at = now + REDRAW_SECONDS
+            self._drawing.update(self._drawing.task_ids[0], completed=done, total=total, refresh=True)
+        else:
+            self._due_at = now + LINE_SECONDS
+            since, before = self._first
+            share = 100 * done // total if total else 100
+            text = f"{self._what}: {share}% of {human_bytes(total)} done"
+            if done > before:
+                rate = (done - before) / (now - since)
+                text += f", {human_bytes(rate)}/s, {human_seconds((total - done) / rate)} left"
+            _print(text)
+
+    def _start(self, done: int, total: int) -> Progress:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = (
+            *(TextColumn("{task.description}"), BarColumn(bar_width=12), TaskProgressColumn()),
+            *(TransferSpeedColumn(), TimeRemainingColumn()),
+        )
+        console = Console(stderr=True)
+        drawing = Progress(*columns, console=console, transient=True, auto_refresh=False, redirect_stdout=False)
+        drawing.add_task(self._what, completed=done, total=total)
+        drawing.start()
+        return drawing
+
+    def __exit__(self, *_: object) -> None:
+        """Take the bar away."""
+        if self._drawing is not None:
+            self._drawing.stop()
