@@ -15,7 +15,7 @@ SAY_AFTER = 30.0  # seconds of a wait, after which it is said once what it is fo
 REPORT_AFTER = 0.8  # of that, or of the limit of a wait: then a rank reports what it waits for to those who say it
 
 
-class Watch:
+class Stopwatch:
     """Measures one wait; it has to be asked all the time.
 
     Parameters

@@ -30,7 +30,7 @@ from mpickpt.mpi.reports import STORAGE, Reports
 from mpickpt.mpi.rounds import Rounds
 from mpickpt.mpi.started import check_started, import_mpi
 from mpickpt.options import wait_limit
-from mpickpt.waiting import REPORT_AFTER, SAY_AFTER, Watch
+from mpickpt.waiting import REPORT_AFTER, SAY_AFTER, Stopwatch
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -371,7 +371,7 @@ class Coordinator:
             self._meetings.Free()
 
     def wait(
-        self, look: Callable[[], T], what: str, seconds: float | None = None, watch: Watch | None = None
+        self, look: Callable[[], T], what: str, seconds: float | None = None, watch: Stopwatch | None = None
     ) -> T | None:
         """Wait until `look` gives something, and give that; None after so many seconds.
 
@@ -384,7 +384,7 @@ class Coordinator:
         WaitTimeout
             Says what was waited for, and which ranks are late as far as they are known.
         """
-        this, pause = Watch(), _FIRST_PAUSE
+        this, pause = Stopwatch(), _FIRST_PAUSE
         whole = this if watch is None else watch
         try:
             while (found := look()) is None:
@@ -402,13 +402,13 @@ class Coordinator:
                 self._reports.withdraw()
         return found
 
-    def end_watch(self, watch: Watch) -> None:
+    def end_watch(self, watch: Stopwatch) -> None:
         """End a wait that was made in several calls: nobody takes this rank for one that waits any more."""
         if watch.reported:
             self._reports.withdraw()
             watch.reported = False
 
-    def _tell(self, watch: Watch, waited: float, what: str) -> None:
+    def _tell(self, watch: Stopwatch, waited: float, what: str) -> None:
         """Say of a wait that takes long what it is for, once, and before that to the ranks that know who is late."""
         if not watch.reported and waited > REPORT_AFTER * min(self._limit, SAY_AFTER):
             self._reports.tell(what)

@@ -55,7 +55,7 @@ from mpickpt.session.triggers import Triggers
 from mpickpt.signals.takeover import Handlers
 from mpickpt.stats import Stats
 from mpickpt.terminal import Bar, RunLine
-from mpickpt.waiting import Watch
+from mpickpt.waiting import Stopwatch
 
 
 @dataclass(slots=True)
@@ -311,14 +311,14 @@ class Driver:
             self._epochs.give_up_if_hung(ending=self._closing)
             return self._next_event(now)
 
-        watch = Watch()
+        watch = Stopwatch()
         try:
             self._stand_while(look, watch)
         finally:
             self._coordinator.end_watch(watch)
 
-    def _stand_while(self, look: Callable[[], Event | None], watch: Watch) -> None:
-        since = Watch()
+    def _stand_while(self, look: Callable[[], Event | None], watch: Stopwatch) -> None:
+        since = Stopwatch()
         while (stand := self._protocol.stands) is not Stand.NO:
             if self.stopped is not None and not self._closing:
                 return

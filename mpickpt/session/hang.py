@@ -12,7 +12,7 @@ from pathlib import Path
 from mpickpt.errors import warn
 from mpickpt.snapshot import DrainState, Snapshotter
 from mpickpt.store import slot_path
-from mpickpt.waiting import Watch
+from mpickpt.waiting import Stopwatch
 
 END_LIMITS = 5  # so many times as long the storage may hang in the last epoch before an end: it is the one that counts
 SOON = 2.0  # seconds without an end of a call: so long no small file is looked at any more, which could hang as well
@@ -39,7 +39,7 @@ class Hang:
         self._slot = 0
         self._snapshotter = snapshotter
         self._rank = rank
-        self._watch = Watch()
+        self._watch = Stopwatch()
         self._ended = 0
         self._told = False
         self._skipped = 0  # epochs, in this hang

@@ -13,7 +13,7 @@ from typing import Literal
 from mpickpt.mpi import Coordinator
 from mpickpt.protocol import Event, Protocol, Stand
 from mpickpt.session.epoch import GLANCE_SECONDS, Epochs
-from mpickpt.waiting import Watch
+from mpickpt.waiting import Stopwatch
 
 
 class Saver:
@@ -49,7 +49,7 @@ class Saver:
 
     def save(self, step: int, is_stopped: Callable[[], bool]) -> None:
         """Wait until the save at `step` is over, or the program is to stop."""
-        watch = Watch()
+        watch = Stopwatch()
         while self._protocol.stands is not Stand.NO and not is_stopped():
             epoch = self._protocol.epoch
             what = "" if epoch is None else f" and finish epoch {epoch.number}"
@@ -58,13 +58,13 @@ class Saver:
 
     def wait(self, step: int, is_stopped: Callable[[], bool]) -> None:
         """Wait in the midst of `step` until the epoch in progress is decided, or the program is to stop."""
-        epoch, watch = self._protocol.epoch, Watch()
+        epoch, watch = self._protocol.epoch, Stopwatch()
         while epoch is not None and self._protocol.epoch is epoch and not is_stopped():
             what = f"all ranks to finish epoch {epoch.number} (cut at step {epoch.step}), being in step {step}"
             self._bring_on(what, watch)
         self._coordinator.end_watch(watch)
 
-    def _bring_on(self, what: str, watch: Watch) -> None:
+    def _bring_on(self, what: str, watch: Stopwatch) -> None:
         """Take in the next thing that happens; if this rank's own drain is all that is waited for, look up at times."""
         if self._epochs.drains:
             self._epochs.hurry()

@@ -6,7 +6,7 @@ from itertools import accumulate
 
 import pytest
 
-from mpickpt.waiting import LONGEST_GAP, Watch
+from mpickpt.waiting import LONGEST_GAP, Stopwatch
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from mpickpt.waiting import LONGEST_GAP, Watch
 )
 def test_a_gap_between_two_polls_is_not_waiting(gaps: list[float], waited: float) -> None:
     times = accumulate(gaps, initial=1e6)
-    watch = Watch(lambda: next(times))
+    watch = Stopwatch(lambda: next(times))
     for _ in gaps:
         seconds = watch.seconds()
     assert seconds == pytest.approx(waited)
@@ -23,7 +23,7 @@ def test_a_gap_between_two_polls_is_not_waiting(gaps: list[float], waited: float
 
 def test_it_counts_again_from_a_restart() -> None:
     times = iter([0.0, 0.5, 0.75, 1.0])
-    watch = Watch(lambda: next(times))
+    watch = Stopwatch(lambda: next(times))
     assert watch.seconds() == 0.5
     watch.restart()
     assert watch.seconds() == 0.25

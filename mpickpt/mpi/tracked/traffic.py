@@ -31,7 +31,7 @@ from mpickpt.mpi.tracked.comm import TrackedComm
 from mpickpt.mpi.tracked.exchange import Exchange
 from mpickpt.mpi.tracked.tracked import Tracked, Unfinished
 from mpickpt.options import wait_limit
-from mpickpt.waiting import SAY_AFTER, Watch
+from mpickpt.waiting import SAY_AFTER, Stopwatch
 
 T = TypeVar("T")
 
@@ -363,7 +363,7 @@ class Traffic:
         self.loopback.close()
 
     def _end_exchange(self) -> None:
-        limit, watch = wait_limit(), Watch()
+        limit, watch = wait_limit(), Stopwatch()
 
         def ready() -> bool:
             self.progress()
