@@ -225,8 +225,8 @@ def test_files_that_are_named_exist(document: Path) -> None:
     """From the root, or from the package, where the sources are; the log of changes names what was there once."""
     if document.name != "CHANGELOG.md":
         named = re.findall(r"(?<![\w/.])[a-z_0-9]+(?:/[a-z_0-9]+)+\.(?:py|[ch]|md)\b", document.read_text())
-        missing = [name for name in named if not any((top / name).exists() for top in (ROOT, ROOT / "mpickpt", document.parent))]
-        assert not missing
+        tops = ROOT, ROOT / "mpickpt", document.parent
+        assert not [name for name in named if not any((top / name).exists() for top in tops)]
 
 
 def test_the_verbs_and_options_are_those_of_the_parser() -> None:
