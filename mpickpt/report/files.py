@@ -12,8 +12,8 @@ from pathlib import Path
 
 from mpickpt.errors import StoreError
 from mpickpt.report.notes import FORMAT, EndNote, EpochNote, Header, RankNotes, RunNotes, Sums, note_of
+from mpickpt.store.files import os_errors
 from mpickpt.store.preface import plain
-from mpickpt.store.slots import os_errors
 from mpickpt.texts import visible
 
 MOST_BYTES = 4 << 20  # of a rank's notes that are read: when they are taken they are bounded to a fraction of it

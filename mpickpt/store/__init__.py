@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from mpickpt.store.archive import appearing, clones, copy_slot
-from mpickpt.store.files import replace_text, reserve
+from mpickpt.store.files import look_anew, replace_text, reserve
 from mpickpt.store.preface import plain
 from mpickpt.store.slots import (
     PayloadKind,
@@ -14,7 +14,6 @@ from mpickpt.store.slots import (
     Store,
     archive_path,
     is_unchanged,
-    look_anew,
     read_slot,
     record_is_valid,
     slot_path,
@@ -25,7 +24,8 @@ from mpickpt.store.slots import (
 if TYPE_CHECKING:
     from mpickpt.store.export import Exported, write_hdf5, write_netcdf
     from mpickpt.store.packed import finish_packed, open_packed, write_at
-    from mpickpt.store.structure import read_structure, write_packed_skeleton, write_skeleton
+    from mpickpt.store.skeleton import write_packed_skeleton, write_skeleton
+    from mpickpt.store.structure import read_structure
 
 __all__ = [
     "Exported",
@@ -59,7 +59,8 @@ __all__ = [
 # These need h5py, and their modules are imported when they are asked for.
 _HOME_OF = {name: "export" for name in ("Exported", "write_hdf5", "write_netcdf")}
 _HOME_OF |= {name: "packed" for name in ("finish_packed", "open_packed", "write_at")}
-_HOME_OF |= {name: "structure" for name in ("read_structure", "write_packed_skeleton", "write_skeleton")}
+_HOME_OF |= {name: "skeleton" for name in ("write_packed_skeleton", "write_skeleton")}
+_HOME_OF["read_structure"] = "structure"
 
 
 def __getattr__(name: str) -> object:

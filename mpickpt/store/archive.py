@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mpickpt.store.files import create_file, sync_folder
+from mpickpt.store.files import create_file, os_errors, sync_folder
 from mpickpt.store.preface import plain
-from mpickpt.store.slots import os_errors, spill_paths
+from mpickpt.store.slots import spill_paths
 
 FICLONE = 0x40049409  # _IOW(0x94, 9, int) of linux/fs.h
 PIECE_BYTES = 16 << 20

@@ -11,10 +11,12 @@ import ctypes
 import errno
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mpickpt.errors import warn
+from mpickpt.errors import StoreError, warn
+from mpickpt.retry import reason_of, system_errno
 
 FOLDER_MODE = 0o755  # of folders that are made here; the umask takes more away
 FILE_MODE = 0o600
@@ -127,3 +129,41 @@ def reserve(fd: int, nbytes: int) -> bool:
         if number != errno.EINTR:
             raise OSError(number, os.strerror(number))
     return True
+
+
+@contextmanager
+def os_errors(what: str, path: Path, need: int | None = None) -> Iterator[None]:
+    """Turn errors of the operating system into a `StoreError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        number = system_errno(error)
+        reason = os.strerror(number) if number not in (None, errno.EINVAL) else reason_of(error)
+        advice = "See to it and try again."
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            there = next(p for p in (path, *path.parents) if p.exists())
+            reason += f" ({need} bytes are needed, {free_bytes(there)} are free)" if need is not None else ""
+            advice = "Make room or choose another directory."
+        elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = f"User {os.geteuid()} needs permission to write there; or choose another directory."
+        elif number == errno.ELOOP:
+            advice = f"Nothing is written through a symbolic link: delete it, and see who may write to {path.parent}."
+        elif number in (errno.ENOTDIR, errno.EEXIST):
+            advice = "A file is in the way; choose another directory."
+        raise StoreError(f"{what}: {reason}. {advice}", errno=number, path=path) from error
+
+
+def free_bytes(where: int | Path) -> int:
+    """Give the room that this user has on a file system."""
+    found = os.statvfs(where)
+    return found.f_frsize * (found.f_bfree if os.geteuid() == 0 else found.f_bavail)
+
+
+def look_anew(*directories: Path) -> None:
+    """Forget what this machine remembers of directories: NFS asks its server only when one is opened.
+
+    Else what another machine made or replaced in them can stay unseen for a minute.
+    """
+    for directory in directories:
+        with suppress(OSError):
+            os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))

@@ -11,8 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -31,8 +29,17 @@ from mpickpt.layout.arrays import (
     blocks_in,
     round_up,
 )
-from mpickpt.retry import read_again, reason_of, system_errno
-from mpickpt.store.files import create_file, make_folder, reserve, sync_folder, sync_folder_above, tell_who_may_write
+from mpickpt.retry import read_again
+from mpickpt.store.files import (
+    create_file,
+    free_bytes,
+    make_folder,
+    os_errors,
+    reserve,
+    sync_folder,
+    sync_folder_above,
+    tell_who_may_write,
+)
 from mpickpt.store.lock import LOCK, give_lock_back, lock_holder, take_lock
 from mpickpt.store.preface import Checksum, plain, read_preface
 
@@ -227,7 +234,7 @@ class Store:
         StoreError
             If there is no room or no permission; nothing is left behind.
         """
-        from mpickpt.store.structure import write_skeleton
+        from mpickpt.store.skeleton import write_skeleton
 
         path = slot_path(self.directory, index)
         new = path.with_name(path.name + ".new")
@@ -236,7 +243,7 @@ class Store:
             make_folder(self.directory)
             fd = create_file(new)
             try:
-                if need > (free := _free_bytes(fd)):
+                if need > (free := free_bytes(fd)):
                     raise OSError(errno.ENOSPC, f"{free} bytes are free")
                 write_skeleton(new, layout, self._crc32c)
                 reserved = reserve(fd, round_up(os.fstat(fd).st_size))
@@ -375,43 +382,6 @@ def _why_not_whole(records: NDArray[np.void], digest: bytes) -> str:
         if int(record["rank"]) != rank or record["digest"].tobytes() != digest:
             return f"The record of rank {rank} belongs to another slot."
     return ""
-
-
-@contextmanager
-def os_errors(what: str, path: Path, need: int | None = None) -> Iterator[None]:
-    """Turn errors of the operating system into a `StoreError` that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        number = system_errno(error)
-        reason = os.strerror(number) if number not in (None, errno.EINVAL) else reason_of(error)
-        advice = "See to it and try again."
-        if number in (errno.ENOSPC, errno.EDQUOT):
-            there = next(p for p in (path, *path.parents) if p.exists())
-            reason += f" ({need} bytes are needed, {_free_bytes(there)} are free)" if need is not None else ""
-            advice = "Make room or choose another directory."
-        elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
-            advice = f"User {os.geteuid()} needs permission to write there; or choose another directory."
-        elif number == errno.ELOOP:
-            advice = f"Nothing is written through a symbolic link: delete it, and see who may write to {path.parent}."
-        elif number in (errno.ENOTDIR, errno.EEXIST):
-            advice = "A file is in the way; choose another directory."
-        raise StoreError(f"{what}: {reason}. {advice}", errno=number, path=path) from error
-
-
-def _free_bytes(where: int | Path) -> int:
-    found = os.statvfs(where)
-    return found.f_frsize * (found.f_bfree if os.geteuid() == 0 else found.f_bavail)
-
-
-def look_anew(*directories: Path) -> None:
-    """Forget what this machine remembers of directories: NFS asks its server only when one is opened.
-
-    Else what another machine made or replaced in them can stay unseen for a minute.
-    """
-    for directory in directories:
-        with suppress(OSError):
-            os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
 
 
 def _bytes_needed(layout: Layout) -> int:

@@ -26,7 +26,7 @@ from mpickpt.reading.checkpoint import Checkpoint
 from mpickpt.reading.compare import compare
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store, finish_packed, open_packed, slot_path, spill_path, spill_paths, write_packed_skeleton
-from mpickpt.store.structure import _chunk
+from mpickpt.store.skeleton import _chunk
 
 
 @pytest.fixture

@@ -253,7 +253,7 @@ def test_one_door() -> None:
     assert calls == {
         "h5f.open": {"structure.opened_unchecked"},
         "opened_unchecked": {
-            *("structure.opened", "structure.write_packed_skeleton"),
+            *("structure.opened", "skeleton.write_packed_skeleton"),
             *("packed.open_packed", "packed.finish_packed"),
         },
         "h5py.File": {"export.write_hdf5"},  # another kind of file, which it makes
