@@ -1,14 +1,15 @@
-"""What the ranks say to each other; the only package that imports mpi4py."""
+"""What the ranks say to each other; the only folder that imports mpi4py.
+
+A `Coordinator` is one rank's end of it: `commits` agree on epochs, `rounds` on the step of a cut. `world` is asked
+without a session. It is called by the session, a restart and the command line, and knows nothing of what is saved.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mpickpt.mpi.coordinator import (
-    Commit,
-    Coordinator,
-    Share,
-)
+from mpickpt.mpi.commits import Commit, Share
+from mpickpt.mpi.coordinator import Coordinator
 from mpickpt.mpi.reports import STORAGE
 from mpickpt.mpi.world import abort, about_mpi, broadcast_world, gather_world, world_rank_and_size
 

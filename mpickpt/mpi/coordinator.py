@@ -1,10 +1,9 @@
-"""Meetings and commits: what the ranks agree on together.
+"""Meetings: what the ranks of a session agree on together, and how they wait for each other.
 
 All talk goes over private duplicates of the program's communicator, so that no message of the program is ever taken
 for one of ours: *meetings*, which all ranks attend at the same step (fixing the layout, creating slots), *commits*, one
-non-blocking agreement for each epoch, which a rank posts whenever its own drain happens to end, and *rounds*, which
-have a file of their own. Collectives of one communicator must be started in the same order everywhere; that is why
-these are apart.
+non-blocking agreement for each epoch, and *rounds*, which have files of their own. Collectives of one communicator must
+be started in the same order everywhere; that is why these are apart.
 
 Nothing here spins. A wait tests, sleeps a little longer each time up to a millisecond, and gives up after a time
 limit with an error that says what was waited for, and for whom. An interrupted wait may be taken up again: requests
@@ -17,15 +16,15 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpickpt.errors import MpickptError, UsageError, WaitTimeout, everywhere
+from mpickpt.mpi.commits import Commits
 from mpickpt.mpi.leftovers import Account, enter, leave_behind
-from mpickpt.mpi.pending import Pending, Repeated, abandon, calls_of_collective, next_of
+from mpickpt.mpi.pending import Pending, abandon
 from mpickpt.mpi.reports import STORAGE, Reports
 from mpickpt.mpi.rounds import Rounds
 from mpickpt.mpi.started import check_started, import_mpi
@@ -42,76 +41,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 20e-6, 1e-3  # seconds between two looks at a request
-_NOBODY = 2**62  # in a commit: no rank has left, or failed
-_ERRNO_BITS = 16  # of a number that holds a rank and an errno
-_SHARE = 13  # numbers that a rank says of an epoch, in `_post`
 # Bytes of all ranks together, up to which values travel in rooms of one size. A collective with counts, which are NULL
 # but at the root, ends a program under a profiler that looks at them everywhere (EZTrace 2.0 does).
 _EVEN_BYTES = 64 << 20
-
-
-@dataclass(slots=True)
-class Share:
-    """What one rank says of an epoch.
-
-    Attributes
-    ----------
-    number, step, slot : int
-        The epoch, the step of the cut and the slot.
-    complete : bool
-        Its image is on disk.
-    missed : bool
-        It came past the cut; then step and slot mean nothing.
-    hung : bool
-        Its storage hangs: it cannot be cut.
-    drain_seconds, lost_seconds : float
-        How long the drain took, and for how long the program stood still for the epoch.
-    errno : int
-        Why it is not complete, where the operating system said so.
-    """
-
-    number: int
-    step: int
-    slot: int
-    complete: bool
-    missed: bool = False
-    hung: bool = False
-    drain_seconds: float = 0.0
-    lost_seconds: float = 0.0
-    errno: int = 0
-
-
-@dataclass(slots=True)
-class Commit:
-    """What the ranks found out about an epoch.
-
-    Attributes
-    ----------
-    whole : bool
-        Whether it is complete on every rank.
-    same_cut : bool
-        Whether it is the same cut on all ranks: the same epoch, step and slot.
-    missed : bool
-        Whether a rank came past it.
-    hung : bool
-        Whether the storage of a rank hangs.
-    left : int or None
-        A rank that left the session by an exception.
-    drain_seconds, lost_seconds : float
-        The longest of any rank.
-    failed, errno : int or None, int
-        The lowest rank on which it is not complete, and why, where the operating system said so.
-    """
-
-    whole: bool
-    same_cut: bool
-    missed: bool
-    hung: bool
-    left: int | None
-    drain_seconds: float
-    lost_seconds: float
-    failed: int | None = None
-    errno: int = 0
 
 
 class Coordinator:
@@ -123,6 +55,13 @@ class Coordinator:
     ----------
     comm : mpi4py.MPI.Intracomm, optional
         The ranks that are saved together; ``MPI.COMM_WORLD`` by default, which is this process alone without mpirun.
+
+    Attributes
+    ----------
+    rank, size : int
+        This rank, and how many there are.
+    commits : Commits
+        The agreements on epochs.
 
     Raises
     ------
@@ -141,17 +80,11 @@ class Coordinator:
         self._limit = wait_limit()
         self._meetings = comm.Dup()
         self._number = enter(self._meetings)
-        self._commits = commits = comm.Dup()
-        start, post, calls = commits.Allreduce_init, commits.Iallreduce, calls_of_collective(comm.size)
-        self._shares = [
-            Repeated(start, post, *np.empty((2, _SHARE), np.int64), calls=calls, op=mpi.MIN) for _ in range(2)
-        ]  # of the epoch that is agreed on, and of a rank that leaves meanwhile
+        self.commits = Commits(comm, mpi.MIN)
         self._rounds: Rounds | None = None
         self._reports = Reports(self._meetings, mpi)
         self.rank: int = comm.rank
         self.size: int = comm.size
-        self._commit: Pending | None = None
-        self._posted = 0  # shares
         self._orderly = True  # no meeting was given up, and no report sent
         self._traffic: Traffic | None = None
 
@@ -266,53 +199,6 @@ class Coordinator:
             raise everywhere(result)
         return result  # type: ignore[return-value]  # None only where the function gave None
 
-    # -- commits -------------------------------------------------------------------------------------------------
-
-    def post_commit(self, share: Share) -> None:
-        """Start the agreement on an epoch."""
-        self._commit = self._post(share, _NOBODY)
-
-    def post_leaving(self) -> None:
-        """Tell the others, when they next agree on an epoch, that this rank has left; nothing is waited for."""
-        self._post(Share(0, 0, 0, complete=False), self.rank)
-
-    def _post(self, share: Share, left: int) -> Pending:
-        cut = [share.number, share.step, share.slot]
-        least, greatest = ([_NOBODY] * 3, [_NOBODY] * 3) if share.missed else (cut, [-n for n in cut])
-        costs = [-round(seconds * 1e6) for seconds in (share.drain_seconds, share.lost_seconds)]
-        posted = next_of(self._shares)
-        self._posted += 1
-        failed = _NOBODY if share.complete else self.rank << _ERRNO_BITS | share.errno
-        met = [share.complete, left, not share.missed, not share.hung, failed]
-        posted.kept[0][:] = [*met, *costs, *least, *greatest]
-        posted.start()
-        posted.test()
-        return posted
-
-    def tests_of_commit(self) -> list[Callable[[], bool]]:
-        """Give what to call to learn whether `next_commit` has something to give, until then the same."""
-        return [] if self._commit is None else self._commit.tests()
-
-    def next_commit(self) -> Commit | None:
-        """Give what was found out about the epoch that was posted, if it is there."""
-        if self._commit is None or not self._commit.test():
-            return None
-        complete, left, not_missed, not_hung, failed, drain, lost, *cut = self._commit.result.tolist()
-        self._commit = None
-        least, greatest = cut[:3], [-n for n in cut[3:]]
-        same_cut = least == greatest or least[0] == _NOBODY  # if all missed it, there is no cut to compare
-        return Commit(
-            whole=bool(complete) and same_cut,
-            same_cut=same_cut,
-            missed=not not_missed,
-            hung=not not_hung,
-            left=None if left == _NOBODY else left,
-            drain_seconds=-drain / 1e6,
-            lost_seconds=-lost / 1e6,
-            failed=None if failed == _NOBODY else failed >> _ERRNO_BITS,
-            errno=0 if failed == _NOBODY else failed & (1 << _ERRNO_BITS) - 1,
-        )
-
     # -- the end -------------------------------------------------------------------------------------------------
 
     @property
@@ -326,11 +212,9 @@ class Coordinator:
         """Give the communicators back; collective, and nothing may be pending."""
         if self._rounds is not None:
             self._rounds.close(lambda pending: self._wait(pending, "the last marker, while closing"))
-        for share in self._shares:
-            share.free()
+        self.commits.close()
         self._reports.take()
         self._meetings.Free()
-        self._commits.Free()
 
     def leave(self) -> None:
         """Leave all that is pending to MPI, until all ranks have left and meet again: this rank ends alone."""
@@ -349,7 +233,7 @@ class Coordinator:
         """Give what this rank did, after `leave`."""
         if self._rounds is None or self._traffic is None:
             return Account(self._orderly)
-        return Account(self._orderly, True, self._rounds.calls, self._posted, *self._traffic.account())
+        return Account(self._orderly, True, self._rounds.calls, self.commits.posted, *self._traffic.account())
 
     def give_back(self, accounts: Sequence[Account]) -> None:
         """Make the calls that only other ranks made, and give the communicators back, after `leave`; collective."""
@@ -361,12 +245,7 @@ class Coordinator:
         if self._rounds is not None and self._traffic is not None and all(one.opened for one in accounts):
             self._rounds.finish(max(one.rounds for one in accounts), wait)
             self._traffic.finish(accounts, lambda done: self.wait(lambda: done() or None, what))
-        while self._posted < max(one.shares for one in accounts):
-            self._post(Share(0, 0, 0, complete=False), _NOBODY)
-        for share in self._shares:
-            wait(share)
-            share.free()
-        self._commits.Free()
+        self.commits.finish(max(one.shares for one in accounts), wait)
         if all(one.orderly for one in accounts):  # otherwise there may be messages of a meeting that nobody received
             self._meetings.Free()
 

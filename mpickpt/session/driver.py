@@ -509,7 +509,7 @@ class Driver:
         if not self._protocol.over:
             for instruction in self._protocol.leave():
                 self._carry_out(instruction)
-        self._coordinator.post_leaving()
+        self._coordinator.commits.post_leaving()
         self._recorder.end(closing, self.stats, self._checkpointer.snapshotter.progress(), by_itself=True)
 
     def current_stats(self) -> Stats:

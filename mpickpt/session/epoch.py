@@ -278,7 +278,7 @@ class Epochs:
         if epoch is None:
             return []
         if epoch.posted:
-            return self._coordinator.tests_of_commit()
+            return self._coordinator.commits.tests()
         return [partial(self._checkpointer.snapshotter.wait, 0)]
 
     def next_event(self) -> Event | None:
@@ -291,7 +291,7 @@ class Epochs:
             return None
         if not epoch.posted:
             return self._drained(epoch) if self._checkpointer.snapshotter.wait(0) else None
-        commit = self._coordinator.next_commit()
+        commit = self._coordinator.commits.next()
         return None if commit is None else self._settled(epoch, commit)
 
     def _drained(self, epoch: Epoch) -> Drained:
@@ -314,7 +314,7 @@ class Epochs:
         """Tell all ranks what became of the epoch here."""
         drain, lost = self._costs
         cut = epoch.number, epoch.step, epoch.slot
-        self._coordinator.post_commit(
+        self._coordinator.commits.post(
             Share(*cut, complete, epoch.missed, epoch.hung, drain, lost, self._failure[0])
         )
 

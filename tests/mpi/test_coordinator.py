@@ -79,18 +79,18 @@ def test_agree(ranks: Coordinator) -> None:
 
 
 def _commit(ranks: Coordinator, share: Share) -> Commit:
-    ranks.post_commit(share)
-    found = ranks.wait(ranks.next_commit, "all")
+    ranks.commits.post(share)
+    found = ranks.wait(ranks.commits.next, "all")
     assert found is not None
     return found
 
 
 def test_commit(ranks: Coordinator) -> None:
     last, alone = COMM.size - 1, COMM.size == 1
-    assert ranks.next_commit() is None
+    assert ranks.commits.next() is None
     found = _commit(ranks, Share(1, 10, 0, True, drain_seconds=1.0 + COMM.rank, lost_seconds=0.25))
     assert found == Commit(True, True, False, False, None, 1.0 + last, 0.25)
-    assert ranks.next_commit() is None
+    assert ranks.commits.next() is None
     assert _commit(ranks, Share(2, 20, 1, COMM.rank != last)) == Commit(False, True, False, False, None, 0.0, 0.0, last)
     hung = Share(2, 20, 1, False, hung=COMM.rank == last)
     assert _commit(ranks, hung) == Commit(False, True, False, True, None, 0.0, 0.0, 0)
@@ -106,12 +106,12 @@ def test_a_rank_that_missed_the_cut_says_nothing_of_it(ranks: Coordinator) -> No
 
 def test_commits_and_meetings_do_not_wait_for_each_other(ranks: Coordinator) -> None:
     if COMM.rank % 2:
-        ranks.post_commit(Share(1, 10, 0, True))
+        ranks.commits.post(Share(1, 10, 0, True))
         assert ranks.broadcast(COMM.rank, "rank 0") == 0
     else:
         assert ranks.broadcast(COMM.rank, "rank 0") == 0
-        ranks.post_commit(Share(1, 10, 0, True))
-    found = ranks.wait(ranks.next_commit, "all")
+        ranks.commits.post(Share(1, 10, 0, True))
+    found = ranks.wait(ranks.commits.next, "all")
     assert found is not None
     assert found.whole
 

@@ -42,7 +42,7 @@ def communicators(ckpt: Session) -> dict[str, MPI.Comm]:
     assert coordinator._rounds is not None
     return {
         "meetings": coordinator._meetings,
-        "commits": coordinator._commits,
+        "commits": coordinator.commits._comm,
         "rounds": coordinator._rounds._comm,
         "first exchange": traffic._exchanges[0],
         "second exchange": traffic._exchanges[1],
