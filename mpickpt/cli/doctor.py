@@ -25,6 +25,7 @@ from mpickpt.cli.places import add_json, open_directory
 from mpickpt.cli.probes import Finding
 from mpickpt.errors import MpickptError, StoreError
 from mpickpt.mpi import about_mpi, broadcast_world, gather_world, world_rank_and_size
+from mpickpt.texts import counted
 
 MARKS = {"ok": "ok", "note": "-", "bad": "!!"}  # from good to bad
 
@@ -56,7 +57,7 @@ def execute(args: argparse.Namespace) -> int:
 
 def _print(directory: Path, told: list[dict[str, Any]], findings: list[Finding]) -> None:
     hosts = sorted({rank["host"] for rank in told})
-    print(f"{tables.counted(len(told), 'rank')} on {', '.join(hosts)}, in {directory.resolve()}\n")
+    print(f"{counted(len(told), 'rank')} on {', '.join(hosts)}, in {directory.resolve()}\n")
     rows = [(MARKS[f.state], f.name, f.found, f.meaning) for f in findings]
     tables.draw_table(("", "what", "found", "what it means"), rows)
     worst = max((finding.state for finding in findings), key=list(MARKS).index)

@@ -26,7 +26,7 @@ from mpickpt.layout.holders import ranks_holding
 from mpickpt.reading.array import StoredArray
 from mpickpt.reading.checkpoint import Checkpoint
 from mpickpt.store import Exported, appearing, write_hdf5, write_netcdf
-from mpickpt.texts import told_ranks
+from mpickpt.texts import counted, told_ranks
 from mpickpt.units import human_bytes
 
 HDF5 = (".h5", ".hdf5")
@@ -64,7 +64,7 @@ def execute(args: argparse.Namespace) -> int:
         names = [array.name for array in arrays]
         tables.print_json({"file": str(args.out), "arrays": names, "bytes": size, **attributes})
     else:
-        what = tables.counted(len(arrays), "array")
+        what = counted(len(arrays), "array")
         print(f"{args.out}: {what} of epoch {checkpoint.epoch} ({human_bytes(size)})")
     return 0
 

@@ -22,7 +22,7 @@ from mpickpt.layout.arrays import RECORD, ArraySpec, Layout, RecordState
 from mpickpt.reading.image import RankImage, images_of
 from mpickpt.snapshot import crc32c
 from mpickpt.store import SlotInfo, read_structure
-from mpickpt.texts import visible
+from mpickpt.texts import counted, visible
 from mpickpt.units import human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _print(slot: SlotInfo, layout: Layout, images: list[RankImage], state: str) 
     print(f"{slot.path}: {told}")
     packed = ", compressed" if slot.packed else ""
     blocks = human_bytes(slot.block_bytes)
-    print(f"{tables.counted(slot.world_size, 'rank')}, blocks of {blocks}{packed}, layout {slot.digest.hex()[:12]}\n")
+    print(f"{counted(slot.world_size, 'rank')}, blocks of {blocks}{packed}, layout {slot.digest.hex()[:12]}\n")
     tables.draw(_tree(slot, layout, images))
     print()
     tables.draw_table(*_records(slot))
@@ -77,7 +77,7 @@ def _tree(slot: SlotInfo, layout: Layout, images: list[RankImage]) -> Tree:
             assert found[0].part is not None
             nbytes = human_bytes(prod(found[0].part.shape) * found[0].dtype.itemsize)
             branch.add(
-                f"{name}: {found[0].dtype} {found[0].part.shape}, {nbytes}, on {tables.counted(len(found), 'rank')}"
+                f"{name}: {found[0].dtype} {found[0].part.shape}, {nbytes}, on {counted(len(found), 'rank')}"
             )
     for number, rank in enumerate(layout.ranks[:MOST_RANKS]):
         branch = tree.add(f"rank {number}")
