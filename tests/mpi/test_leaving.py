@@ -165,7 +165,7 @@ def test_an_open_that_is_refused(mpi_tmp_path: Path) -> None:
     refused = list(leftovers._left.values())
     with begin(mpi_tmp_path / "a"):
         assert leftovers._left == {}
-    assert [(one._meetings, one._commits) for one in refused] == [(MPI.COMM_NULL,) * 2]  # type: ignore[attr-defined]
+    assert [(one._meetings, one.commits._comm) for one in refused] == [(MPI.COMM_NULL,) * 2]  # type: ignore[attr-defined]
 
 
 @pytest.mark.mpi(min_size=2)

@@ -13,7 +13,8 @@ from mpi4py import MPI
 import mpickpt
 from mpickpt import waiting
 from mpickpt.errors import WaitTimeout
-from mpickpt.mpi import Coordinator, ranks, reports
+from mpickpt.mpi import Coordinator, reports
+from mpickpt.mpi import coordinator as coordinator_module
 
 pytestmark = pytest.mark.mpi(min_size=2)
 COMM = MPI.COMM_WORLD
@@ -29,7 +30,7 @@ def _said(capfd: pytest.CaptureFixture[str]) -> list[str]:
 def test_a_long_wait_is_said_once_with_the_ranks_that_are_late(
     late: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ranks, "SAY_AFTER", SOON)
+    monkeypatch.setattr(coordinator_module, "SAY_AFTER", SOON)
     coordinator = Coordinator(COMM)
     COMM.barrier()
     for turn in range(2):  # the second one is not misled by what ranks reported in the first
@@ -46,7 +47,7 @@ def test_a_long_wait_is_said_once_with_the_ranks_that_are_late(
 def test_the_wait_for_an_epoch_is_said_once(
     mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ranks, "SAY_AFTER", SOON)
+    monkeypatch.setattr(coordinator_module, "SAY_AFTER", SOON)
     with mpickpt.open(mpi_tmp_path, COMM, every=1) as ckpt:
         u = ckpt.array("u", 1000)
         for step in ckpt.range(5):
@@ -62,7 +63,7 @@ def test_a_rank_that_waits_for_its_storage_is_named(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """It says so itself, and so do those who wait for it; nobody asks whether all ranks take the same steps."""
-    monkeypatch.setattr(ranks, "SAY_AFTER", SOON)
+    monkeypatch.setattr(coordinator_module, "SAY_AFTER", SOON)
     coordinator = Coordinator(COMM)
     monkeypatch.setattr(coordinator, "_limit", 4 * SOON if COMM.rank == 0 else 60.0)
     COMM.barrier()
@@ -102,7 +103,7 @@ def test_time_in_which_a_rank_is_suspended_does_not_count(monkeypatch: pytest.Mo
 
 
 def test_a_wait_that_ended_leaves_no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "SAY_AFTER", 0.1)
+    monkeypatch.setattr(coordinator_module, "SAY_AFTER", 0.1)
     coordinator = Coordinator(COMM)
     if COMM.rank == LAST:
         time.sleep(0.3)

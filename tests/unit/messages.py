@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[2] / "mpickpt"
 TELLERS = ("_tell", "_tell_once", "_no_end", "_say", "_print", "_warn", "_give_up", "Bar")
 EXCEPTIONS = ("NothingToRestore", "WaitTimeout", "NoProgress")
 NOBODY_SEES = {  # mistakes of mpickpt itself, whose own tests would find them
-    "policy.py": ("… slots cannot keep",),
+    "protocol/policy.py": ("… slots cannot keep",),
     "snapshot/snapshotter.py": ("… bytes of objects do not fit", "channels follow, and it is not known"),
     "__init__.py": ("module … has no attribute …",),  # Python's own words
     "store/__init__.py": ("module … has no attribute …",),

@@ -174,10 +174,10 @@ def test_the_messages_are_found_in_the_sources() -> None:
     assert len(found) > 150
     for text, where in (
         ("… is not a directory.", "cli/places.py"),  # raised
-        ("Epoch … (step …) failed: …", "epochs.py"),  # warned of
-        ("stopped as asked, but no epoch in … could be made whole", "driver.py"),  # printed, by the name of a variable
-        ("begins anew; epoch … in … stays until a new epoch is whole", "restore.py"),  # an attribute of another object
-        ("restored epoch … (step …) of … on …", "restore.py"),  # what a function returns
+        ("Epoch … (step …) failed: …", "session/epoch.py"),  # warned of
+        ("stopped as asked, but no epoch in … could be made whole", "session/driver.py"),  # printed
+        ("begins anew; epoch … in … stays until a new epoch is whole", "restart/choose.py"),  # an attribute
+        ("restored epoch … (step …) of … on …", "restart/choose.py"),  # what a function returns
         ("Rank … has written nothing yet.", ""),  # what a property returns, in the parts of a text without words
     ):
         assert found[text].startswith(where)

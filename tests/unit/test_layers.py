@@ -86,7 +86,7 @@ def test_every_layer_is_there() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= FLAT_FILES
 
 
-@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda folder: f"folder {folder.name}")
 def test_a_folder_says_what_lives_there(folder: Path) -> None:
     assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
 
