@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 SKIPPED = "it was skipped, as the storage of a rank hung"
 MISSED = "a rank had to go on before it knew the step of the cut; it is tried again"
+# The slot is deleted, not as it was, or no file any more: it may have to be made again.
+LOST = (errno.ENOENT, errno.ESTALE, errno.EINVAL)
 GLANCE_SECONDS = 0.1  # a wait for the drain returns to Python so often, for Ctrl-C
 
 
@@ -327,6 +329,8 @@ class Epochs:
             self._clock.measured(commit.drain_seconds, commit.lost_seconds, self._restart_seconds)
         else:
             self.stats.failed += 1
+            if commit.errno in LOST:
+                self._checkpointer.forget(epoch.slot)
         reason = "" if commit.whole else self._why_not(commit)
         failed = None if commit.whole else commit.failed
         self.last = Outcome(epoch.number, epoch.step, commit.whole, self._path(epoch.slot), reason, failed)
@@ -358,6 +362,8 @@ class Epochs:
     def _warn(self, number: int, step: int, slot: int, reason: str) -> None:
         kept = self._protocol.newest_whole
         older = "No epoch is whole yet" if kept is None else f"Epoch {kept} stays"
+        if self._failure[0] in LOST and self.newest is not None and not self.newest.path.exists():
+            older = f"Epoch {self.newest.epoch} is gone with {self.newest.path.name}, too"
         path = self._path(slot)
         warn(
             f"Epoch {number} (step {step}) failed on rank {self._coordinator.rank}: {path}: {reason}. {older}, and the "
@@ -420,6 +426,8 @@ def _explain(number: int) -> str:
         return "somebody has put a symbolic link in its place, through which nothing is written"
     if number == errno.ETIMEDOUT:
         return "the storage hangs"
+    if number == errno.ENOENT:
+        return "somebody has deleted it; it is made anew for the next epoch there"
     if number == errno.ESTALE:
         return (
             "the slot is not as this rank left it, so something else has written to it or put another file in its "

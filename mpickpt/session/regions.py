@@ -267,6 +267,10 @@ class Checkpointer:
             look_anew(self.directory)
             self._targets[index] = self._target(index, offsets)
 
+    def forget(self, index: int) -> None:
+        """Look at slot `index` again before it is written to; on all ranks between the same cuts."""
+        self._targets.pop(index, None)
+
     def provide_all(self, step: int, epochs: Mapping[int, int | None], protected: int | None) -> None:
         """Make sure of the next slot, and of the others where nothing stands against it; collective.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import threading
@@ -163,6 +164,37 @@ def test_storage_that_fails_one_rank(mpi_tmp_path: Path) -> None:
     assert (stats.whole, stats.failed) == (3, 1)
     COMM.barrier()
     assert {slot.index: slot.epoch for slot in Store(mpi_tmp_path, crc32c).slots()} == {0: 4, 1: 2}
+
+
+@pytest.mark.filterwarnings("ignore:Epoch:RuntimeWarning")
+@pytest.mark.parametrize("how", ["delete", "cut off"])
+@pytest.mark.parametrize("indices", [[0], [0, 1]], ids=["one", "both"])
+def test_slots_that_are_lost_are_made_anew(
+    mpi_tmp_path: Path, indices: list[int], how: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Somebody tidies up while the program runs: one epoch fails for each slot, and the next ones are whole."""
+    with mpickpt.open(mpi_tmp_path, COMM, every=1) as ckpt:
+        u = ckpt.array("u", 100_000)
+        for step in ckpt.range(12):
+            u += 1
+            if step == 6:
+                ckpt.wait()
+                if COMM.rank == 0:
+                    for index in indices:
+                        path = mpi_tmp_path / f"slot-{index}.h5"
+                        os.truncate(path, 10) if how == "cut off" else path.unlink()
+                COMM.barrier()
+    stats = ckpt.stats()
+    assert 1 <= stats.failed <= len(indices)
+    told = {str(warning.message).partition(". ")[2] for warning in recwarn}
+    gone = how == "delete" and len(indices) == 2
+    assert ("Epoch 6 is gone with slot-1.h5, too, and the program goes on." in told) == gone, told
+    COMM.barrier()
+    for slot in Store(mpi_tmp_path, crc32c).slots():
+        saved = mpickpt.Checkpoint(slot.path)
+        assert saved.verify() == []
+        assert saved.step >= 10
+        assert (saved.rank(COMM.rank)["u"][...] == saved.step).all()
 
 
 @pytest.mark.parametrize("rank", [0, LAST])
