@@ -27,7 +27,7 @@ from mpickpt.mpi.leftovers import Account, enter, leave_behind
 from mpickpt.mpi.pending import Pending, abandon
 from mpickpt.mpi.reports import STORAGE, Reports
 from mpickpt.mpi.rounds import Rounds
-from mpickpt.mpi.started import check_started, import_mpi
+from mpickpt.mpi.started import check_started, import_mpi, meet
 from mpickpt.options import wait_limit
 from mpickpt.waiting import REPORT_AFTER, SAY_AFTER, Stopwatch
 
@@ -78,7 +78,7 @@ class Coordinator:
             raise UsageError(f"comm must be an intracommunicator of mpi4py, not {comm!r}.")
         self._mpi = mpi
         self._limit = wait_limit()
-        self._meetings = comm.Dup()
+        self._meetings = meet(comm, self._limit)
         self._number = enter(self._meetings)
         self.commits = Commits(comm, mpi.MIN)
         self._rounds: Rounds | None = None

@@ -1,11 +1,19 @@
-"""Whether MPI is in a state in which ranks can be saved together, and if not, in words."""
+"""The beginning: whether MPI is in a state in which ranks can be saved together, and whether all of them come."""
 
 from __future__ import annotations
 
+import sys
+import time
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from mpickpt.errors import UsageError
+from mpickpt.errors import UsageError, WaitTimeout
+from mpickpt.waiting import SAY_AFTER, Stopwatch
 
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+PAUSE_SECONDS = 0.001
 _SESSIONS = "MPI was started by sessions alone (MPI_Session_init), or not at all: MPI_Init was not called"
 
 
@@ -50,3 +58,36 @@ def check_started(mpi: ModuleType, comm: object) -> None:
         f"(or MPI.Init_thread()) before mpickpt.open. mpi4py does so by itself when MPI is imported, unless "
         f"mpi4py.rc.initialize is False. Sessions may be used beside it, and their communicators as comm=."
     )
+
+
+def meet(comm: MPI.Intracomm, limit: float) -> MPI.Intracomm:
+    """Duplicate the communicator of a session; collective, and the first thing that all of its ranks do together.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Intracomm
+        The program's.
+    limit : float
+        Seconds until this rank gives up. Ranks 0 and 1, one of which may be the one that is late, say before that
+        what they wait for.
+
+    Raises
+    ------
+    WaitTimeout
+        If not all ranks come.
+    """
+    duplicate, request = comm.Idup()
+    watch = Stopwatch()
+    while not request.Test():
+        waited = watch.seconds()
+        if waited > SAY_AFTER and not watch.said and comm.rank < 2:
+            watch.said = True
+            text = f"mpickpt: rank {comm.rank} has waited {SAY_AFTER:g} s for all ranks of comm to call mpickpt.open."
+            print(text, file=sys.stderr, flush=True)
+        if waited > limit:
+            raise WaitTimeout(
+                f"Rank {comm.rank} waited {limit:g} s for all {comm.size} ranks of comm to call mpickpt.open, which "
+                f"each of them has to do. The environment variable MPICKPT_WAIT_LIMIT sets the limit in seconds."
+            )
+        time.sleep(PAUSE_SECONDS if waited > PAUSE_SECONDS else 0.0)
+    return duplicate

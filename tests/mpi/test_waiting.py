@@ -13,7 +13,7 @@ from mpi4py import MPI
 import mpickpt
 from mpickpt import waiting
 from mpickpt.errors import WaitTimeout
-from mpickpt.mpi import Coordinator, reports
+from mpickpt.mpi import Coordinator, reports, started
 from mpickpt.mpi import coordinator as coordinator_module
 
 pytestmark = pytest.mark.mpi(min_size=2)
@@ -42,6 +42,25 @@ def test_a_long_wait_is_said_once_with_the_ranks_that_are_late(
         assert f"has waited {SOON:g} s for " in said[0]
         assert f"Not waiting, and therefore late: rank {late}." in said[0]
     coordinator.close()
+
+
+def test_ranks_that_do_not_come_to_the_beginning(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is said once by each of the two lowest ranks, and has a limit."""
+    monkeypatch.setattr(started, "SAY_AFTER", SOON)
+    COMM.barrier()
+    if COMM.rank == LAST:
+        time.sleep(3 * SOON)
+    started.meet(COMM, limit=100.0).Free()
+    assert len(_said(capfd)) == (COMM.rank < 2 and COMM.rank != LAST)
+    COMM.barrier()
+    if COMM.rank != LAST:
+        with pytest.raises(WaitTimeout, match=f"Rank {COMM.rank} waited 0.3 s for all {COMM.size} ranks of comm"):
+            started.meet(COMM, limit=SOON)
+    COMM.barrier()
+    if COMM.rank == LAST:  # so that the others' calls are complete as well
+        started.meet(COMM, limit=100.0).Free()
 
 
 def test_the_wait_for_an_epoch_is_said_once(
