@@ -322,6 +322,8 @@ def resolve(
                 raise UsageError(f"{title(name)}: {error}") from None
     if "every" not in chosen and "interval" not in chosen:
         chosen["interval"] = DEFAULT_INTERVAL
+    if "dir" not in chosen:
+        raise UsageError("No checkpoint directory is given, by mpickpt.open(), --dir or MPICKPT_DIR.")
     directory = base / chosen.pop("dir")
     return Options(directory, chosen.pop("every", None), chosen.pop("interval", None), **chosen)
 

@@ -134,6 +134,8 @@ class ArraySpec:
             if len(self.shape) < 2:
                 object.__setattr__(self, "order", "C")
             if self.part is not None:
+                if not isinstance(self.part, Part):
+                    raise LayoutError(f"part= takes an mpickpt.Part(shape, start), not {self.part!r}.")
                 self.part.box(self.shape)
         except LayoutError as error:
             raise LayoutError(f"Array {self.name!r}: {error}") from None

@@ -659,6 +659,17 @@ def test_failed_drain_fails_the_epoch_and_its_slot_is_used_again(tmp_path: Path)
     assert whole(tmp_path)[1] == 2
 
 
+def test_a_part_is_a_part(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path) as ckpt, pytest.raises(mpickpt.LayoutError, match=r"'u': part= takes an mpickpt.Part"):
+        ckpt.array("u", (4, 5), part=(8, 5))  # type: ignore[arg-type]
+
+
+def test_no_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MPICKPT_DIR", raising=False)
+    with pytest.raises(mpickpt.UsageError, match="No checkpoint directory is given"):
+        mpickpt.open(None)  # type: ignore[arg-type]
+
+
 def test_who_goes_on_after_being_stopped_is_told_again(tmp_path: Path) -> None:
     with mpickpt.open(tmp_path) as ckpt:
         _u = ckpt.array("u", 1000)
