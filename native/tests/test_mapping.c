@@ -186,12 +186,13 @@ static void test_private_file(const char *path) {
 
 static _Atomic int memory_fd, first_written; /* blocks from there on */
 
-/* As the kernel, a debugger or a card writes: no page is too protected for it. */
+/* As the kernel, a debugger or a card writes: no page is too protected for it. No value comes twice: what changes and changes
+ * back while a block is written is what a comparison cannot see. */
 static void *write_past_protection(void *unused) {
     (void)unused;
-    for (uint8_t n = 1; !atomic_load(&stop); n++)
+    for (uint64_t n = 1; !atomic_load(&stop); n++)
         for (int b = atomic_load(&first_written); b < BLOCKS; b++)
-            CHECK(pwrite(memory_fd, &n, 1, (off_t)(uintptr_t)(written_to + b * BLOCK + 99)) == 1);
+            CHECK(pwrite(memory_fd, &n, sizeof n, (off_t)(uintptr_t)(written_to + b * BLOCK + 96)) == sizeof n);
     return NULL;
 }
 
