@@ -24,7 +24,6 @@ from mpickpt.errors import MpickptError, Stopped, UsageError
 from mpickpt.mpi import abort, world_rank_and_size
 from mpickpt.options import command_line
 
-LAST_WORDS_SECONDS = 5.0  # that a rank gets to say why it left, before those that cannot go on without it end all
 OPTIONS = {
     "dir": ("DIR", "the checkpoint directory"),
     "every": ("STEPS", "cut each time so many steps are done"),
@@ -41,6 +40,7 @@ OPTIONS = {
 SWITCHES = ("lazy", "record", "progress", "alone")
 
 INTERRUPTED = 130  # the exit code that shells give to a program that Ctrl-C ended
+LAST_WORDS_SECONDS = 5.0  # that a rank gets to say why it left, before those that cannot go on without it end all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

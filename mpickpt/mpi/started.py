@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from mpickpt.errors import UsageError, WaitTimeout
+from mpickpt.mpi.reports import COLLECTORS
 from mpickpt.waiting import SAY_AFTER, Stopwatch
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def meet(comm: MPI.Intracomm, limit: float) -> MPI.Intracomm:
     comm : mpi4py.MPI.Intracomm
         The program's.
     limit : float
-        Seconds until this rank gives up. Ranks 0 and 1, one of which may be the one that is late, say before that
-        what they wait for.
+        Seconds until this rank gives up. Those that collect reports, one of which may be the one that is late, say
+        before that what they wait for.
 
     Raises
     ------
@@ -80,7 +81,7 @@ def meet(comm: MPI.Intracomm, limit: float) -> MPI.Intracomm:
     watch = Stopwatch()
     while not request.Test():
         waited = watch.seconds()
-        if waited > SAY_AFTER and not watch.said and comm.rank < 2:
+        if waited > SAY_AFTER and not watch.said and comm.rank in COLLECTORS:
             watch.said = True
             text = f"mpickpt: rank {comm.rank} has waited {SAY_AFTER:g} s for all ranks of comm to call mpickpt.open."
             print(text, file=sys.stderr, flush=True)

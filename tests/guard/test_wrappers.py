@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 from mpijob import mpi_job
+from placing import map_at, unmap
 from test_libc import AT, SOURCE, Armed, armed, messages  # noqa: F401  (fixtures)
 from test_mpi import MPICC, OPEN_MPI
 
@@ -29,7 +30,6 @@ from mpickpt.snapshot.guard import close_guard, open_guard
 HERE = Path(__file__).parent
 WRAPPER = HERE / "wrapper.c"
 N = 1000
-MAP_FIXED_NOREPLACE = 0x100000  # not in Python's mmap
 #: Starts a program with a library preloaded: in the ranks, not in mpiexec.
 PRELOAD = """
 import os, sys
@@ -130,8 +130,6 @@ def test_objects_with_different_definitions(guarded: Armed, messages: Path, tmp_
 
 def test_definitions_come_and_go(guarded: Armed, messages: Path, tmp_path: Path) -> None:  # noqa: F811
     """More definitions in the life of a process than there can be at once, each at an address of its own."""
-    libc = ctypes.CDLL(None)
-    libc.mmap.restype = ctypes.c_void_p
     kept, addresses = [], set()
     for index in range(6):
         own = _own_wrapper(tmp_path, index)
@@ -141,13 +139,10 @@ def test_definitions_come_and_go(guarded: Armed, messages: Path, tmp_path: Path)
         assert _receive(own, own, guarded, messages) == 1
         close_guard()
         _ctypes.dlclose(own._handle)
-        page = ctypes.c_void_p(address // mmap.PAGESIZE * mmap.PAGESIZE)
-        # So that the next one is not put into its place.
-        how = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
-        kept.append(ctypes.c_void_p(libc.mmap(page, ctypes.c_size_t(mmap.PAGESIZE), 0, how, -1, ctypes.c_long(0))))
+        kept.append(map_at(address, mmap.PAGESIZE, 0))  # so that the next one is not put into its place
     assert len(addresses) == 6
     for page in kept:
-        libc.munmap(page, ctypes.c_size_t(mmap.PAGESIZE))
+        unmap(page, mmap.PAGESIZE)
 
 
 TOLD = """

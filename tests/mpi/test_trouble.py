@@ -167,7 +167,7 @@ def test_storage_that_fails_one_rank(mpi_tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Epoch:RuntimeWarning")
-@pytest.mark.parametrize("how", ["delete", "cut off"])
+@pytest.mark.parametrize("how", ["delete", "cut off", "replace"])
 @pytest.mark.parametrize("indices", [[0], [0, 1]], ids=["one", "both"])
 def test_slots_that_are_lost_are_made_anew(
     mpi_tmp_path: Path, indices: list[int], how: str, recwarn: pytest.WarningsRecorder
@@ -182,7 +182,12 @@ def test_slots_that_are_lost_are_made_anew(
                 if COMM.rank == 0:
                     for index in indices:
                         path = mpi_tmp_path / f"slot-{index}.h5"
-                        os.truncate(path, 10) if how == "cut off" else path.unlink()
+                        if how == "cut off":
+                            os.truncate(path, 10)
+                        else:
+                            path.unlink()
+                        if how == "replace":
+                            os.mkfifo(path)
                 COMM.barrier()
     stats = ckpt.stats()
     assert 1 <= stats.failed <= len(indices)

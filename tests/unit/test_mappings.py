@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 from numpy.typing import NDArray
+from placing import map_at, unmap
 
 import mpickpt
 from mpickpt.snapshot import Mapping, Snapshotter
 
 CELLS = 100_000
 BLOCK = 64 * 1024
-MAP_FIXED_NOREPLACE = 0x100000  # not in Python's mmap
 
 Cells = NDArray[np.float64]
 
@@ -152,13 +152,10 @@ def test_a_window_that_was_freed(tmp_path: Path) -> None:
 
 def _memory_at(address: int) -> NDArray[np.uint8]:
     """Give private memory in which `address` lies, where nothing is mapped now."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    page = address // mmap.PAGESIZE * mmap.PAGESIZE
-    how = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
-    found = libc.mmap(ctypes.c_void_p(page), ctypes.c_size_t(BLOCK), 3, how, -1, ctypes.c_long(0))
-    if found != page:  # MPI keeps it: then nobody else can have it
-        pytest.skip(f"the library keeps the memory of windows: {os.strerror(ctypes.get_errno())}")
+    try:
+        page = map_at(address, BLOCK, mmap.PROT_READ | mmap.PROT_WRITE)
+    except OSError as error:  # MPI keeps it: then nobody else can have it
+        pytest.skip(f"the library keeps the memory of windows: {error.strerror}")
     memory = (ctypes.c_uint8 * BLOCK).from_address(page)
-    weakref.finalize(memory, libc.munmap, ctypes.c_void_p(page), ctypes.c_size_t(BLOCK))
+    weakref.finalize(memory, unmap, page, BLOCK)
     return np.frombuffer(memory, np.uint8)
