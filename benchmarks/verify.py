@@ -38,7 +38,7 @@ def write_slot(directory: Path, nbytes: int) -> Path:
     memory.view("f8").reshape(-1, numbers.size)[:] = numbers
     snapshotter.add(memory, owned=True)
     snapshotter.seal(layout.block_bytes, layout.block_bytes)
-    snapshotter.hurry(True)
+    snapshotter.boost(True)
     path = directory / "slot-0.h5"
     snapshotter.cut(
         path=path, epoch=1, step=1, rank=0, run=1, digest=layout.digest,

@@ -54,7 +54,7 @@ def _drain(folder: Path, nbytes: int, *, lend: bool) -> tuple[float, float]:
     with path.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, nbytes + (1 << 20))
     offsets = SlotOffsets(nbytes, (0,), (nbytes + 8192,), nbytes + 4096, 4096)
-    open_guard(lend_cores=lend)
+    open_guard(donate_cores=lend)
     snapshotter = Snapshotter()
     state = snapshotter.allocate(nbytes)
     state[:] = 1

@@ -195,7 +195,7 @@ def _measured(work: Path) -> list[Finding]:
         huge = _huge_share(memory)
         snapshotter.add(memory, owned=True)
         snapshotter.seal(layout.block_bytes, STATE_BYTES)
-        snapshotter.hurry(True)
+        snapshotter.boost(True)
 
         def save(epoch: int, meanwhile: Callable[[], None]) -> None:
             path, offsets = work / "slot-0.h5", store.offsets(0)[0]

@@ -138,7 +138,7 @@ class Recorder:
             bytes_written=progress.bytes_written,
             bytes_waiting=progress.bytes_waiting,
             bytes_urgent=progress.bytes_urgent,
-            blocks_due=progress.blocks_due,
+            blocks_due=progress.blocks_dirty,
             blocks_copied=progress.blocks_copied,
             waited=self._waited,
             waits=tuple(self._waits),

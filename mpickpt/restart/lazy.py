@@ -87,8 +87,8 @@ class Loading:
             return False
         progress = self._loader.progress()
         if should_hurry(progress.nbytes_loaded / max(1, progress.nbytes), elapsed, left):
-            self._loader.hurry(True)
-        self._is_bad = progress.damage is not None or progress.errno != 0
+            self._loader.boost(True)
+        self._is_bad = progress.corrupt is not None or progress.errno != 0
         return self._is_bad
 
     def finish(self) -> None:
@@ -103,12 +103,12 @@ class Loading:
         """
         if self._loader is None:
             return
-        self._loader.hurry(True)
+        self._loader.boost(True)
         while not self._loader.wait(GLANCE_SECONDS):
             pass
         progress = self._loader.progress()
-        if progress.damage is not None:
-            part, block = progress.damage
+        if progress.corrupt is not None:
+            part, block = progress.corrupt
             raise self._error(self._image.damage(self._mapped[part], block, "wrong checksum"))
         if progress.errno:
             raise StoreError(

@@ -222,7 +222,7 @@ class Epochs:
 
     def hurry(self) -> None:
         """Let threads of normal priority drain, until the drain has ended."""
-        self._checkpointer.snapshotter.hurry(True)
+        self._checkpointer.snapshotter.boost(True)
 
     def state(self, step: int, now: float) -> RunState:
         """Tell where the program is, being at `step`."""
@@ -298,7 +298,7 @@ class Epochs:
 
     def _drained(self, epoch: Epoch) -> Drained:
         """Note what became of this rank's drain."""
-        self._checkpointer.snapshotter.hurry(False)
+        self._checkpointer.snapshotter.boost(False)
         progress = self._checkpointer.snapshotter.progress()
         add_progress(self.stats, progress)
         hung = progress.state is DrainState.HUNG

@@ -330,7 +330,7 @@ class Checkpointer:
 
     def unseen(self, progress: Progress) -> str | None:
         """Tell which array was written to without being noticed since the last cut, if `progress` says so."""
-        found = progress.unseen
+        found = progress.untracked
         if found is None or self._sealed is None:
             return None
         return f"array {self._watch.name_of(found[0])!r}, in the block at byte {found[1]}"

@@ -42,7 +42,7 @@ from mpickpt.session.steps import Steps
 from mpickpt.session.triggers import Triggers
 from mpickpt.slurm import find
 from mpickpt.snapshot import crc32c
-from mpickpt.snapshot.guard import close_guard, held, open_guard, refresh_guard, tell_unguarded
+from mpickpt.snapshot.guard import close_guard, open_guard, pinned, refresh_guard, tell_unguarded
 from mpickpt.stats import Restored, Stats
 from mpickpt.terminal import RunLine
 from mpickpt.texts import visible
@@ -529,7 +529,7 @@ class Session:
         """
         if not array.flags.forc:
             raise LayoutError("Only contiguous memory can be kept writable; give the whole array.")
-        return held(array)
+        return pinned(array)
 
     # -- the rest ------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The memory guard as Python sees it: writes to protected memory that raise no fault.
 
 While the guard is open, calls of MPI and of the C library that have the kernel, a peer or a network card write to a
-region release that memory first. How, is told in ``native/src/guard.h``; what it cannot see, in ``docs/limits.md``.
+region open that memory first. How, is told in ``native/src/guard.h``; what it cannot see, in ``docs/limits.md``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _MOST_SHOWN = 3
 _told: set[str] = set()
 
 
-def open_guard(*, lend_cores: bool = True) -> None:
+def open_guard(*, donate_cores: bool = True) -> None:
     """Guard the calls of all loaded libraries; from before the first receive that may reach a region.
 
     Parameters
     ----------
-    lend_cores : bool
+    donate_cores : bool
         While a thread waits in a call of MPI, let the drain have its core.
 
     Raises
@@ -36,7 +36,7 @@ def open_guard(*, lend_cores: bool = True) -> None:
         If the guard is open already: another session is.
     """
     try:
-        _native.guard_open(lend_cores)
+        _native.guard_open(donate_cores)
     except OSError as error:
         raise UsageError(
             f"The memory guard cannot be opened: {error.strerror}. Is another session open in this process?"
@@ -70,12 +70,12 @@ def close_guard() -> None:
 
 
 @contextmanager
-def held(array: NDArray[Any]) -> Iterator[None]:
+def pinned(array: NDArray[Any]) -> Iterator[None]:
     """Keep the memory of a contiguous `array` writable inside the block; it is copied at cuts instead."""
     flat = np.asarray(array if array.flags.c_contiguous else array.T)
     data = flat.reshape(-1).view(np.uint8)
-    _native.hold(data)
+    _native.pin(data)
     try:
         yield
     finally:
-        _native.unhold(data)
+        _native.unpin(data)

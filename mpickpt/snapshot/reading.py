@@ -42,7 +42,7 @@ def read_blocks(
     offset : int
         Where in the file the first block begins, in bytes.
     out : numpy.ndarray of uint8, shape (n,)
-        Filled block by block; damaged blocks hold what was read.
+        Filled block by block; corrupt blocks hold what was read.
     block_bytes : int
         Bytes of a block, a multiple of 4096; the last may be shorter.
     checksums : numpy.ndarray of uint32, shape (ceil(n / block_bytes),)
@@ -86,15 +86,15 @@ class LoadProgress:
     ----------
     nbytes, nbytes_loaded : int
         Bytes that were mapped, and those of them that are checked and in memory of their own.
-    damage : tuple of int, or None
-        The first damaged block that was found: number of its array in the order of `Loader.map`, and block.
+    corrupt : tuple of int, or None
+        The first corrupt block that was found: number of its array in the order of `Loader.map`, and block.
     errno : int
         Why the file could not be read, or the memory not be had; 0 otherwise.
     """
 
     nbytes: int
     nbytes_loaded: int
-    damage: tuple[int, int] | None
+    corrupt: tuple[int, int] | None
     errno: int
 
 
@@ -133,9 +133,9 @@ class Loader:
         memory: NDArray[np.uint8] = self._loader.map(offset, nbytes, np.ascontiguousarray(checksums, np.uint32))
         return memory
 
-    def hurry(self, on: bool) -> None:
+    def boost(self, on: bool) -> None:
         """While `on`, threads of normal priority load, and not only in time that nobody wants."""
-        self._loader.hurry(on)
+        self._loader.boost(on)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Sleep until all is loaded, at most `timeout` seconds; tell whether it is."""
@@ -145,7 +145,7 @@ class Loader:
         """Tell what is loaded and what was found; may be called at any time before `close`."""
         now = self._loader.progress()
         self._repeated = _tell_if_repeated(self._path, self._repeated)
-        return LoadProgress(now["bytes"], now["bytes_loaded"], now["damage"], now["errno"])
+        return LoadProgress(now["bytes"], now["bytes_loaded"], now["corrupt"], now["errno"])
 
     def close(self) -> None:
         """Stop loading, done or not; the arrays stay."""

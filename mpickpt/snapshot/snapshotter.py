@@ -71,17 +71,17 @@ class Progress:
     epoch : int
         The epoch that is, or was last, drained; 0 before the first cut.
     state : DrainState
-        Whether it is under way, whole on this rank, failed, or was given up.
+        Whether it is under way, complete on this rank, failed, or was given up.
     errno : int
         Why it failed, or was given up (ETIMEDOUT); 0 otherwise.
-    blocks, blocks_due, blocks_saved, blocks_copied : int
+    blocks, blocks_dirty, blocks_saved, blocks_copied : int
         Blocks of all regions; those that the slot lacked; those of them that are saved; those that the program copied
         because it wrote to them first.
     bytes_written, bytes_waiting, bytes_urgent : int
         Bytes handed to the storage; those of them that were drained while the program waited in a call; and of the
         others those that the urgent threads drained. The rest is the idle threads'.
     blocked_seconds, drain_seconds, stall_seconds, fault_seconds : float
-        How long the program stood still at the cut, how long the drain took (or has taken), for how long writes of the
+        How long the program was blocked at the cut, how long the drain took (or has taken), for how long writes of the
         program waited for room in the pool, and for how long they were held up by the protection in all, summed over
         its threads.
     faults : int
@@ -89,11 +89,11 @@ class Progress:
         ended: a block's first write is one, saved or not.
     direct : bool
         Whether the storage is written past the page cache.
-    channels_due : bool
+    channels_pending : bool
         Whether the epoch waits for `Snapshotter.add_channels`; for nothing else, once all blocks are saved.
     torn : int or None
         The region, in the order of `Snapshotter.add`, that others wrote to while this cut copied it, so that it failed.
-    unseen : tuple of int or None
+    untracked : tuple of int or None
         The region, in the order of `Snapshotter.add`, and the byte in it, of a block that was written to without being
         noticed since it was saved; found by looking at some of the unchanged blocks. The next cut saves everything.
     """
@@ -102,7 +102,7 @@ class Progress:
     state: DrainState
     errno: int
     blocks: int
-    blocks_due: int
+    blocks_dirty: int
     blocks_saved: int
     blocks_copied: int
     bytes_written: int
@@ -114,9 +114,9 @@ class Progress:
     fault_seconds: float
     faults: int
     direct: bool
-    channels_due: bool
+    channels_pending: bool
     torn: int | None
-    unseen: tuple[int, int] | None
+    untracked: tuple[int, int] | None
 
 
 class Snapshotter:
@@ -243,7 +243,7 @@ class Snapshotter:
         Returns
         -------
         bool
-            False if the storage hangs: then the threads are left to it. What they use, arrays too, stays until the
+            False if the storage hangs: then the threads are abandoned to it. What they use, arrays too, stays until the
             process ends, and nobody else may write to the slot before that.
         """
         return bool(self._session.unseal())
@@ -348,7 +348,7 @@ class Snapshotter:
         ------
         OSError
             EINVAL if none follow the last cut, or they are here already; ENOMEM if there is no memory for them, and
-            then they are still due.
+            then they are still pending.
         """
         self._session.add_channels(data)
 
@@ -364,9 +364,9 @@ class Snapshotter:
         """
         self._session.fail(errno)
 
-    def hurry(self, on: bool) -> None:
+    def boost(self, on: bool) -> None:
         """While `on`, a thread of normal priority drains too."""
-        self._session.hurry(on)
+        self._session.boost(on)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Sleep until no drain is under way, at most `timeout` seconds; tell whether it ended.
@@ -377,11 +377,11 @@ class Snapshotter:
 
     def saved(self) -> tuple[int, int]:
         """Tell how many blocks of the last cut are saved, and of how many; quicker than `progress`."""
-        saved, due = self._session.saved()
-        return saved, due
+        saved, dirty = self._session.saved()
+        return saved, dirty
 
     def progress(self) -> Progress:
-        """Tell how the last cut fares; may be called at any time."""
+        """Tell how far the last cut is; may be called at any time."""
         now = self._session.progress()
         now["state"] = _STATES[now["state"]]
         return Progress(**now)

@@ -47,20 +47,20 @@ enum mpk_drain_state {
 #define MPK_RECORD_BYTES 4096
 #define MPK_RECORD_MAGIC "MPKREC01"
 
-/* One rank's record in a slot: it alone says whether the rank's part of an epoch is whole. Little-endian. */
+/* One rank's record in a slot: it alone says whether the rank's part of an epoch is complete. Little-endian. */
 typedef struct mpk_record {
     char magic[8];
     uint32_t state; /* enum mpk_record_state */
     uint32_t rank;
     uint64_t epoch;
     uint64_t step;
-    uint64_t run; /* the same on all ranks of one run: records of two runs never make a whole epoch */
+    uint64_t run; /* the same on all ranks of one run: records of two runs never make a complete epoch */
     uint8_t digest[32];
     uint64_t objects_bytes;
     uint32_t objects_crc;
     uint32_t objects_spilled;
     uint64_t cut_time_ns; /* since 1970 */
-    uint64_t blocked_ns;  /* the program stood still for this long at the cut */
+    uint64_t blocked_ns;  /* the program was blocked for this long at the cut */
     uint64_t drain_ns;
     uint64_t bytes_written;
     uint64_t blocks_copied; /* by the program itself, because it wrote to them before they were saved */
@@ -117,7 +117,7 @@ typedef struct mpk_progress {
     uint64_t epoch;
     enum mpk_drain_state state;
     int error; /* errno, when FAILED or HUNG */
-    uint64_t blocks, blocks_due; /* of all regions; and those of them that the slot lacked */
+    uint64_t blocks, blocks_dirty; /* of all regions; and those of them that the slot lacked */
     uint64_t blocks_saved, blocks_copied, bytes_written;
     uint64_t bytes_waiting; /* of bytes_written, those drained while the program waited in a call, */
     uint64_t bytes_urgent;  /* and of the others those that urgent threads drained; the rest is the idle threads' */
@@ -125,10 +125,10 @@ typedef struct mpk_progress {
     uint64_t fault_ns; /* that writes to protected blocks took, copies and stalls included, summed over threads */
     uint64_t faults;   /* such writes; these two count until the next cut, also when the drain has ended */
     int direct;       /* 1: the last drain wrote with O_DIRECT */
-    int32_t unseen_region; /* -1; or a region, in the order of mpk_region_add, that was written to unseen since it was saved, */
-    uint64_t unseen_offset; /* in its block here. The next cut saves everything. */
+    int32_t untracked_region; /* -1; or a region, in the order of mpk_region_add, that was written to untracked since it was saved, */
+    uint64_t untracked_offset; /* in its block here. The next cut saves everything. */
     int32_t torn_region;    /* -1; or one that others wrote to while this cut copied it, which fails with EREMCHG */
-    int channels_due; /* 1: the commit waits for mpk_add_channels; for nothing else once all blocks are saved */
+    int channels_pending; /* 1: the commit waits for mpk_add_channels; for nothing else once all blocks are saved */
     uint32_t calls, calls_ended; /* to the storage: under way, and ended since the session was sealed */
 } mpk_progress;
 
@@ -165,21 +165,21 @@ MPK_API int mpk_session_seal(mpk_session *session, size_t block_bytes, size_t po
 
 /* Says that the regions were restored from a slot, before the first cut: what the program has not changed by then need not
  * be written when this slot's turn comes. Offsets as in mpk_plan; `epoch` is the one that the slot holds, complete. Protects
- * all pages, so threads that write to regions must stand still. A failure does no harm: then all is written. -ESTALE when the
+ * all pages, so no other thread may write to regions meanwhile. A failure does no harm: then all is written. -ESTALE when the
  * slot holds something else; -EBUSY after a cut. */
 MPK_API int mpk_session_resume(mpk_session *session, const char *path, uint64_t record_offset,
                                const uint64_t *checksum_offsets, uint64_t epoch);
 
 /* Waits for the drain, makes all pages writable, stops the threads, forgets the regions. An epoch whose channels are
- * still due fails with ECANCELED: nobody could bring them any more.
+ * still pending fails with ECANCELED: nobody could bring them any more.
  *
  * -EBUSY when the storage hangs: with MPK_DRAIN_HUNG at once, otherwise when no call to it has ended for the limit of
- * mpk_session_set_stall_limit. Then the session is left to its threads, which free it when the last call has returned: it
+ * mpk_session_set_stall_limit. Then the session is abandoned to its threads, which free it when the last call has returned: it
  * must not be used any more, nor destroyed. The memory of its regions must stay until the process ends, and nobody else
  * may write to the slot before that. */
 MPK_API int mpk_session_unseal(mpk_session *session);
 
-/* Fixes the image of all regions as it is now and returns; threads that write to regions must stand still for the
+/* Fixes the image of all regions as it is now and returns; no other thread may write to regions during the
  * call. What goes wrong later, while draining, is told by mpk_session_progress. -EBUSY while a drain is active or HUNG. */
 MPK_API int mpk_cut(mpk_session *session, const mpk_plan *plan);
 
@@ -206,17 +206,17 @@ MPK_API int mpk_session_set_stall_limit(mpk_session *session, uint64_t limit_ns,
 MPK_API int mpk_give_up(mpk_session *session);
 
 /* While on, the urgent threads drain, whatever the pool looks like. Any thread may call it. */
-MPK_API void mpk_session_hurry(mpk_session *session, int on);
+MPK_API void mpk_session_boost(mpk_session *session, int on);
 
 /* Sleeps until no drain is active, at most timeout_ns (negative: no limit). 1 when it ended or is HUNG, 0 when time ran out.
- * A drain does not end while channels are due: whoever is to bring them must not wait without limit. */
+ * A drain does not end while channels are pending: whoever is to bring them must not wait without limit. */
 MPK_API int mpk_session_wait(mpk_session *session, int64_t timeout_ns);
 
 /* Any thread may call it at any time. */
 MPK_API void mpk_session_progress(const mpk_session *session, mpk_progress *out);
 
 /* The memory guard. While it is open, calls of MPI and of the C library that write to regions from outside of the
- * program (see docs/limits.md) first release the memory that they write to. One guard a process, opened and closed by the
+ * program (see docs/limits.md) first open the memory that they write to (see mpk_pin). One guard a process, opened and closed by the
  * thread that owns the session; -EBUSY when it is open. */
 MPK_API int mpk_guard_open(unsigned flags);
 /* Objects that were loaded since are guarded too. Cheap when there are none; 1 when there were some. */
@@ -226,10 +226,10 @@ MPK_API int mpk_guard_refresh(void);
 MPK_API const char *mpk_guard_unguarded(size_t n, int *error);
 MPK_API void mpk_guard_close(void);
 
-/* Until mpk_unhold of the same range its memory is never protected, only copied at each cut: for writers that the guard
+/* Until mpk_unpin of the same range its memory is never protected, only copied at each cut: for writers that the guard
  * cannot see. Any thread may call them while the guard is open. */
-MPK_API int mpk_hold(const void *memory, size_t bytes);
-MPK_API void mpk_unhold(const void *memory, size_t bytes);
+MPK_API int mpk_pin(const void *memory, size_t bytes);
+MPK_API void mpk_unpin(const void *memory, size_t bytes);
 
 /* Child processes made by fork(). In a child all memory is writable and the session does nothing. Descriptors and signals
  * that belong to the session's owner are named here: the child closes the descriptor, and of a signal that the owner has
@@ -256,10 +256,10 @@ MPK_API int mpk_term_take_again(void);
 MPK_API uint32_t mpk_crc32c(uint32_t crc, const void *data, size_t bytes);
 
 /* Reads `bytes` at `offset` of the file into `memory` and compares each block of block_bytes with its checksum.
- * The positions of damaged blocks are put into `damaged` (room for one per block), their number into n_damaged. A
- * file that ends too early has damaged blocks; any other failure is a negative errno. */
+ * The positions of corrupt blocks are put into `corrupt` (room for one per block), their number into n_corrupt. A
+ * file that ends too early has corrupt blocks; any other failure is a negative errno. */
 MPK_API int mpk_read_blocks(const char *path, uint64_t offset, void *memory, size_t bytes, size_t block_bytes,
-                            const uint32_t *checksums, int direct, size_t *damaged, size_t *n_damaged);
+                            const uint32_t *checksums, int direct, size_t *corrupt, size_t *n_corrupt);
 
 /* How many reads of the process were repeated since its start, as an error of the storage may pass (EIO, ESTALE and the
  * like), and the last such error: an errno, 0 if there was none. A read is tried three times at most. Any thread. */
@@ -267,13 +267,13 @@ MPK_API uint64_t mpk_reads_repeated(int *error);
 
 /* Lazy reading. A loader maps parts of a file privately, so that the program can compute on them at once; its threads
  * check every block and give every page memory of its own, the idle one in time that nobody wants, the urgent ones while
- * somebody is in a hurry. Until that is done nobody may write to those parts of the file: a page that the program has not
+ * they are boosted. Until that is done nobody may write to those parts of the file: a page that the program has not
  * written to yet would show it. One loader a process; it belongs to one thread. */
 typedef struct mpk_loader mpk_loader;
 
 typedef struct mpk_loading {
     uint64_t bytes, bytes_loaded;
-    int is_damaged; /* a block differs from its checksum or lies behind the end of the file; the first that was found: */
+    int is_corrupt; /* a block differs from its checksum or lies behind the end of the file; the first that was found: */
     uint32_t part;  /* its part, in the order of mpk_loader_map */
     uint64_t block; /* its position there */
     int error;      /* errno: the file could not be read, or there was no memory */
@@ -288,7 +288,7 @@ MPK_API int mpk_loader_create(mpk_loader **out, const char *path, size_t block_b
 MPK_API int mpk_loader_map(mpk_loader *loader, uint64_t offset, size_t bytes, const uint32_t *checksums, void **memory);
 
 /* While on, the urgent threads load. Any thread may call it. */
-MPK_API void mpk_loader_hurry(mpk_loader *loader, int on);
+MPK_API void mpk_loader_boost(mpk_loader *loader, int on);
 
 /* Sleeps until all that was mapped is loaded, at most timeout_ns (negative: no limit). 1 when it is, 0 when time ran out. */
 MPK_API int mpk_loader_wait(mpk_loader *loader, int64_t timeout_ns);

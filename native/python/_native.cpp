@@ -63,17 +63,17 @@ static std::vector<size_t> read_blocks(const std::string &path, uint64_t offset,
                                        checksum_array checksums, bool direct) {
     size_t blocks = block_bytes ? (out.size() + block_bytes - 1) / block_bytes : 0;
     if (checksums.size() < blocks) throw nb::value_error("there are fewer checksums than blocks");
-    std::vector<size_t> damaged(blocks);
+    std::vector<size_t> corrupt(blocks);
     size_t n = 0;
     int result;
     {
         nb::gil_scoped_release release;
         result = mpk_read_blocks(path.c_str(), offset, out.data(), out.size(), block_bytes, checksums.data(), direct,
-                                 damaged.data(), &n);
+                                 corrupt.data(), &n);
     }
     check(result, path.c_str());
-    damaged.resize(n);
-    return damaged;
+    corrupt.resize(n);
+    return corrupt;
 }
 
 static std::pair<uint64_t, int> reads_repeated() {
@@ -82,7 +82,7 @@ static std::pair<uint64_t, int> reads_repeated() {
     return {count, error};
 }
 
-static void guard_open(bool lend_cores) { check(mpk_guard_open(lend_cores ? 0 : MPK_GUARD_KEEPS_CORES)); }
+static void guard_open(bool donate_cores) { check(mpk_guard_open(donate_cores ? 0 : MPK_GUARD_KEEPS_CORES)); }
 static bool guard_refresh() {
     int result = mpk_guard_refresh();
     check(result);
@@ -94,8 +94,8 @@ static std::vector<std::pair<std::string, int>> guard_unguarded() {
     while (const char *path = mpk_guard_unguarded(found.size(), &error)) found.emplace_back(path, -error);
     return found;
 }
-static void hold(const_bytes_array data) { check(mpk_hold(data.data(), data.size())); }
-static void unhold(const_bytes_array data) { mpk_unhold(data.data(), data.size()); }
+static void pin(const_bytes_array data) { check(mpk_pin(data.data(), data.size())); }
+static void unpin(const_bytes_array data) { mpk_unpin(data.data(), data.size()); }
 
 static void disinherit_descriptor(int fd) { check(mpk_disinherit_descriptor(fd)); }
 static void disinherit_signal(int number, bool was_ignored) { check(mpk_disinherit_signal(number, was_ignored)); }
@@ -165,7 +165,7 @@ class Session {
         if (checksum_offsets.size() != kept_.size()) throw nb::value_error("as many offsets as regions are needed");
         check(mpk_session_resume(session_, path.c_str(), record_offset, checksum_offsets.data(), epoch), path.c_str());
     }
-    // False: the storage hangs, and the session was left to its threads. They use the arrays, which therefore stay for good.
+    // False: the storage hangs, and the session was abandoned to its threads. They use the arrays, which therefore stay for good.
     bool unseal() {
         int result;
         {
@@ -217,11 +217,11 @@ class Session {
         plan.run = run;
         plan.rank = rank;
         std::memcpy(plan.digest, digest.c_str(), sizeof plan.digest);
-        check(mpk_cut(session_, &plan), path.c_str()); // holds the lock: Python threads stand still at the cut
+        check(mpk_cut(session_, &plan), path.c_str()); // keeps the lock: no other Python thread runs at the cut
     }
     void add_channels(nb::bytes data) { check(mpk_add_channels(session_, data.c_str(), data.size())); }
     void fail(int error) { check(mpk_fail_epoch(session_, error)); }
-    void hurry(bool on) { mpk_session_hurry(session_, on); }
+    void boost(bool on) { mpk_session_boost(session_, on); }
     bool wait(int64_t timeout_ns) {
         nb::gil_scoped_release release;
         return mpk_session_wait(session_, timeout_ns);
@@ -229,7 +229,7 @@ class Session {
     std::pair<uint64_t, uint64_t> saved() const {
         mpk_progress p;
         mpk_session_progress(session_, &p);
-        return {p.blocks_saved, p.blocks_due};
+        return {p.blocks_saved, p.blocks_dirty};
     }
     nb::dict progress() const { /* the fields of mpickpt.snapshot.Progress */
         mpk_progress p;
@@ -239,7 +239,7 @@ class Session {
         d["state"] = static_cast<int>(p.state);
         d["errno"] = p.error;
         d["blocks"] = p.blocks;
-        d["blocks_due"] = p.blocks_due;
+        d["blocks_dirty"] = p.blocks_dirty;
         d["blocks_saved"] = p.blocks_saved;
         d["blocks_copied"] = p.blocks_copied;
         d["bytes_written"] = p.bytes_written;
@@ -253,9 +253,9 @@ class Session {
         d["direct"] = p.direct != 0;
         bool torn = p.torn_region >= 0;
         d["torn"] = torn ? nb::object(nb::int_(p.torn_region)) : nb::object(nb::none());
-        d["channels_due"] = p.channels_due != 0;
-        bool unseen = p.unseen_region >= 0;
-        d["unseen"] = unseen ? nb::object(nb::make_tuple(p.unseen_region, p.unseen_offset)) : nb::object(nb::none());
+        d["channels_pending"] = p.channels_pending != 0;
+        bool untracked = p.untracked_region >= 0;
+        d["untracked"] = untracked ? nb::object(nb::make_tuple(p.untracked_region, p.untracked_offset)) : nb::object(nb::none());
         return d;
     }
 
@@ -293,7 +293,7 @@ class Loader {
         kept_.push_back(own(memory, bytes));
         return kept_.back();
     }
-    void hurry(bool on) { mpk_loader_hurry(open(), on); }
+    void boost(bool on) { mpk_loader_boost(open(), on); }
     bool wait(int64_t timeout_ns) {
         mpk_loader *loader = open();
         bool loaded;
@@ -310,7 +310,7 @@ class Loader {
         nb::dict d;
         d["bytes"] = p.bytes;
         d["bytes_loaded"] = p.bytes_loaded;
-        d["damage"] = p.is_damaged ? nb::object(nb::make_tuple(p.part, p.block)) : nb::object(nb::none());
+        d["corrupt"] = p.is_corrupt ? nb::object(nb::make_tuple(p.part, p.block)) : nb::object(nb::none());
         d["errno"] = p.error;
         return d;
     }
@@ -341,7 +341,7 @@ NB_MODULE(_native, m) {
     m.def("reads_repeated", &reads_repeated);
     m.def("read_blocks", &read_blocks, "path"_a, "offset"_a, "out"_a.noconvert(), "block_bytes"_a,
           "checksums"_a.noconvert(), "direct"_a);
-    m.def("guard_open", &guard_open, "lend_cores"_a);
+    m.def("guard_open", &guard_open, "donate_cores"_a);
     m.def("guard_refresh", &guard_refresh);
     m.def("guard_unguarded", &guard_unguarded);
     m.def("guard_close", &mpk_guard_close);
@@ -349,8 +349,8 @@ NB_MODULE(_native, m) {
     m.def("term_unwatch", &mpk_term_unwatch);
     m.def("term_set_saving", &term_set_saving, "on"_a);
     m.def("term_take_again", &term_take_again);
-    m.def("hold", &hold, "data"_a.noconvert());
-    m.def("unhold", &unhold, "data"_a.noconvert());
+    m.def("pin", &pin, "data"_a.noconvert());
+    m.def("unpin", &unpin, "data"_a.noconvert());
     m.def("disinherit_descriptor", &disinherit_descriptor, "fd"_a);
     m.def("inherit_descriptor", &mpk_inherit_descriptor, "fd"_a);
     m.def("disinherit_signal", &disinherit_signal, "number"_a, "was_ignored"_a);
@@ -379,7 +379,7 @@ NB_MODULE(_native, m) {
              "spill_path"_a, "channels_follow"_a, "channels_offset"_a, "channels_room"_a, "channels_spill_path"_a)
         .def("add_channels", &Session::add_channels, "data"_a)
         .def("fail", &Session::fail, "errno"_a)
-        .def("hurry", &Session::hurry, "on"_a)
+        .def("boost", &Session::boost, "on"_a)
         .def("wait", &Session::wait, "timeout_ns"_a)
         .def("set_stall_limit", &Session::set_stall_limit, "seconds"_a, "text"_a)
         .def("give_up", &Session::give_up)
@@ -389,7 +389,7 @@ NB_MODULE(_native, m) {
     nb::class_<Loader>(m, "Loader")
         .def(nb::init<const std::string &, size_t>(), "path"_a, "block_bytes"_a)
         .def("map", &Loader::map, "offset"_a, "nbytes"_a, "checksums"_a.noconvert())
-        .def("hurry", &Loader::hurry, "on"_a)
+        .def("boost", &Loader::boost, "on"_a)
         .def("wait", &Loader::wait, "timeout_ns"_a)
         .def("progress", &Loader::progress)
         .def("close", &Loader::close);

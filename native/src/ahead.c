@@ -3,8 +3,8 @@
  * A block that is opened by itself splits its huge page, and a program that computes in split pages is slower for good:
  * by a fifth where it does little else than go through memory. So a write at the end of a unit of memory as large as a
  * huge page, where the block before that end was written to just now, opens all of the unit in one call: the sweep will come to
- * the rest of it before a drain would. To sweep is a habit: a unit that was part of a sweep is opened whole for some
- * cuts more, wherever the first write to it falls, as a cut may find a program in the midst of a unit.
+ * the rest of it before a drain would. A program sweeps again and again: a unit that was part of a sweep is opened whole for some
+ * cuts more, wherever the first write to it falls, as a cut may find a program inside a unit.
  *
  * A block that is opened ahead is copied, and counts as changed, whether or not it is written to. If its checksum at the
  * next cut says that it was not, it is left out from then on, until a write to it is seen. */

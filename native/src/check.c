@@ -1,4 +1,4 @@
-/* Looking for writes that nobody saw. A block counts as unchanged while it is CLEAN, so a write that raises no fault and that
+/* Finding untracked writes. A block counts as unchanged while it is CLEAN, so a write that raises no fault and that
  * the guard does not know (docs/limits.md) would never be saved. In each interval an idle thread compares a part of the
  * blocks that are CLEAN with the checksums that they were saved with; if one differs the next cut saves everything.
  *
@@ -31,9 +31,9 @@ bool mpk__check_written(mpk_session *s, uint32_t b) {
     mpk__chaos();
     atomic_thread_fence(memory_order_seq_cst);
     /* Whoever writes to it as he should has copied it first: then it is written once more in any case. */
-    if (mpk__state_of(before) != MPK__FLYING || atomic_load(&s->blocks[b]) != before) return true;
+    if (mpk__state_of(before) != MPK__DRAINING || atomic_load(&s->blocks[b]) != before) return true;
     if (crc[0] == known[0] && crc[1] == known[1]) return true;
-    atomic_store(&s->unseen, b);
+    atomic_store(&s->untracked, b);
     return false;
 }
 
@@ -47,10 +47,10 @@ static void check_block(mpk_session *s, uint32_t b) {
     mpk__chaos();
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load(&s->blocks[b]) != before) return;
-    if (crc[0] != known[0] || crc[1] != known[1]) atomic_store(&s->unseen, b);
+    if (crc[0] != known[0] || crc[1] != known[1]) atomic_store(&s->untracked, b);
 }
 
-void mpk__check_blocks(mpk_session *s, uint32_t bell) {
-    while (atomic_load(&s->bell) == bell && !atomic_load(&s->stop) && take_one(s))
+void mpk__check_blocks(mpk_session *s, uint32_t wakeups) {
+    while (atomic_load(&s->wakeups) == wakeups && !atomic_load(&s->stop) && take_one(s))
         check_block(s, atomic_fetch_add(&s->check_at, 1) % s->n_blocks);
 }

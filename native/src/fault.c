@@ -1,6 +1,6 @@
 /* The write fault: the program writes to a read-only page of a region, the kernel sends SIGSEGV, and the handler
  * here saves the block's image and lets the write go on. It may run on any thread of the program, on several at
- * once, in the midst of anything: no allocation, no lock, no call that is not async-signal-safe.
+ * once, inside any other function: no allocation, no lock, no call that is not async-signal-safe.
  *
  * A fault that is not ours belongs to the handler that was there before (faulthandler, Julia, a JVM). */
 #define _GNU_SOURCE
@@ -44,7 +44,7 @@ static void die_in_handler(const char *text) {
 /* Waits for room in the pool: the one place where the program waits for the drain. */
 static void wait_for_room_in_handler(mpk_session *s, uint32_t b, uint64_t word, mpk__patience *patience) {
     uint32_t given = atomic_load(&s->pool.given);
-    if (atomic_load(&s->pool.used) < s->pool.n_slots || atomic_load(&s->blocks[b]) != word) return;
+    if (atomic_load(&s->pool.used) < s->pool.n_entries || atomic_load(&s->blocks[b]) != word) return;
     uint64_t start = mpk__prim_now_ns();
     mpk__pool_wait_in_handler(&s->pool, given);
     uint64_t waited = mpk__prim_now_ns() - start;
@@ -52,42 +52,42 @@ static void wait_for_room_in_handler(mpk_session *s, uint32_t b, uint64_t word, 
     mpk__drain_waited_in_handler(s, patience, waited);
 }
 
-/* An epoch that has failed needs no image of an ARMED or FLYING block. What a drain thread is writing stays its own to
+/* An epoch that has failed needs no image of a PROTECTED or DRAINING block. What a drain thread is writing stays its own to
  * account for: it still uses the memory, if only to read it. False: the state changed. */
 static bool give_block_up_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
     mpk__chaos();
     if (!atomic_compare_exchange_strong(&s->blocks[b], &word, mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE))) return false;
-    if (mpk__state_of(word) == MPK__ARMED) mpk__drain_finished_in_handler(s, 1);
+    if (mpk__state_of(word) == MPK__PROTECTED) mpk__drain_finished_in_handler(s, 1);
     return true;
 }
 
-/* Copies an ARMED or FLYING block into the pool. False: the state changed, or there was no room: look again. */
+/* Copies a PROTECTED or DRAINING block into the pool. False: the state changed, or there was no room: try again. */
 static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word, mpk__patience *patience) {
-    uint32_t slot = mpk__pool_take_in_handler(&s->pool);
-    if (slot == MPK__NO_SLOT) {
+    uint32_t entry = mpk__pool_take_in_handler(&s->pool);
+    if (entry == MPK__NO_ENTRY) {
         wait_for_room_in_handler(s, b, word, patience);
         return false;
     }
-    if (mpk__pool_is_pressed(&s->pool)) mpk__drain_ring_in_handler(s);
+    if (mpk__pool_is_pressed(&s->pool)) mpk__drain_wake_in_handler(s);
     mpk__place place = mpk__block_place(s, b);
     if (atomic_load(&s->history[b].crc_is_known))
-        mpk__pool_put_in_handler(&s->pool, slot, place.memory, place.bytes);
+        mpk__pool_put_in_handler(&s->pool, entry, place.memory, place.bytes);
     else
-        mpk__pool_put_checked_in_handler(&s->pool, slot, place.memory, place.bytes, mpk__bytes_before_border(s, &place));
+        mpk__pool_put_checked_in_handler(&s->pool, entry, place.memory, place.bytes, mpk__bytes_before_border(s, &place));
     mpk__chaos();
-    /* While the word is ARMED or FLYING of this cut nobody has opened the page, so the copy is the image: also when
+    /* While the word is PROTECTED or DRAINING of this cut nobody has opened the page, so the copy is the image: also when
      * a drain thread took the block up, or let go of it, in the meantime. */
     uint64_t now = word;
     for (;;) {
         enum mpk__block_state state = mpk__state_of(now);
-        if (mpk__cut_of(now) != mpk__cut_of(word) || (state != MPK__ARMED && state != MPK__FLYING)) break;
-        enum mpk__block_state next = state == MPK__ARMED ? MPK__COPIED : MPK__LANDING;
-        if (atomic_compare_exchange_weak(&s->blocks[b], &now, mpk__word(mpk__cut_of(now), slot, next))) {
+        if (mpk__cut_of(now) != mpk__cut_of(word) || (state != MPK__PROTECTED && state != MPK__DRAINING)) break;
+        enum mpk__block_state next = state == MPK__PROTECTED ? MPK__COPIED : MPK__DRAINING_COPY;
+        if (atomic_compare_exchange_weak(&s->blocks[b], &now, mpk__word(mpk__cut_of(now), entry, next))) {
             atomic_fetch_add(&s->blocks_copied, 1);
             return true;
         }
     }
-    mpk__pool_give_in_handler(&s->pool, slot); /* another thread was first */
+    mpk__pool_give_in_handler(&s->pool, entry); /* another thread was first */
     return false;
 }
 
@@ -100,13 +100,13 @@ static bool take_clean_block_in_handler(mpk_session *s, uint32_t b) {
 }
 
 /* Sees to it that block b may be opened: its image is saved, or it needs none. False: another thread did. */
-static bool release_block_in_handler(mpk_session *s, uint32_t b) {
+static bool preserve_block_in_handler(mpk_session *s, uint32_t b) {
     mpk__patience patience = {.ended = atomic_load(&s->calls_ended)};
     for (;;) {
         uint64_t word = atomic_load(&s->blocks[b]);
         switch (mpk__state_of(word)) {
-        case MPK__ARMED:
-        case MPK__FLYING:
+        case MPK__PROTECTED:
+        case MPK__DRAINING:
             if (atomic_load(&s->error)) { /* read after the word, so it is of this cut, or the swap fails */
                 if (give_block_up_in_handler(s, b, word)) return true;
                 break;
@@ -118,14 +118,14 @@ static bool release_block_in_handler(mpk_session *s, uint32_t b) {
             break;
         case MPK__WRITABLE: /* another thread was first and is about to open the page: no need to wait for it */
         case MPK__COPIED:
-        case MPK__LANDING:
+        case MPK__DRAINING_COPY:
             return false;
         }
     }
 }
 
-static void release_ahead_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns) {
-    if (!release_block_in_handler(s, b)) return;
+static void preserve_ahead_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns) {
+    if (!preserve_block_in_handler(s, b)) return;
     mpk__history_note_write_in_handler(s, b, now_ns);
     atomic_store(&s->history[b].is_ahead, true);
 }
@@ -154,17 +154,17 @@ static uint32_t last_closed_in_handler(const mpk_session *s, uint32_t b, bool be
     return b;
 }
 
-static int release_and_open_in_handler(mpk_session *s, uint32_t first, uint32_t last) {
+static int preserve_and_open_in_handler(mpk_session *s, uint32_t first, uint32_t last) {
     uint64_t now = mpk__prim_now_ns();
     for (uint32_t b = first; !mpk__is_forked_in_handler(); mpk__block_beside_in_handler(s, b, true, &b)) {
-        if (!atomic_load(&s->opened[b])) release_ahead_in_handler(s, b, now);
+        if (!atomic_load(&s->opened[b])) preserve_ahead_in_handler(s, b, now);
         if (b == last) break;
     }
     return open_blocks_in_handler(s, first, last);
 }
 
-/* The process has as many mappings as it may have, so that no mapping can be split: to open some blocks of a closed run in its
- * midst makes two more. So more is opened than was asked for, which needs no more mappings: all up to the nearest open block, as
+/* The process has as many mappings as it may have, so that no mapping can be split: to open some blocks inside a closed
+ * run makes two more. So more is opened than was asked for, which needs no more mappings: all up to the nearest open block, as
  * what is open then is joined to it; or the whole run, which is one mapping. */
 static int open_more_in_handler(mpk_session *s, uint32_t first, uint32_t last) {
     uint32_t before_it, behind_it;
@@ -173,10 +173,10 @@ static int open_more_in_handler(mpk_session *s, uint32_t first, uint32_t last) {
     uint32_t high = last_closed_in_handler(s, last, true, &behind_it, &is_open_behind);
     int error = -ENOMEM;
     if (is_open_before && (!is_open_behind || before_it <= behind_it))
-        error = release_and_open_in_handler(s, low, last);
+        error = preserve_and_open_in_handler(s, low, last);
     else if (is_open_behind)
-        error = release_and_open_in_handler(s, first, high);
-    return error ? release_and_open_in_handler(s, low, high) : 0;
+        error = preserve_and_open_in_handler(s, first, high);
+    return error ? preserve_and_open_in_handler(s, low, high) : 0;
 }
 
 /* Makes adjacent blocks of a region writable, whose images are saved. */
@@ -197,31 +197,31 @@ void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b) {
     atomic_store(&s->history[b].is_left_out, false);
     mpk__history_note_write_in_handler(s, b, start);
     mpk__chunk with = mpk__ahead_in_handler(s, b, start);
-    release_block_in_handler(s, b);
+    preserve_block_in_handler(s, b);
     for (uint32_t other = with.first; other < with.first + with.count; other++)
-        if (other != b) release_ahead_in_handler(s, other, start);
+        if (other != b) preserve_ahead_in_handler(s, other, start);
     mpk__chaos();
     open_pages_in_handler(s, with.first, with.count);
     atomic_fetch_add(&s->fault_ns, mpk__prim_now_ns() - start);
     atomic_fetch_add(&s->faults, 1);
 }
 
-void mpk__copy_held_block(mpk_session *s, uint32_t b) {
+void mpk__copy_pinned_block(mpk_session *s, uint32_t b) {
     uint64_t word = atomic_load(&s->blocks[b]);
-    uint32_t slot = MPK__NO_SLOT;
+    uint32_t entry = MPK__NO_ENTRY;
     mpk__patience patience = {.ended = atomic_load(&s->calls_ended)};
-    while (!atomic_load(&s->error) && (slot = mpk__pool_take_in_handler(&s->pool)) == MPK__NO_SLOT)
+    while (!atomic_load(&s->error) && (entry = mpk__pool_take_in_handler(&s->pool)) == MPK__NO_ENTRY)
         wait_for_room_in_handler(s, b, word, &patience);
-    if (slot == MPK__NO_SLOT) { /* the epoch has failed: it stays WRITABLE */
+    if (entry == MPK__NO_ENTRY) { /* the epoch has failed: it stays WRITABLE */
         mpk__drain_finished_in_handler(s, 1);
         return;
     }
     mpk__place place = mpk__block_place(s, b);
-    mpk__pool_put_in_handler(&s->pool, slot, place.memory, place.bytes);
-    mpk__checksum_in_handler(s, &place, mpk__pool_slot(&s->pool, slot), s->crc[b]); /* memory may be changing */
+    mpk__pool_put_in_handler(&s->pool, entry, place.memory, place.bytes);
+    mpk__checksum_in_handler(s, &place, mpk__pool_image(&s->pool, entry), s->crc[b]); /* memory may be changing */
     atomic_store(&s->history[b].crc_is_known, true);
-    atomic_store(&s->blocks[b], mpk__word(mpk__cut_of(word), slot, MPK__COPIED));
-    if (mpk__pool_is_pressed(&s->pool)) mpk__drain_ring_in_handler(s);
+    atomic_store(&s->blocks[b], mpk__word(mpk__cut_of(word), entry, MPK__COPIED));
+    if (mpk__pool_is_pressed(&s->pool)) mpk__drain_wake_in_handler(s);
 }
 
 /* A stack grows downwards, so that a handler which was left by longjmp is told from one that is still at work: the next

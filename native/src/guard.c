@@ -1,8 +1,8 @@
-/* Releasing and holding, and the life of the guard: open from before a program's first receive until its session is
+/* Opening and pinning, and the life of the guard: open from before a program's first receive until its session is
  * closed, so that what is posted early is known when the regions are sealed.
  *
- * Held ranges are kept in a list under a lock, and as a count in each block of a sealed session; a block with a count is
- * never protected. Nothing here runs in the fault handler, but releasing does what the handler would. */
+ * Pinned ranges are kept in a list under a lock, and as a count in each block of a sealed session; a block with a count is
+ * never protected. Nothing here runs in the fault handler, but opening does what the handler would. */
 #include "guard.h"
 
 #include <errno.h>
@@ -12,7 +12,7 @@
 typedef struct range {
     uintptr_t from;
     size_t bytes;
-    uint32_t users; /* of mpk_hold; a call's buffer counts once, for ever */
+    uint32_t users; /* of mpk_pin; a call's buffer counts once, for ever */
 } range;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of the list of ranges */
@@ -21,7 +21,7 @@ static size_t n_ranges, room_for_ranges;
 
 static _Atomic uint32_t waiting; /* threads of the program that wait in a call */
 
-static bool is_open, lends;
+static bool is_open, donates;
 static mpk__hook **sorted;
 static size_t n_hooks;
 
@@ -44,19 +44,19 @@ static void open_block(mpk_session *s, uint32_t b) {
     if (!atomic_load(&s->opened[b])) mpk__write_to_block_in_handler(s, b);
 }
 
-static void hold_block(mpk_session *s, uint32_t b) {
-    atomic_fetch_add(&s->holds[b], 1); /* first: from here on no cut protects it again */
+static void pin_block(mpk_session *s, uint32_t b) {
+    atomic_fetch_add(&s->pins[b], 1); /* first: from here on no cut protects it again */
     open_block(s, b);
 }
 
-static void unhold_block(mpk_session *s, uint32_t b) { atomic_fetch_sub(&s->holds[b], 1); }
+static void unpin_block(mpk_session *s, uint32_t b) { atomic_fetch_sub(&s->pins[b], 1); }
 
-void mpk__release(const void *memory, size_t bytes) {
+void mpk__open_range(const void *memory, size_t bytes) {
     mpk_session *s = mpk__watched_session();
-    if (s && bytes && mpk__guard_is_armed()) for_each_block(s, (uintptr_t)memory, bytes, open_block);
+    if (s && bytes && mpk__memory_is_protected()) for_each_block(s, (uintptr_t)memory, bytes, open_block);
 }
 
-/* -- held ranges ------------------------------------------------------------------------------------------------------ */
+/* -- pinned ranges ---------------------------------------------------------------------------------------------------- */
 
 static size_t position(uintptr_t from, size_t bytes) {
     size_t low = 0, high = n_ranges;
@@ -95,7 +95,7 @@ static int add_user(uintptr_t from, size_t bytes, bool once) {
             ranges[at] = (range){from, bytes, 1};
             n_ranges++;
             mpk_session *s = mpk__watched_session();
-            if (s) for_each_block(s, from, bytes, hold_block);
+            if (s) for_each_block(s, from, bytes, pin_block);
         }
     } else if (!once) {
         ranges[at].users++;
@@ -104,17 +104,17 @@ static int add_user(uintptr_t from, size_t bytes, bool once) {
     return error;
 }
 
-void mpk__release_and_hold(const void *memory, size_t bytes) {
+void mpk__open_and_pin(const void *memory, size_t bytes) {
     if (bytes == 0) return;
     if (add_user((uintptr_t)memory, bytes, true) != 0)
         mpk__prim_say_in_handler("mpickpt: no memory to note a buffer that is in use: its image may be wrong\n");
 }
 
-int mpk_hold(const void *memory, size_t bytes) {
+int mpk_pin(const void *memory, size_t bytes) {
     return bytes ? add_user((uintptr_t)memory, bytes, false) : 0;
 }
 
-void mpk_unhold(const void *memory, size_t bytes) {
+void mpk_unpin(const void *memory, size_t bytes) {
     uintptr_t from = (uintptr_t)memory;
     pthread_mutex_lock(&lock);
     size_t at = position(from, bytes);
@@ -122,14 +122,14 @@ void mpk_unhold(const void *memory, size_t bytes) {
         n_ranges--;
         memmove(&ranges[at], &ranges[at + 1], sizeof *ranges * (n_ranges - at));
         mpk_session *s = mpk__watched_session();
-        if (s) for_each_block(s, from, bytes, unhold_block);
+        if (s) for_each_block(s, from, bytes, unpin_block);
     }
     pthread_mutex_unlock(&lock);
 }
 
-void mpk__guard_mark_held(mpk_session *s) {
+void mpk__guard_pin_ranges(mpk_session *s) {
     pthread_mutex_lock(&lock);
-    for (size_t i = 0; i < n_ranges; i++) for_each_block(s, ranges[i].from, ranges[i].bytes, hold_block);
+    for (size_t i = 0; i < n_ranges; i++) for_each_block(s, ranges[i].from, ranges[i].bytes, pin_block);
     pthread_mutex_unlock(&lock);
 }
 
@@ -139,15 +139,15 @@ void mpk__guard_after_fork(void) { pthread_mutex_unlock(&lock); }
 /* -- waiting ---------------------------------------------------------------------------------------------------------- */
 
 bool mpk__waiting_begin(void) {
-    if (!lends || !mpk__drain_is_active()) return false;
-    if (atomic_fetch_add(&waiting, 1) == 0) mpk__drain_ring_in_handler(mpk__watched_session());
+    if (!donates || !mpk__drain_is_active()) return false;
+    if (atomic_fetch_add(&waiting, 1) == 0) mpk__drain_wake_in_handler(mpk__watched_session());
     return true;
 }
 
 void mpk__waiting_end(void) {
     if (atomic_fetch_sub(&waiting, 1) != 1) return;
     mpk_session *s = mpk__watched_session();
-    if (s) mpk__drain_ring_in_handler(s); /* the idle threads are wanted again, and may be asleep */
+    if (s) mpk__drain_wake_in_handler(s); /* the idle threads are wanted again, and may be asleep */
 }
 
 bool mpk__program_waits(void) { return atomic_load(&waiting) != 0; }
@@ -177,7 +177,7 @@ static int apply(void) {
 
 int mpk_guard_open(unsigned flags) {
     if (is_open) return -EBUSY;
-    lends = !(flags & MPK_GUARD_KEEPS_CORES);
+    donates = !(flags & MPK_GUARD_KEEPS_CORES);
     int error = sorted ? 0 : sort_hooks();
     if (!error) error = apply();
     is_open = true;

@@ -44,10 +44,10 @@ mpk__holding *mpk__holding_of(mpk_session *s, const char *path) {
     return s->holdings = h;
 }
 
-/* Without barriers, which would cost more than the work: the program stands still, and no drain is under way. */
+/* Without barriers, which would cost more than the work: the program is blocked, and no drain is under way. */
 uint32_t mpk__history_advance(mpk_session *s) {
-    uint32_t n_due = 0;
-    if (atomic_exchange(&s->unseen, -1) >= 0) s->is_distrusted = true; /* in one step: it may be found just now */
+    uint32_t n_dirty = 0;
+    if (atomic_exchange(&s->untracked, -1) >= 0) s->is_distrusted = true; /* in one step: it may be found just now */
     for (uint32_t b = 0; b < s->n_blocks; b++) {
         mpk__history *h = &s->history[b];
         if (mpk__state_of(atomic_load(&s->blocks[b])) != MPK__CLEAN || s->is_distrusted) {
@@ -59,10 +59,10 @@ uint32_t mpk__history_advance(mpk_session *s) {
         atomic_store_explicit(&h->is_ahead, false, memory_order_relaxed);
         h->deadline_us = atomic_load_explicit(&h->written_us, memory_order_relaxed);
         atomic_store_explicit(&h->written_us, MPK__NOT_WRITTEN, memory_order_relaxed);
-        h->is_due = h->version > s->epoch.holding->cut || h->is_restored;
-        n_due += h->is_due;
+        h->is_dirty = h->version > s->epoch.holding->cut || h->is_restored;
+        n_dirty += h->is_dirty;
     }
-    return n_due;
+    return n_dirty;
 }
 
 void mpk__history_note_write_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns) {
@@ -86,7 +86,7 @@ static int read_all(int fd, void *data, size_t bytes, uint64_t offset) {
     return have < 0 ? (int)have : (size_t)have == bytes ? 0 : -ESTALE;
 }
 
-/* Blocks of an array that begins in the midst of a page are not those of the file: they count as changed, and so does a
+/* Blocks of an array that begins inside a page are not those of the file: they count as changed, and so does a
  * last one that ends with an edge. */
 static int read_checksums(mpk_session *s, int fd, const uint64_t *offsets) {
     uint32_t *table = calloc(s->n_blocks + 1, sizeof *table);
@@ -107,7 +107,7 @@ static int read_checksums(mpk_session *s, int fd, const uint64_t *offsets) {
 
 /* From here on its writes are seen. */
 static bool close_restored(mpk_session *s, uint32_t b) {
-    if (!s->history[b].is_restored || atomic_load(&s->holds[b])) return false;
+    if (!s->history[b].is_restored || atomic_load(&s->pins[b])) return false;
     s->history[b].version = s->cut;
     atomic_store(&s->blocks[b], mpk__word(s->cut, 0, MPK__CLEAN));
     if (atomic_exchange(&s->opened[b], 0)) atomic_fetch_add(&s->n_closed, 1);

@@ -1,14 +1,14 @@
-/* Interposition by relocation entries. A dynamically linked object calls a foreign function through a slot in its
- * global offset table; the object's relocation entries say which slot belongs to which name. So no order of loading and
- * no environment variable is needed, and all can be put back: each slot that was changed is remembered with its value.
+/* Interposition by relocation entries. A dynamically linked object calls a foreign function through an entry in its
+ * global offset table; the object's relocation entries say which of them belongs to which name. So no order of loading and
+ * no environment variable is needed, and all can be put back: each entry that was changed is remembered with its value.
  *
  * What a replacement calls is what the object would have called without us, so that wrappers which stand before the
- * library (profilers, tracers, file systems in user space) see each call as ever: the value of the slot where it is bound,
+ * library (profilers, tracers, file systems in user space) see each call as ever: the value of the entry where it is bound,
  * and otherwise what the loader would find for it. See `definition`.
  *
- * An object that was patched is pinned (its reference count goes up) until its slots are put back. Our own object is
+ * An object that was patched is pinned (its reference count goes up) until its entries are put back. Our own object is
  * left alone, so that the hooks and the drain threads call the real functions. Calls inside one object that do not go
- * through a slot, as those of the C library among its own functions, are out of reach. */
+ * through an entry, as those of the C library among its own functions, are out of reach. */
 #define _GNU_SOURCE
 #include "interpose.h"
 
@@ -47,17 +47,17 @@ typedef struct object {
     int refused;  /* -errno: entries that cannot be written to were left as they are */
 } object;
 
-typedef struct entry {
-    void **slot;
+typedef struct rewrite {
+    void **entry;
     void *before, *after;
     size_t object;
     unsigned char *use; /* of the definition that is called now */
-} entry;
+} rewrite;
 
 static object *objects;
 static size_t n_objects;
-static entry *entries;
-static size_t n_entries, room_for_entries;
+static rewrite *rewrites;
+static size_t n_rewrites, room_for_rewrites;
 static void *program; /* a handle for all that is visible to everybody; open while entries are rewritten */
 static unsigned long long loads_seen; /* the loader's own count of objects ever loaded */
 
@@ -79,7 +79,7 @@ static bool is_known(const char *path, ElfW(Addr) base) {
     return false;
 }
 
-static bool holds(ElfW(Addr) base, const ElfW(Phdr) *headers, int n, const void *address) {
+static bool has_address(ElfW(Addr) base, const ElfW(Phdr) *headers, int n, const void *address) {
     for (int i = 0; i < n; i++) {
         uintptr_t from = base + headers[i].p_vaddr;
         if (headers[i].p_type != PT_LOAD) continue;
@@ -91,7 +91,7 @@ static bool holds(ElfW(Addr) base, const ElfW(Phdr) *headers, int n, const void 
 /* Notes an object that was not seen before. The loader's lock is held: nothing else is done here. */
 static int note_object(struct dl_phdr_info *info, size_t size, void *out) {
     (void)size;
-    if (holds(info->dlpi_addr, info->dlpi_phdr, info->dlpi_phnum, (void *)&note_object)) return 0; /* ourselves */
+    if (has_address(info->dlpi_addr, info->dlpi_phdr, info->dlpi_phnum, (void *)&note_object)) return 0; /* ourselves */
     const char *path = info->dlpi_name ? info->dlpi_name : "";
     if (is_known(path, info->dlpi_addr)) return 0;
     object *grown = realloc(objects, sizeof *grown * (n_objects + 1));
@@ -175,11 +175,11 @@ static void close_read_only(object *o) {
 }
 
 /* 0 when the page of an entry may be written to. Otherwise it is as it was: the pages are sealed (mseal), say. */
-static int make_writable(object *o, const void *slot) {
+static int make_writable(object *o, const void *entry) {
     bool is_read_only = false;
     for (int i = 0; i < o->n_headers; i++) {
         const ElfW(Phdr) *p = &o->headers[i];
-        uintptr_t from, at = (uintptr_t)slot, start = o->base + p->p_vaddr;
+        uintptr_t from, at = (uintptr_t)entry, start = o->base + p->p_vaddr;
         if (p->p_type == PT_LOAD && !(p->p_flags & PF_W) && at >= start && at < start + p->p_memsz) return -EACCES;
         size_t bytes = read_only_pages(o, p, &from);
         is_read_only = is_read_only || (at >= from && at < from + bytes);
@@ -194,15 +194,15 @@ static int make_writable(object *o, const void *slot) {
     return error;
 }
 
-static int remember(entry e) {
-    if (n_entries == room_for_entries) {
-        size_t room = room_for_entries ? 2 * room_for_entries : 256;
-        entry *grown = realloc(entries, sizeof *grown * room);
+static int remember(rewrite e) {
+    if (n_rewrites == room_for_rewrites) {
+        size_t room = room_for_rewrites ? 2 * room_for_rewrites : 256;
+        rewrite *grown = realloc(rewrites, sizeof *grown * room);
         if (!grown) return -ENOMEM;
-        entries = grown;
-        room_for_entries = room;
+        rewrites = grown;
+        room_for_rewrites = room;
     }
-    entries[n_entries++] = e;
+    rewrites[n_rewrites++] = e;
     return 0;
 }
 
@@ -251,7 +251,7 @@ static void *find_in(void *scope, const char *name, const char *version) {
     return in_one_object(first, exact) || has_version(first) ? exact : first;
 }
 
-/* What an object's unbound slot will lead to: first the program, what was preloaded, its libraries and all that was made
+/* What an object's unbound entry will lead to: first the program, what was preloaded, its libraries and all that was made
  * global, then the object's own libraries. (RTLD_DEEPBIND turns that round; it cannot be asked for, and matters only for
  * a function that the object has not called yet.) */
 static void *definition(const object *o, const char *name, const char *version) {
@@ -259,9 +259,9 @@ static void *definition(const object *o, const char *name, const char *version) 
     return found ? found : find_in(o->pin, name, version);
 }
 
-static bool is_inside(const object *o, const void *address) { return holds(o->base, o->headers, o->n_headers, address); }
+static bool is_inside(const object *o, const void *address) { return has_address(o->base, o->headers, o->n_headers, address); }
 
-/* Until its first call a slot leads into its own object, from where the loader is called. */
+/* Until its first call an entry leads into its own object, from where the loader is called. */
 static bool is_bound(const object *o, const ElfW(Sym) *symbol, const void *value) {
     bool is_own = symbol->st_shndx != SHN_UNDEF && (uintptr_t)value == o->base + symbol->st_value;
     return is_own || !is_inside(o, value);
@@ -305,7 +305,7 @@ static mpk__hook *find_hook(mpk__hook **hooks, size_t n, const char *name) {
 static void say_that_one_is_left_alone(void) {
     static bool said;
     if (!said)
-        mpk__prim_say_in_handler("mpickpt: more definitions of one function than the memory guard can stand before: "
+        mpk__prim_say_in_handler("mpickpt: more definitions of one function than the memory guard can intercept: "
                                  "calls of the others are not guarded\n");
     said = true;
 }
@@ -318,8 +318,8 @@ static int patch(const dynamic *d, const ElfW(Rela) *relocs, size_t n, size_t in
         const ElfW(Sym) *symbol = &d->symbols[ELF64_R_SYM(relocs[i].r_info)];
         mpk__hook *hook = find_hook(hooks, n_hooks, d->names + symbol->st_name);
         if (!hook || (type != RELOC_CALL && relocs[i].r_addend != 0)) continue;
-        void **slot = (void **)(o->base + relocs[i].r_offset);
-        void *now = __atomic_load_n(slot, __ATOMIC_ACQUIRE);
+        void **entry = (void **)(o->base + relocs[i].r_offset);
+        void *now = __atomic_load_n(entry, __ATOMIC_ACQUIRE);
         if (!now || is_replaced(hook, now)) continue; /* a weak function that is not there; or done */
         if (!o->pin) o->pin = dlopen(*o->path ? o->path : NULL, RTLD_LAZY | RTLD_NOLOAD);
         if (!o->pin) return 0; /* on its way out */
@@ -330,7 +330,7 @@ static int patch(const dynamic *d, const ElfW(Rela) *relocs, size_t n, size_t in
         if (!real) continue;
         if (type == RELOC_POINTER && now != real) continue; /* data that the program has changed */
         if (is_profiling_name && is_inside(o, real)) continue; /* the MPI library's calls of itself are not the program's */
-        int refused = make_writable(o, slot);
+        int refused = make_writable(o, entry);
         if (refused) {
             o->refused = refused;
             continue;
@@ -341,12 +341,12 @@ static int patch(const dynamic *d, const ElfW(Rela) *relocs, size_t n, size_t in
             continue;
         }
         void *replacement = hook->replacements[which];
-        int error = remember((entry){slot, now, replacement, index, &hook->uses[which]});
+        int error = remember((rewrite){entry, now, replacement, index, &hook->uses[which]});
         if (error) return error;
         hook->reals[which] = real;
         if (hook->uses[which] == MPK__UNUSED) hook->uses[which] = MPK__USED;
         o->patched = true;
-        __atomic_store_n(slot, replacement, __ATOMIC_RELEASE);
+        __atomic_store_n(entry, replacement, __ATOMIC_RELEASE);
     }
     return 0;
 }
@@ -383,15 +383,15 @@ void mpk__interpose_undo(mpk__hook **hooks, size_t n) {
         for (int k = 0; k < MPK__DEFINITIONS; k++)
             if (hooks[i]->uses[k] == MPK__USED) hooks[i]->uses[k] = MPK__UNUSED;
     for (size_t i = 0; i < n_objects; i++) objects[i].refused = 0; /* from here on: what was sealed after it was rewritten */
-    for (size_t i = 0; i < n_entries; i++) {
-        object *o = &objects[entries[i].object];
-        if (__atomic_load_n(entries[i].slot, __ATOMIC_ACQUIRE) != entries[i].after) continue;
-        int refused = make_writable(o, entries[i].slot);
+    for (size_t i = 0; i < n_rewrites; i++) {
+        object *o = &objects[rewrites[i].object];
+        if (__atomic_load_n(rewrites[i].entry, __ATOMIC_ACQUIRE) != rewrites[i].after) continue;
+        int refused = make_writable(o, rewrites[i].entry);
         if (refused) { /* it stays: the replacement hands on what it gets, and a next session finds it in place */
             o->refused = refused;
-            *entries[i].use = MPK__USED_FOR_GOOD;
+            *rewrites[i].use = MPK__USED_FOR_GOOD;
         } else {
-            __atomic_store_n(entries[i].slot, entries[i].before, __ATOMIC_RELEASE);
+            __atomic_store_n(rewrites[i].entry, rewrites[i].before, __ATOMIC_RELEASE);
         }
     }
     for (size_t i = 0; i < n_objects; i++) {
@@ -400,10 +400,10 @@ void mpk__interpose_undo(mpk__hook **hooks, size_t n) {
         free(objects[i].path);
     }
     free(objects);
-    free(entries);
+    free(rewrites);
     objects = NULL;
-    entries = NULL;
-    n_objects = n_entries = room_for_entries = 0;
+    rewrites = NULL;
+    n_objects = n_rewrites = room_for_rewrites = 0;
     loads_seen = 0;
 }
 

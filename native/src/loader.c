@@ -3,7 +3,7 @@
  * with its checksums; what is in the program's memory says nothing, as the program may have written to it. Then each
  * page of the chunk is made the program's own, whatever it holds by now, and its place in the page cache given back.
  *
- * Who loads: an idle thread, and two urgent ones while somebody is in a hurry. They take chunks by a counter in each part,
+ * Who loads: an idle thread, and two urgent ones while they are boosted. They take chunks by a counter in each part,
  * so that none waits for another; parts are only ever added, at the end of a list. fork() waits until all is loaded: the
  * child has none of these threads, and the parent may soon overwrite the file that the child's pages show. */
 #include <errno.h>
@@ -46,11 +46,11 @@ struct mpk_loader {
     uint32_t n_parts;
     loader_thread threads[LOADER_THREADS];
     uint32_t n_threads;
-    _Atomic uint32_t bell; /* changed whenever a thread may have something to do; waited on */
-    _Atomic uint32_t stop, hurry;
+    _Atomic uint32_t wakeups; /* changed whenever a thread may have something to do; waited on */
+    _Atomic uint32_t stop, boost;
     _Atomic uint32_t pending; /* chunks that are not loaded; waited on */
     _Atomic uint64_t bytes, bytes_loaded;
-    _Atomic uint64_t damage; /* the first that was found: part, block, and a bit that says that there is one */
+    _Atomic uint64_t corrupt; /* the first block that was found to be: part, block, and a bit that says that there is one */
     _Atomic int error;
 };
 
@@ -58,14 +58,14 @@ struct mpk_loader {
 static pthread_mutex_t living = PTHREAD_MUTEX_INITIALIZER;
 static mpk_loader *alive;
 
-static void ring(mpk_loader *l) {
-    atomic_fetch_add(&l->bell, 1);
-    mpk__prim_wake_in_handler(&l->bell);
+static void wake(mpk_loader *l) {
+    atomic_fetch_add(&l->wakeups, 1);
+    mpk__prim_wake_in_handler(&l->wakeups);
 }
 
-static void note_damage(mpk_loader *l, const part *p, size_t block) {
+static void note_corrupt(mpk_loader *l, const part *p, size_t block) {
     uint64_t none = 0;
-    atomic_compare_exchange_strong(&l->damage, &none, (uint64_t)p->number << PART_SHIFT | block << 1 | 1);
+    atomic_compare_exchange_strong(&l->corrupt, &none, (uint64_t)p->number << PART_SHIFT | block << 1 | 1);
 }
 
 /* Once something cannot be had, nothing else is tried again: the epoch is lost. */
@@ -81,7 +81,7 @@ static int check(mpk_loader *l, const part *p, size_t at, size_t bytes, uint8_t 
     for (size_t in = 0; in < bytes && have >= 0; in += l->block_bytes) {
         size_t b = (at + in) / l->block_bytes;
         size_t length = bytes - in < l->block_bytes ? bytes - in : l->block_bytes;
-        if (in + length > (size_t)have || mpk_crc32c(0, buffer + in, length) != p->checksums[b]) note_damage(l, p, b);
+        if (in + length > (size_t)have || mpk_crc32c(0, buffer + in, length) != p->checksums[b]) note_corrupt(l, p, b);
     }
     return have < 0 ? (int)have : 0;
 }
@@ -116,7 +116,7 @@ static bool load_chunk(mpk_loader *l, part *p, uint8_t *buffer) {
 
 static bool is_wanted(const loader_thread *self) {
     const mpk_loader *l = self->loader;
-    return !atomic_load(&l->stop) && self->urgent == (atomic_load(&l->hurry) != 0);
+    return !atomic_load(&l->stop) && self->urgent == (atomic_load(&l->boost) != 0);
 }
 
 static void *run_thread(void *argument) {
@@ -126,11 +126,11 @@ static void *run_thread(void *argument) {
     if (!self->urgent) mpk__prim_become_idle();
     while (!atomic_load(&l->stop)) {
         mpk__chaos();
-        uint32_t bell = atomic_load(&l->bell);
+        uint32_t wakeups = atomic_load(&l->wakeups);
         for (part *p = atomic_load(&l->first); p; p = atomic_load(&p->behind))
             while (is_wanted(self) && load_chunk(l, p, self->buffer)) continue;
-        /* Asked once more: it may have been set, and the bell rung for it, before the bell was read. */
-        if (!atomic_load(&l->stop)) mpk__prim_wait_in_handler(&l->bell, bell, -1);
+        /* Asked once more: it may have been set, and the thread woken for it, before `wakeups` was read. */
+        if (!atomic_load(&l->stop)) mpk__prim_wait_in_handler(&l->wakeups, wakeups, -1);
     }
     return NULL;
 }
@@ -157,7 +157,7 @@ static int start_threads(mpk_loader *l) {
 static void before_fork(void) {
     pthread_mutex_lock(&living);
     if (!alive) return;
-    mpk_loader_hurry(alive, 1);
+    mpk_loader_boost(alive, 1);
     mpk_loader_wait(alive, -1);
 }
 
@@ -239,13 +239,13 @@ int mpk_loader_map(mpk_loader *l, uint64_t offset, size_t bytes, const uint32_t 
     atomic_store(l->last ? &l->last->behind : &l->first, p);
     l->last = p;
     l->n_parts++;
-    ring(l);
+    wake(l);
     return 0;
 }
 
-void mpk_loader_hurry(mpk_loader *l, int on) {
-    atomic_store(&l->hurry, on != 0);
-    ring(l);
+void mpk_loader_boost(mpk_loader *l, int on) {
+    atomic_store(&l->boost, on != 0);
+    wake(l);
 }
 
 int mpk_loader_wait(mpk_loader *l, int64_t timeout_ns) {
@@ -260,13 +260,13 @@ int mpk_loader_wait(mpk_loader *l, int64_t timeout_ns) {
 }
 
 void mpk_loader_progress(const mpk_loader *l, mpk_loading *out) {
-    uint64_t damage = atomic_load(&l->damage);
+    uint64_t found = atomic_load(&l->corrupt);
     *out = (mpk_loading){
         .bytes = atomic_load(&l->bytes),
         .bytes_loaded = atomic_load(&l->bytes_loaded),
-        .is_damaged = (int)(damage & 1),
-        .part = (uint32_t)(damage >> PART_SHIFT),
-        .block = (damage & (((uint64_t)1 << PART_SHIFT) - 1)) >> 1,
+        .is_corrupt = (int)(found & 1),
+        .part = (uint32_t)(found >> PART_SHIFT),
+        .block = (found & (((uint64_t)1 << PART_SHIFT) - 1)) >> 1,
         .error = atomic_load(&l->error),
     };
 }
@@ -274,7 +274,7 @@ void mpk_loader_progress(const mpk_loader *l, mpk_loading *out) {
 void mpk_loader_destroy(mpk_loader *l) {
     if (!l) return;
     atomic_store(&l->stop, 1);
-    ring(l);
+    wake(l);
     for (uint32_t i = 0; i < l->n_threads; i++) {
         pthread_join(l->threads[i].thread, NULL);
         mpk__prim_unmap(l->threads[i].buffer, l->chunk);

@@ -141,7 +141,7 @@ void mpk__pin_blocks(mpk_session *s) {
     for (uint32_t i = 0; i < s->n_regions; i++) {
         const mpk__region *r = &s->regions[i];
         if (!is_pinned(r)) continue;
-        for (uint32_t b = r->first_block; b < r->first_block + r->n_blocks; b++) atomic_fetch_add(&s->holds[b], 1);
+        for (uint32_t b = r->first_block; b < r->first_block + r->n_blocks; b++) atomic_fetch_add(&s->pins[b], 1);
         s->n_pinned += r->n_blocks;
     }
 }

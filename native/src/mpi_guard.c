@@ -97,9 +97,9 @@ void mpk__mpi_resolve(void) {
 
 static void reach(const target *t, word memory, size_t bytes) {
     if (t->flags & LATER)
-        mpk__release_and_hold((const void *)memory, bytes);
+        mpk__open_and_pin((const void *)memory, bytes);
     else
-        mpk__release((const void *)memory, bytes);
+        mpk__open_range((const void *)memory, bytes);
 }
 
 /* MPI_IN_PLACE of the libraries: nothing is received there. */
@@ -249,7 +249,7 @@ static inline bool is_about_windows(const target t) { return t.shape >= S_MAKES;
 
 /* `t` is the call's entry of the table: known when this is compiled, so that little is left of it. */
 static inline bool concerns_us(const target t) {
-    return t.shape != S_NOTHING && !is_about_windows(t) && ((t.flags & LATER) || mpk__guard_is_armed());
+    return t.shape != S_NOTHING && !is_about_windows(t) && ((t.flags & LATER) || mpk__memory_is_protected());
 }
 
 #define P4 word a0, word a1, word a2, word a3
@@ -293,9 +293,9 @@ static inline bool concerns_us(const target t) {
             const word args[] = {A##n};                                                  \
             reach_target(&targets[CALL_##name], args);                                   \
         }                                                                                \
-        bool lends_core = (waits) && mpk__waiting_begin();                               \
+        bool donates_core = (waits) && mpk__waiting_begin();                               \
         word result = real(A##n);                                                        \
-        if (lends_core) mpk__waiting_end();                                              \
+        if (donates_core) mpk__waiting_end();                                              \
         return result;                                                                   \
     }                                                                                    \
     HOOK_OF(0, name, n, waits, __VA_ARGS__)                                              \

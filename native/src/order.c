@@ -58,19 +58,19 @@ static int by_deadline(const void *a, const void *b) {
     return x->chunk < y->chunk ? -1 : 1;
 }
 
-/* The chunks with blocks that are due, in the order of their addresses. */
+/* The chunks with dirty blocks, in the order of their addresses. */
 static uint32_t list_jobs(const mpk_session *s, job *jobs) {
     uint32_t n = 0;
     for (uint32_t c = 0; c < s->n_chunks; c++) {
         job j = {.deadline_us = MPK__NOT_WRITTEN, .chunk = c};
-        bool is_due = false;
+        bool is_dirty = false;
         for (uint32_t b = s->chunks[c].first; b < s->chunks[c].first + s->chunks[c].count; b++) {
             const mpk__history *h = &s->history[b];
-            if (!h->is_due) continue;
-            is_due = true;
-            if (!h->is_held && h->deadline_us < j.deadline_us) j.deadline_us = h->deadline_us;
+            if (!h->is_dirty) continue;
+            is_dirty = true;
+            if (!h->is_pinned && h->deadline_us < j.deadline_us) j.deadline_us = h->deadline_us;
         }
-        if (is_due) jobs[n++] = j;
+        if (is_dirty) jobs[n++] = j;
     }
     return n;
 }

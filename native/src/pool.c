@@ -1,5 +1,5 @@
-/* The pool: a fixed number of block-sized slots, taken by the fault handler and given back by the drain threads.
- * Its free slots form a lock-free stack. A writer that finds none sleeps on a futex: never a spin, because the idle
+/* The pool: a fixed number of block-sized entries, taken by the fault handler and given back by the drain threads.
+ * Its free entries form a lock-free stack. A writer that finds none sleeps on a futex: never a spin, because the idle
  * drain threads, which are to make room, get no time while anybody spins. */
 #include <errno.h>
 #include <stdlib.h>
@@ -26,15 +26,15 @@ static size_t populate(uint8_t *memory, size_t bytes, mpk_may_take *may, void *c
     return done;
 }
 
-int mpk__pool_create(mpk__pool *pool, size_t slot_bytes, size_t n_slots, size_t least, mpk_may_take *may, void *context) {
-    if (n_slots == 0 || n_slots >= MPK__NO_SLOT || n_slots > SIZE_MAX / slot_bytes) return -EINVAL;
-    size_t bytes = slot_bytes * n_slots, taken = 0;
+int mpk__pool_create(mpk__pool *pool, size_t entry_bytes, size_t n_entries, size_t least, mpk_may_take *may, void *context) {
+    if (n_entries == 0 || n_entries >= MPK__NO_ENTRY || n_entries > SIZE_MAX / entry_bytes) return -EINVAL;
+    size_t bytes = entry_bytes * n_entries, taken = 0;
     int error = -ENOMEM;
     pool->memory = mpk__prim_map(bytes, true);
     if (pool->memory) {
         error = 0;
-        taken = populate(pool->memory, bytes, may, context, &error) / slot_bytes * slot_bytes;
-        if (!error && (taken == 0 || taken < least * slot_bytes)) error = -EDQUOT;
+        taken = populate(pool->memory, bytes, may, context, &error) / entry_bytes * entry_bytes;
+        if (!error && (taken == 0 || taken < least * entry_bytes)) error = -EDQUOT;
         mpk__prim_unmap(taken < bytes ? pool->memory + taken : NULL, bytes - taken);
     }
     if (error) {
@@ -42,16 +42,16 @@ int mpk__pool_create(mpk__pool *pool, size_t slot_bytes, size_t n_slots, size_t 
         pool->memory = NULL;
         return error;
     }
-    n_slots = taken / slot_bytes;
-    pool->next = calloc(n_slots, sizeof *pool->next);
-    pool->crc = calloc(n_slots, sizeof *pool->crc);
-    pool->slot_bytes = slot_bytes;
-    pool->n_slots = (uint32_t)n_slots;
+    n_entries = taken / entry_bytes;
+    pool->next = calloc(n_entries, sizeof *pool->next);
+    pool->crc = calloc(n_entries, sizeof *pool->crc);
+    pool->entry_bytes = entry_bytes;
+    pool->n_entries = (uint32_t)n_entries;
     if (!pool->next || !pool->crc) {
         mpk__pool_destroy(pool);
         return -ENOMEM;
     }
-    for (uint32_t i = 0; i < pool->n_slots; i++) atomic_init(&pool->next[i], i + 1 < pool->n_slots ? i + 2 : 0);
+    for (uint32_t i = 0; i < pool->n_entries; i++) atomic_init(&pool->next[i], i + 1 < pool->n_entries ? i + 2 : 0);
     atomic_init(&pool->free_list, 1);
     atomic_init(&pool->used, 0);
     atomic_init(&pool->given, 0);
@@ -60,7 +60,7 @@ int mpk__pool_create(mpk__pool *pool, size_t slot_bytes, size_t n_slots, size_t 
 }
 
 void mpk__pool_destroy(mpk__pool *pool) {
-    mpk__prim_unmap(pool->memory, pool->slot_bytes * pool->n_slots);
+    mpk__prim_unmap(pool->memory, pool->entry_bytes * pool->n_entries);
     free((void *)pool->next);
     free(pool->crc);
     *pool = (mpk__pool){0};
@@ -69,20 +69,20 @@ void mpk__pool_destroy(mpk__pool *pool) {
 uint32_t mpk__pool_take_in_handler(mpk__pool *pool) {
     uint64_t top = atomic_load(&pool->free_list);
     for (;;) {
-        uint32_t entry = (uint32_t)top;
-        if (entry == 0) return MPK__NO_SLOT;
-        uint64_t below = atomic_load(&pool->next[entry - 1]);
+        uint32_t first = (uint32_t)top;
+        if (first == 0) return MPK__NO_ENTRY;
+        uint64_t below = atomic_load(&pool->next[first - 1]);
         if (atomic_compare_exchange_weak(&pool->free_list, &top, ((top + TAG_UNIT) & ~(TAG_UNIT - 1)) | below)) {
             atomic_fetch_add(&pool->used, 1);
-            return entry - 1;
+            return first - 1;
         }
     }
 }
 
-void mpk__pool_give_in_handler(mpk__pool *pool, uint32_t slot) {
+void mpk__pool_give_in_handler(mpk__pool *pool, uint32_t entry) {
     uint64_t top = atomic_load(&pool->free_list);
-    do atomic_store(&pool->next[slot], (uint32_t)top);
-    while (!atomic_compare_exchange_weak(&pool->free_list, &top, ((top + TAG_UNIT) & ~(TAG_UNIT - 1)) | (slot + 1)));
+    do atomic_store(&pool->next[entry], (uint32_t)top);
+    while (!atomic_compare_exchange_weak(&pool->free_list, &top, ((top + TAG_UNIT) & ~(TAG_UNIT - 1)) | (entry + 1)));
     atomic_fetch_sub(&pool->used, 1);
     mpk__pool_notify(pool);
 }
@@ -120,20 +120,20 @@ static void finish_copies(void) {
 #endif
 }
 
-void mpk__pool_put_in_handler(mpk__pool *pool, uint32_t slot, const uint8_t *image, size_t bytes) {
-    copy_past_caches(mpk__pool_slot(pool, slot), image, bytes);
+void mpk__pool_put_in_handler(mpk__pool *pool, uint32_t entry, const uint8_t *image, size_t bytes) {
+    copy_past_caches(mpk__pool_image(pool, entry), image, bytes);
     finish_copies();
 }
 
-void mpk__pool_put_checked_in_handler(mpk__pool *pool, uint32_t slot, const uint8_t *image, size_t bytes, size_t border) {
+void mpk__pool_put_checked_in_handler(mpk__pool *pool, uint32_t entry, const uint8_t *image, size_t bytes, size_t border) {
     uint32_t crc[2] = {0, 0};
     for (size_t at = 0; at < bytes; at += PIECE) {
         size_t n = bytes - at < PIECE ? bytes - at : PIECE;
         size_t before = at >= border ? 0 : border - at < n ? border - at : n;
         crc[0] = mpk_crc32c(crc[0], image + at, before);
         crc[1] = mpk_crc32c(crc[1], image + at + before, n - before);
-        copy_past_caches(mpk__pool_slot(pool, slot) + at, image + at, n);
+        copy_past_caches(mpk__pool_image(pool, entry) + at, image + at, n);
     }
     finish_copies();
-    memcpy(pool->crc[slot], crc, sizeof crc);
+    memcpy(pool->crc[entry], crc, sizeof crc);
 }

@@ -18,7 +18,7 @@ typedef struct reading {
     size_t bytes, block_bytes, chunk;
     uint64_t offset;
     const uint32_t *checksums;
-    bool *is_damaged; /* per block */
+    bool *is_corrupt; /* per block */
     _Atomic size_t next; /* the first byte that no thread has taken up */
     _Atomic int error;
 } reading;
@@ -44,7 +44,7 @@ static int64_t read_and_check(reading *r, uint8_t *bounce, size_t at) {
     for (size_t in = 0; in < wanted && have >= 0; in += r->block_bytes) {
         size_t b = (at + in) / r->block_bytes;
         size_t length = wanted - in < r->block_bytes ? wanted - in : r->block_bytes;
-        r->is_damaged[b] = in + length > (size_t)have || mpk_crc32c(0, to + in, length) != r->checksums[b];
+        r->is_corrupt[b] = in + length > (size_t)have || mpk_crc32c(0, to + in, length) != r->checksums[b];
     }
     return have;
 }
@@ -62,14 +62,14 @@ static void *read_chunks(void *argument) {
 }
 
 int mpk_read_blocks(const char *path, uint64_t offset, void *memory, size_t bytes, size_t block_bytes,
-                    const uint32_t *checksums, int direct, size_t *damaged, size_t *n_damaged) {
-    *n_damaged = 0;
+                    const uint32_t *checksums, int direct, size_t *corrupt, size_t *n_corrupt) {
+    *n_corrupt = 0;
     if (block_bytes == 0 || block_bytes % MPK__IO_ALIGN) return -EINVAL;
     size_t n_blocks = (bytes + block_bytes - 1) / block_bytes;
     reading r = {.memory = memory, .bytes = bytes, .block_bytes = block_bytes, .offset = offset, .checksums = checksums};
     r.chunk = block_bytes > CHUNK_BYTES ? block_bytes : CHUNK_BYTES / block_bytes * block_bytes;
-    r.is_damaged = calloc(n_blocks ? n_blocks : 1, sizeof *r.is_damaged);
-    if (!r.is_damaged) return -ENOMEM;
+    r.is_corrupt = calloc(n_blocks ? n_blocks : 1, sizeof *r.is_corrupt);
+    if (!r.is_corrupt) return -ENOMEM;
     int error = mpk__prim_open_slot(path, direct, false, &r.direct_fd, &r.buffered_fd);
     if (!error) {
         pthread_t others[READERS - 1];
@@ -82,7 +82,7 @@ int mpk_read_blocks(const char *path, uint64_t offset, void *memory, size_t byte
         error = atomic_load(&r.error);
     }
     for (size_t b = 0; b < n_blocks && !error; b++)
-        if (r.is_damaged[b]) damaged[(*n_damaged)++] = b;
-    free(r.is_damaged);
+        if (r.is_corrupt[b]) corrupt[(*n_corrupt)++] = b;
+    free(r.is_corrupt);
     return error;
 }

@@ -20,7 +20,7 @@ int mpk_session_create(mpk_session **out, unsigned flags) {
     s->unit_bytes = MPK__HUGE_PAGE;
     s->sweep_us = SWEEP_US;
     s->epoch.direct_fd = s->epoch.buffered_fd = -1;
-    atomic_init(&s->unseen, -1);
+    atomic_init(&s->untracked, -1);
     atomic_init(&s->torn_region, -1);
     *out = s;
     return 0;
@@ -31,7 +31,7 @@ void mpk_session_ask_before_taking(mpk_session *s, mpk_may_take *may, void *cont
     s->may_take_context = context;
 }
 
-size_t mpk_session_pool_bytes(const mpk_session *s) { return s->pool.slot_bytes * s->pool.n_slots; }
+size_t mpk_session_pool_bytes(const mpk_session *s) { return s->pool.entry_bytes * s->pool.n_entries; }
 
 static void forget_regions(mpk_session *s) {
     for (uint32_t i = 0; i < s->n_regions; i++) {
@@ -134,10 +134,10 @@ int mpk__session_is_valid(const mpk_session *s) {
         enum mpk__block_state state = mpk__state_of(atomic_load(&s->blocks[b]));
         if (state != MPK__WRITABLE && state != MPK__CLEAN) return 0;
     }
-    uint32_t free_slots = 0; /* each pool slot is on the free list, once */
-    for (uint32_t i = (uint32_t)atomic_load(&s->pool.free_list); i && free_slots <= s->pool.n_slots; free_slots++)
+    uint32_t free_entries = 0; /* each pool entry is on the free list, once */
+    for (uint32_t i = (uint32_t)atomic_load(&s->pool.free_list); i && free_entries <= s->pool.n_entries; free_entries++)
         i = atomic_load(&s->pool.next[i - 1]);
-    return free_slots == s->pool.n_slots;
+    return free_entries == s->pool.n_entries;
 }
 
 static int number_blocks(mpk_session *s) {
@@ -157,8 +157,8 @@ static int number_blocks(mpk_session *s) {
     s->crc = calloc(room, sizeof *s->crc);
     s->by_address = calloc(s->n_regions + 1, sizeof *s->by_address);
     s->opened = calloc(room, sizeof *s->opened);
-    s->holds = calloc(room, sizeof *s->holds);
-    if (!s->blocks || !s->block_region || !s->crc || !s->by_address || !s->opened || !s->holds) return -ENOMEM;
+    s->pins = calloc(room, sizeof *s->pins);
+    if (!s->blocks || !s->block_region || !s->crc || !s->by_address || !s->opened || !s->pins) return -ENOMEM;
     memset((void *)s->opened, 1, room);
     for (uint32_t i = 0; i < s->n_regions; i++) {
         for (uint32_t b = 0; b < s->regions[i].n_blocks; b++) s->block_region[s->regions[i].first_block + b] = i;
@@ -170,22 +170,22 @@ static int number_blocks(mpk_session *s) {
     return 0;
 }
 
-static void release_blocks(mpk_session *s) {
+static void free_blocks(mpk_session *s) {
     mpk__pool_destroy(&s->pool);
     mpk__history_destroy(s);
     mpk__order_destroy(s);
     free((void *)s->blocks);
     free((void *)s->opened);
-    free((void *)s->holds);
+    free((void *)s->pins);
     free(s->block_region);
     free(s->crc);
     free(s->by_address);
     s->blocks = NULL;
     s->opened = NULL;
-    s->holds = NULL;
+    s->pins = NULL;
     s->block_region = s->by_address = NULL;
     s->crc = NULL;
-    atomic_store(&s->unseen, -1);
+    atomic_store(&s->untracked, -1);
     s->n_blocks = 0;
 }
 
@@ -196,26 +196,26 @@ int mpk_session_seal(mpk_session *s, size_t block_bytes, size_t pool_bytes) {
     s->block_bytes = block_bytes;
     mpk_crc32c(0, "", 0); /* makes its tables, which the handler must not */
     int error = mpk_session_look_up(s);
-    size_t n_slots = (pool_bytes + block_bytes - 1) / block_bytes;
+    size_t n_entries = (pool_bytes + block_bytes - 1) / block_bytes;
     if (!error) error = number_blocks(s);
     if (!error) mpk__pin_blocks(s);
-    if (!error && s->n_pinned > n_slots) error = -ENOBUFS;
+    if (!error && s->n_pinned > n_entries) error = -ENOBUFS;
     if (!error) error = mpk__history_create(s);
     if (!error) error = mpk__order_create(s);
-    if (!error) error = mpk__pool_create(&s->pool, block_bytes, n_slots, s->n_pinned, s->may_take, s->may_take_context);
+    if (!error) error = mpk__pool_create(&s->pool, block_bytes, n_entries, s->n_pinned, s->may_take, s->may_take_context);
     if (!error) error = mpk__fault_watch(s);
     if (error) {
-        release_blocks(s);
+        free_blocks(s);
         return error;
     }
     error = mpk__drain_start_threads(s);
     if (error) {
         mpk__fault_unwatch();
-        release_blocks(s);
+        free_blocks(s);
         return error;
     }
     s->sealed = true;
-    mpk__guard_mark_held(s);
+    mpk__guard_pin_ranges(s);
     return 0;
 }
 
@@ -252,15 +252,15 @@ void mpk__open_all(mpk_session *s) {
 }
 
 /* Puts a block into its state for this cut, and tells whether its pages are to be protected now. A drain thread may claim it
- * as soon as its word says ARMED. Thousands of full barriers would cost more than all else here: whoever protects makes one. */
-static bool arm_block(mpk_session *s, uint32_t b) {
+ * as soon as its word says PROTECTED. Thousands of full barriers would cost more than all else here: whoever protects makes one. */
+static bool protect_block(mpk_session *s, uint32_t b) {
     mpk__history *h = &s->history[b];
     bool is_closed = mpk__state_of(atomic_load(&s->blocks[b])) == MPK__CLEAN && !s->is_distrusted;
-    h->is_held = !is_closed && atomic_load(&s->holds[b]) != 0;
-    if (!h->is_held && atomic_load(&s->opened[b]) && atomic_exchange(&s->opened[b], 0)) atomic_fetch_add(&s->n_closed, 1);
-    enum mpk__block_state state = h->is_held ? MPK__WRITABLE : h->is_due ? MPK__ARMED : MPK__CLEAN;
+    h->is_pinned = !is_closed && atomic_load(&s->pins[b]) != 0;
+    if (!h->is_pinned && atomic_load(&s->opened[b]) && atomic_exchange(&s->opened[b], 0)) atomic_fetch_add(&s->n_closed, 1);
+    enum mpk__block_state state = h->is_pinned ? MPK__WRITABLE : h->is_dirty ? MPK__PROTECTED : MPK__CLEAN;
     atomic_store_explicit(&s->blocks[b], mpk__word(s->cut, 0, state), memory_order_release);
-    return !is_closed && !h->is_held;
+    return !is_closed && !h->is_pinned;
 }
 
 int mpk__protect_blocks(mpk_session *s, bool (*wants)(mpk_session *, uint32_t)) {
@@ -284,30 +284,30 @@ int mpk__protect_blocks(mpk_session *s, bool (*wants)(mpk_session *, uint32_t)) 
     return error;
 }
 
-/* The cut itself. A word is ARMED before its page is protected: a write in between, of a thread that should stand still, is
- * then one before the cut and not a torn image. Held blocks are copied, which may wait for room in the pool. */
-static int arm(mpk_session *s) {
-    int error = mpk__protect_blocks(s, arm_block);
+/* The cut itself. A word is PROTECTED before its page is protected: a write in between, of a thread that should not run, is
+ * then one before the cut and not a torn image. Pinned blocks are copied, which may wait for room in the pool. */
+static int protect(mpk_session *s) {
+    int error = mpk__protect_blocks(s, protect_block);
     bool first = true;
     for (uint32_t b = 0; b < s->n_blocks; b++) {
-        if (!s->history[b].is_held) continue;
-        if (first) mpk__drain_ring_in_handler(s); /* it makes the room */
+        if (!s->history[b].is_pinned) continue;
+        if (first) mpk__drain_wake_in_handler(s); /* it makes the room */
         first = false;
-        mpk__copy_held_block(s, b);
+        mpk__copy_pinned_block(s, b);
     }
     int torn = mpk__check_pinned(s);
     return error ? error : torn;
 }
 
-static void release_payload(mpk__payload *p) {
+static void free_payload(mpk__payload *p) {
     free(p->data);
     free(p->spill_path);
     *p = (mpk__payload){0};
 }
 
-static void release_plan(mpk__epoch *e) {
-    release_payload(&e->objects);
-    release_payload(&e->channels);
+static void free_plan(mpk__epoch *e) {
+    free_payload(&e->objects);
+    free_payload(&e->channels);
     free(e->path);
     e->path = NULL;
 }
@@ -315,8 +315,8 @@ static void release_plan(mpk__epoch *e) {
 void mpk__session_free(mpk_session *s) {
     mpk__drain_unmap_bounces(s);
     mpk__writer_close(s);
-    release_blocks(s);
-    release_plan(&s->epoch);
+    free_blocks(s);
+    free_plan(&s->epoch);
     forget_regions(s);
     free(s->stall_text);
     free(s);
@@ -334,20 +334,20 @@ static void wait_for_drain(mpk_session *s) {
 
 int mpk_session_unseal(mpk_session *s) {
     if (s->sealed) {
-        if (atomic_load(&s->channels) == MPK__CHANNELS_DUE) mpk__drain_fail_in_handler(s, ECANCELED);
-        mpk_session_hurry(s, 1);
+        if (atomic_load(&s->channels) == MPK__CHANNELS_PENDING) mpk__drain_fail_in_handler(s, ECANCELED);
+        mpk_session_boost(s, 1);
         wait_for_drain(s);
-        mpk_session_hurry(s, 0);
+        mpk_session_boost(s, 0);
         bool hangs = atomic_load(&s->drain_state) == MPK_DRAIN_HUNG && !mpk__is_forked_child();
         if (!hangs) mpk__drain_stop_threads(s);
         mpk__open_all(s);
         mpk__fault_unwatch();
         if (hangs) {
-            mpk__drain_leave_threads(s); /* s is gone */
+            mpk__drain_abandon_threads(s); /* s is gone */
             return -EBUSY;
         }
-        release_blocks(s);
-        release_plan(&s->epoch);
+        free_blocks(s);
+        free_plan(&s->epoch);
         s->sealed = false;
     }
     forget_regions(s);
@@ -359,10 +359,10 @@ static bool copy_path(char **to, const char *path) {
     return *to || !path;
 }
 
-/* Copies what the drain threads will need: after this the caller's plan is not looked at again. */
+/* Copies what the drain threads will need: after this the caller's plan is not read again. */
 static int take_plan(mpk_session *s, const mpk_plan *plan) {
     mpk__epoch *e = &s->epoch;
-    release_plan(e);
+    free_plan(e);
     e->path = strdup(plan->path);
     e->objects = (mpk__payload){.data = malloc(plan->objects_bytes + 1), .bytes = plan->objects_bytes};
     if (!e->path || !e->objects.data || !copy_path(&e->objects.spill_path, plan->spill_path) ||
@@ -413,7 +413,7 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     s->cut++;
     uint64_t interval = start - s->epoch.started_ns;
     s->epoch.started_ns = start;
-    s->n_due = mpk__history_advance(s);
+    s->n_dirty = mpk__history_advance(s);
     mpk__check_begin(s, interval);
     atomic_store(&s->epoch_number, plan->epoch);
     atomic_store(&s->bytes_written, 0);
@@ -431,24 +431,24 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     atomic_store(&s->stall_said, 0);
     atomic_fetch_add(&s->idle_blocks, s->chunk_blocks);
     bool follow = plan->channels_follow;
-    atomic_store(&s->channels, follow ? MPK__CHANNELS_DUE : MPK__CHANNELS_NONE);
+    atomic_store(&s->channels, follow ? MPK__CHANNELS_PENDING : MPK__CHANNELS_NONE);
     uint32_t compares = s->n_pinned != 0;
-    atomic_store(&s->pending, s->n_due + (follow ? 2 : 1) + compares);
+    atomic_store(&s->pending, s->n_dirty + (follow ? 2 : 1) + compares);
     atomic_store(&s->begun, 0); /* a thread that was late in the last epoch may open this one from here on */
     /* A drain thread that is still awake from the last epoch may begin on the first blocks at once: all that it needs
-     * is in place, and the program stands still. */
+     * is in place, and the program is blocked. */
     atomic_store(&s->drain_state, MPK_DRAIN_ACTIVE);
-    error = arm(s);
-    if (error) mpk__drain_fail_in_handler(s, -error); /* not all are armed, or copies are torn; too late only if all is saved */
+    error = protect(s);
+    if (error) mpk__drain_fail_in_handler(s, -error); /* not all are protected, or copies are torn; too late only if all is saved */
     if (compares) mpk__drain_finished_in_handler(s, 1);
-    mpk__drain_ring_for_cut(s);
+    mpk__drain_wake_for_cut(s);
     atomic_store(&s->blocked_ns, mpk__prim_now_ns() - start);
     return 0;
 }
 
-void mpk_session_hurry(mpk_session *s, int on) {
+void mpk_session_boost(mpk_session *s, int on) {
     uint32_t wanted = on != 0;
-    if (atomic_exchange(&s->hurry, wanted) != wanted) mpk__drain_ring_in_handler(s); /* it wakes all threads */
+    if (atomic_exchange(&s->boost, wanted) != wanted) mpk__drain_wake_in_handler(s); /* it wakes all threads */
 }
 
 int mpk_session_wait(mpk_session *s, int64_t timeout_ns) {
@@ -467,17 +467,17 @@ void mpk_session_progress(const mpk_session *s, mpk_progress *out) {
     uint32_t pending = atomic_load(&s->pending);
     int error = atomic_load(&s->error);
     bool active = state == MPK_DRAIN_ACTIVE;
-    bool due = active && atomic_load(&s->channels) == MPK__CHANNELS_DUE; /* after pending, which then counts them */
-    if (due && pending) pending--;
+    bool follows = active && atomic_load(&s->channels) == MPK__CHANNELS_PENDING; /* after pending, which then counts them */
+    if (follows && pending) pending--;
     *out = (mpk_progress){
         .epoch = atomic_load(&s->epoch_number),
         .state = (enum mpk_drain_state)state,
         .error = active ? 0 : error ? error : state == MPK_DRAIN_HUNG ? ETIMEDOUT : 0,
-        .unseen_region = -1,
+        .untracked_region = -1,
         .torn_region = atomic_load(&s->torn_region),
         .blocks = s->n_blocks,
-        .blocks_due = s->n_due,
-        .blocks_saved = pending < s->n_due ? s->n_due - pending : 0,
+        .blocks_dirty = s->n_dirty,
+        .blocks_saved = pending < s->n_dirty ? s->n_dirty - pending : 0,
         .blocks_copied = atomic_load(&s->blocks_copied),
         .bytes_written = atomic_load(&s->bytes_written),
         .bytes_waiting = atomic_load(&s->bytes_waiting),
@@ -488,13 +488,13 @@ void mpk_session_progress(const mpk_session *s, mpk_progress *out) {
         .fault_ns = atomic_load(&s->fault_ns),
         .faults = atomic_load(&s->faults),
         .direct = atomic_load(&s->use_direct),
-        .channels_due = due,
+        .channels_pending = follows,
         .calls = atomic_load(&s->calls),
         .calls_ended = atomic_load(&s->calls_ended),
     };
-    int64_t unseen = atomic_load(&s->unseen);
-    if (unseen < 0) return;
-    mpk__place place = mpk__block_place(s, (uint32_t)unseen);
-    out->unseen_region = (int32_t)(place.region - s->regions);
-    out->unseen_offset = place.offset;
+    int64_t untracked = atomic_load(&s->untracked);
+    if (untracked < 0) return;
+    mpk__place place = mpk__block_place(s, (uint32_t)untracked);
+    out->untracked_region = (int32_t)(place.region - s->regions);
+    out->untracked_offset = place.offset;
 }

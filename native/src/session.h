@@ -2,23 +2,23 @@
  *
  * A block's state is one 64-bit word, changed by compare-and-swap alone:
  *
- *     cut number (32 bits) | pool slot (24) | state (8)
+ *     cut number (32 bits) | pool entry (24) | state (8)
  *
- *     WRITABLE  nothing due; the program writes freely
- *     ARMED     read-only, to be saved
- *     FLYING    read-only, a drain thread is writing it straight from the program's memory
- *     COPIED    its image lies in a pool slot, writable again
- *     LANDING   COPIED, and a drain thread has it in hand
- *     CLEAN     nothing due, read-only until its first write: as it was at the last cut
+ *     WRITABLE        nothing pending; the program writes freely
+ *     PROTECTED       read-only, to be saved
+ *     DRAINING        read-only, a drain thread is writing it straight from the program's memory
+ *     COPIED          its image lies in a pool entry, writable again
+ *     DRAINING_COPY   COPIED, and a drain thread has it in hand
+ *     CLEAN           nothing pending, read-only until its first write: as it was at the last cut
  *
- *     cut:    WRITABLE -> ARMED               CLEAN -> ARMED, if the slot holds something older, else CLEAN
- *     drain:  ARMED    -> FLYING -> CLEAN     COPIED -> LANDING -> WRITABLE, or COPIED if it was claimed ARMED
- *     write:  ARMED    -> COPIED              FLYING -> LANDING         CLEAN -> WRITABLE
- *     write, once the epoch has failed:       ARMED or FLYING -> WRITABLE, without a copy
+ *     cut:    WRITABLE -> PROTECTED               CLEAN -> PROTECTED, if the slot holds something older, else CLEAN
+ *     drain:  PROTECTED    -> DRAINING -> CLEAN     COPIED -> DRAINING_COPY -> WRITABLE, or COPIED if it was claimed PROTECTED
+ *     write:  PROTECTED    -> COPIED              DRAINING -> DRAINING_COPY         CLEAN -> WRITABLE
+ *     write, once the epoch has failed:       PROTECTED or DRAINING -> WRITABLE, without a copy
  *
  * The cut number makes a word of an earlier cut differ from the same state in this one, so that a handler that was
- * held up for a whole epoch cannot succeed with an old copy. Whoever wins a swap owns what follows from it; a block
- * leaves read-only before its page does, so a page that is writable never has an image still due. */
+ * delayed for a whole epoch cannot succeed with an old copy. Whoever wins a swap owns what follows from it; a block
+ * leaves read-only before its page does, so a page that is writable never has an image still pending. */
 #ifndef MPK_SESSION_H
 #define MPK_SESSION_H
 
@@ -29,20 +29,20 @@
 
 enum mpk__block_state {
     MPK__WRITABLE = 0,
-    MPK__ARMED,
-    MPK__FLYING,
+    MPK__PROTECTED,
+    MPK__DRAINING,
     MPK__COPIED,
-    MPK__LANDING,
+    MPK__DRAINING_COPY,
     MPK__CLEAN,
 };
 
-#define MPK__NO_SLOT 0xffffffu /* also the limit of a pool, in slots */
+#define MPK__NO_ENTRY 0xffffffu /* also the limit of a pool, in entries */
 
-static inline uint64_t mpk__word(uint32_t cut, uint32_t slot, enum mpk__block_state state) {
-    return (uint64_t)cut << 32 | (uint64_t)slot << 8 | state;
+static inline uint64_t mpk__word(uint32_t cut, uint32_t entry, enum mpk__block_state state) {
+    return (uint64_t)cut << 32 | (uint64_t)entry << 8 | state;
 }
 static inline enum mpk__block_state mpk__state_of(uint64_t word) { return (enum mpk__block_state)(word & 0xff); }
-static inline uint32_t mpk__slot_of(uint64_t word) { return (uint32_t)(word >> 8) & 0xffffff; }
+static inline uint32_t mpk__entry_of(uint64_t word) { return (uint32_t)(word >> 8) & 0xffffff; }
 static inline uint32_t mpk__cut_of(uint64_t word) { return (uint32_t)(word >> 32); }
 
 /* A named range of the program's memory. Only whole pages of its own can be protected: what shares a page with
@@ -70,13 +70,13 @@ typedef struct mpk__region {
 /* Preallocated room for the images of blocks that the program wrote to before they were saved. */
 typedef struct mpk__pool {
     uint8_t *memory;
-    size_t slot_bytes;
-    uint32_t n_slots;
-    uint32_t (*crc)[2];         /* per slot: checksums of its image, as in mpk_session.crc */
-    _Atomic uint64_t free_list; /* top slot + 1, with a count of changes above it against ABA */
-    _Atomic uint32_t *next;     /* per slot: the one below it + 1 */
+    size_t entry_bytes;
+    uint32_t n_entries;
+    uint32_t (*crc)[2];         /* per entry: checksums of its image, as in mpk_session.crc */
+    _Atomic uint64_t free_list; /* top entry + 1, with a count of changes above it against ABA */
+    _Atomic uint32_t *next;     /* per entry: the one below it + 1 */
     _Atomic uint32_t used;
-    _Atomic uint32_t given;     /* counts slots given back: the word that writers wait on */
+    _Atomic uint32_t given;     /* counts entries given back: the word that writers wait on */
     _Atomic uint32_t waiters;
 } mpk__pool;
 
@@ -104,11 +104,11 @@ typedef struct mpk__payload {
     char *spill_path;
 } mpk__payload;
 
-/* The channels of an epoch become known after its cut. While they are DUE they are a unit of `pending`, which belongs to
- * whoever changes DUE into something else. */
+/* The channels of an epoch become known after its cut. While they are PENDING they are a unit of `pending`, which belongs
+ * to whoever changes PENDING into something else. */
 enum mpk__channels {
     MPK__CHANNELS_NONE = 0,
-    MPK__CHANNELS_DUE,
+    MPK__CHANNELS_PENDING,
     MPK__CHANNELS_HERE,
     MPK__CHANNELS_DROPPED, /* the epoch failed before they came */
 };
@@ -134,10 +134,10 @@ typedef struct mpk__history {
     uint32_t restored_crc;     /* of a block that `is_restored`: its checksum in the slot that was restored */
     _Atomic bool is_ahead;     /* opened since this cut, for a write to another block (ahead.c), */
     bool was_ahead;            /* and in the interval before this cut */
-    _Atomic bool is_left_out;  /* it was opened so in vain, and not written to since */
+    _Atomic bool is_left_out;  /* it was opened so needlessly, and not written to since */
     _Atomic uint32_t swept;    /* of a unit's first block: the last cut after which the program swept into the unit; 0: never */
-    bool is_due;               /* the slot of this cut lacks it */
-    bool is_held;              /* copied at this cut, as others may be writing to it */
+    bool is_dirty;               /* the slot of this cut lacks it */
+    bool is_pinned;              /* copied at this cut, as others may be writing to it */
     bool is_restored;          /* read from a slot, and not compared with it since */
     _Atomic bool crc_is_known; /* mpk_session.crc is that of its content at this cut */
 } mpk__history;
@@ -163,7 +163,7 @@ typedef struct mpk__chunk {
 
 struct mpk_session {
     bool want_direct, ignores_deadlines, sealed;
-    bool is_distrusted;     /* not all could be protected at the last cut: any block may have changed unseen */
+    bool is_distrusted;     /* not all could be protected at the last cut: any block may have changed untracked */
     mpk__region *regions; /* in the order of mpk_region_add */
     uint32_t n_regions;
     uint32_t *by_address; /* indices into regions, ascending addresses */
@@ -175,17 +175,17 @@ struct mpk_session {
     _Atomic uint64_t *blocks;
     uint32_t *block_region; /* per block: its region */
     _Atomic uint8_t *opened; /* per block: its pages are writable since the last cut */
-    _Atomic uint16_t *holds; /* per block: ranges that others may write to at any time; never protected while there are any */
+    _Atomic uint16_t *pins; /* per block: ranges that others may write to at any time; never protected while there are any */
     _Atomic uint32_t n_closed; /* blocks that are not opened */
     uint32_t (*crc)[2];     /* per block: before and behind the border of the region's blocks in the file */
     mpk__history *history;  /* per block */
     mpk__holding *holdings; /* a list: one for each slot that was written to or restored */
     mpk__chunk *chunks;
     uint32_t n_chunks, chunk_blocks; /* how many; blocks of each but the last of a region */
-    _Atomic uint32_t *order; /* chunks with blocks that are due, as they are to be drained; made when the slot is opened */
+    _Atomic uint32_t *order; /* chunks with dirty blocks, as they are to be drained; made when the slot is opened */
     _Atomic uint32_t *deadlines_us; /* from the cut to the expected first write to each of these */
     _Atomic uint32_t n_ordered;
-    _Atomic uint32_t run_us; /* that the drain of a run takes, of late; 0: not known */
+    _Atomic uint32_t run_us; /* that the drain of a run recently took; 0: not known */
     mpk_may_take *may_take; /* NULL, or asked before memory is taken */
     void *may_take_context;
     mpk__pool pool;
@@ -199,25 +199,25 @@ struct mpk_session {
     uint64_t stall_limit_ns;      /* without a call that ends, until a write gives the epoch up; 0: none */
     char *stall_text;             /* what it says before */
     _Atomic uint32_t stall_said;  /* in this epoch */
-    _Atomic uint32_t users;       /* the drain threads, and the owner: the last one frees a session that was left */
-    _Atomic bool is_left;         /* the owner has gone, as the storage hangs */
-    _Atomic uint32_t bell;        /* changed whenever a drain thread may have something to do; waited on */
-    _Atomic uint32_t stop, hurry;
+    _Atomic uint32_t users;       /* the drain threads, and the owner: the last one frees a session that was abandoned */
+    _Atomic bool is_abandoned;         /* the owner has gone, as the storage hangs */
+    _Atomic uint32_t wakeups;        /* changed whenever a drain thread may have something to do; waited on */
+    _Atomic uint32_t stop, boost;
     _Atomic uint32_t idle_blocks; /* rises with every block that an idle thread takes up, and by a chunk at every cut */
     _Atomic uint32_t starved;   /* in this epoch the idle threads do not get the processor */
     _Atomic uint32_t begun;       /* 0, 1 one thread is opening the slot, 2 open; waited on */
-    _Atomic uint32_t commit_due;  /* all is saved, and an urgent thread is to commit */
-    _Atomic uint32_t pending;     /* blocks not yet saved, and one each for: the slot not yet open, channels due, each
+    _Atomic uint32_t commit_pending;  /* all is saved, and an urgent thread is to commit */
+    _Atomic uint32_t pending;     /* blocks not yet saved, and one each for: the slot not yet open, channels pending, each
                                    * failure that is being noted, pinned blocks not yet compared; 0: committed, or about to be */
-    _Atomic uint32_t to_check;    /* so many blocks are still to be looked at for unseen writes in this interval, */
+    _Atomic uint32_t to_check;    /* so many blocks are still to be compared for untracked writes in this interval, */
     _Atomic uint32_t check_at;    /* this one (modulo their number) next */
-    _Atomic int64_t unseen;       /* a block that was written to unseen; -1 */
+    _Atomic int64_t untracked;       /* a block that had an untracked write; -1 */
     _Atomic int32_t torn_region;  /* a region that others wrote to while this cut copied it; -1 */
     _Atomic uint32_t channels;    /* enum mpk__channels */
     _Atomic uint32_t cursor;      /* where in `order` to look for the next chunk that is in time, */
     _Atomic uint32_t late_cursor; /* and for the next of all */
-    uint32_t n_due;               /* blocks that this epoch writes */
-    _Atomic int error;            /* errno of the first failure: what is still due is dropped */
+    uint32_t n_dirty;               /* blocks that this epoch writes */
+    _Atomic int error;            /* errno of the first failure: what is still pending is dropped */
     _Atomic int use_direct;
     _Atomic uint64_t epoch_number, bytes_written, bytes_waiting, bytes_urgent, blocks_copied, blocked_ns, drain_ns, stall_ns, fault_ns,
         faults;
@@ -259,23 +259,23 @@ void mpk__session_free(mpk_session *s); /* all that it has; no thread uses it an
 MPK_API int mpk__session_is_valid(const mpk_session *s);
 
 /* pool.c */
-/* At least so many slots, up to n_slots, as many as `may` allows; -EDQUOT if those are fewer. */
-int mpk__pool_create(mpk__pool *pool, size_t slot_bytes, size_t n_slots, size_t least, mpk_may_take *may, void *context);
+/* At least so many entries, up to n_entries, as many as `may` allows; -EDQUOT if those are fewer. */
+int mpk__pool_create(mpk__pool *pool, size_t entry_bytes, size_t n_entries, size_t least, mpk_may_take *may, void *context);
 void mpk__pool_destroy(mpk__pool *pool);
-uint32_t mpk__pool_take_in_handler(mpk__pool *pool); /* MPK__NO_SLOT when it is full */
-void mpk__pool_give_in_handler(mpk__pool *pool, uint32_t slot);
-/* Copies an image, which begins on a page, into a slot. Checked: with its checksums, before and behind the border. */
-void mpk__pool_put_in_handler(mpk__pool *pool, uint32_t slot, const uint8_t *image, size_t bytes);
-void mpk__pool_put_checked_in_handler(mpk__pool *pool, uint32_t slot, const uint8_t *image, size_t bytes, size_t border);
-/* Sleeps until a slot was given back after `given` was read, or a block was saved; at most a short while. */
+uint32_t mpk__pool_take_in_handler(mpk__pool *pool); /* MPK__NO_ENTRY when it is full */
+void mpk__pool_give_in_handler(mpk__pool *pool, uint32_t entry);
+/* Copies an image, which begins on a page, into an entry. Checked: with its checksums, before and behind the border. */
+void mpk__pool_put_in_handler(mpk__pool *pool, uint32_t entry, const uint8_t *image, size_t bytes);
+void mpk__pool_put_checked_in_handler(mpk__pool *pool, uint32_t entry, const uint8_t *image, size_t bytes, size_t border);
+/* Sleeps until an entry was given back after `given` was read, or a block was saved; at most a short while. */
 void mpk__pool_wait_in_handler(mpk__pool *pool, uint32_t given);
 void mpk__pool_notify(mpk__pool *pool); /* a block was saved: whoever waited to copy it need not */
-static inline uint8_t *mpk__pool_slot(const mpk__pool *pool, uint32_t slot) {
-    return pool->memory + (size_t)slot * pool->slot_bytes;
+static inline uint8_t *mpk__pool_image(const mpk__pool *pool, uint32_t entry) {
+    return pool->memory + (size_t)entry * pool->entry_bytes;
 }
 /* More than half full: the urgent thread takes part. */
 static inline bool mpk__pool_is_pressed(const mpk__pool *pool) {
-    return (uint64_t)atomic_load(&pool->used) * 2 > pool->n_slots;
+    return (uint64_t)atomic_load(&pool->used) * 2 > pool->n_entries;
 }
 
 /* fault.c */
@@ -288,8 +288,8 @@ static inline mpk_session *mpk__watched_session(void) {
 }
 /* What a write to block b does; the caller may be the handler, or somebody who announces a write. */
 void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b);
-/* Copies a block that is not protected into the pool: for blocks that are held, at the cut. Waits for room. */
-void mpk__copy_held_block(mpk_session *s, uint32_t b);
+/* Copies a block that is not protected into the pool: for blocks that are pinned, at the cut. Waits for room. */
+void mpk__copy_pinned_block(mpk_session *s, uint32_t b);
 /* In a child made by fork(): opens all pages, puts the signal handler back, and watches nothing any more. */
 void mpk__fault_disown(void);
 
@@ -301,10 +301,10 @@ static inline bool mpk__is_forked_child(void) { return mpk__is_forked_in_handler
 /* drain.c */
 int mpk__drain_start_threads(mpk_session *s);
 void mpk__drain_stop_threads(mpk_session *s);
-void mpk__drain_leave_threads(mpk_session *s); /* they end when their calls to the storage return; s is theirs */
+void mpk__drain_abandon_threads(mpk_session *s); /* they end when their calls to the storage return; s is theirs */
 void mpk__drain_unmap_bounces(mpk_session *s);
-void mpk__drain_ring_in_handler(mpk_session *s);
-void mpk__drain_ring_for_cut(mpk_session *s); /* wakes one thread, which opens the slot and then wakes the others */
+void mpk__drain_wake_in_handler(mpk_session *s);
+void mpk__drain_wake_for_cut(mpk_session *s); /* wakes one thread, which opens the slot and then wakes the others */
 bool mpk__drain_fail_in_handler(mpk_session *s, int error); /* an errno; false: too late, or no epoch is being drained */
 bool mpk__drain_give_up_in_handler(mpk_session *s); /* the storage hangs; false: no drain is active */
 void mpk__drain_finished_in_handler(mpk_session *s, uint32_t units); /* of pending; who takes the last away has it committed */
@@ -328,7 +328,7 @@ bool mpk__record_is_complete(const mpk_record *record, uint64_t epoch);
 /* history.c */
 int mpk__history_create(mpk_session *s);
 void mpk__history_destroy(mpk_session *s);
-/* Finds out at a cut what changed since the last one and what the slot lacks; gives the number of blocks that are due. */
+/* Finds out at a cut what changed since the last one and what the slot lacks; gives the number of dirty blocks. */
 uint32_t mpk__history_advance(mpk_session *s);
 void mpk__history_note_write_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns);
 /* The block is saved as it was at the cut and was not written to since. */
@@ -344,8 +344,8 @@ void mpk__check_begin(mpk_session *s, uint64_t interval_ns); /* at a cut, so lon
 /* A block that was just written to the slot straight from memory, and is protected since: false if memory has changed, so that what
  * reached the file may not be what its checksum says. */
 bool mpk__check_written(mpk_session *s, uint32_t b);
-/* Looks at some CLEAN blocks, as long as the bell is not rung. */
-void mpk__check_blocks(mpk_session *s, uint32_t bell);
+/* Looks at some CLEAN blocks, as long as the thread is not woken. */
+void mpk__check_blocks(mpk_session *s, uint32_t wakeups);
 
 /* order.c */
 int mpk__order_create(mpk_session *s);
@@ -364,7 +364,7 @@ int mpk__check_pinned(mpk_session *s);    /* after they were copied: -EREMCHG if
 
 /* guard.c */
 bool mpk__program_waits(void); /* some thread of the program waits in a call: its core is free */
-void mpk__guard_mark_held(mpk_session *s); /* at sealing: the ranges that are held become blocks that are */
+void mpk__guard_pin_ranges(mpk_session *s); /* at sealing: the ranges that are pinned become blocks that are */
 
 /* retry.c */
 /* After a read that failed: waits, and tells whether to try again. *tries is 0 at first. */

@@ -112,7 +112,7 @@ static size_t take_bytes(struct iovec **piece, int *n, uint8_t *to, size_t most)
     return taken;
 }
 
-/* Pieces that begin in the midst of a sector: through the bounce buffer, shifted so that the sectors fit. */
+/* Pieces that begin inside a sector: through the bounce buffer, shifted so that the sectors fit. */
 static int put_shifted(mpk_session *s, uint8_t *bounce, const struct iovec *pieces, int n, uint64_t offset) {
     struct iovec copy[n], *next = copy;
     memcpy(copy, pieces, sizeof *pieces * (size_t)n);

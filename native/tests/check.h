@@ -40,9 +40,9 @@ static inline bool goes_on(int round, int rounds, uint64_t since_ns, uint64_t se
 /* Wait for the end of a drain. Beside other programs the idle threads may get nothing: then the urgent ones do the rest. */
 static inline void end_drain(mpk_session *s) {
     if (mpk_session_wait(s, 100000000)) return;
-    mpk_session_hurry(s, 1);
+    mpk_session_boost(s, 1);
     CHECK(mpk_session_wait(s, -1) == 1);
-    mpk_session_hurry(s, 0);
+    mpk_session_boost(s, 0);
 }
 
 static inline char *make_slot(size_t bytes) {

@@ -1,5 +1,5 @@
 /* A program that sweeps through its memory has it opened a unit at a time; one that writes here and there has not. What was
- * opened in vain is left out afterwards. And whatever is opened, the slot has the image of the cut. */
+ * opened needlessly is left out afterwards. And whatever is opened, the slot has the image of the cut. */
 #include "check.h"
 
 enum { PAGE = 4096, BLOCK = 2 * PAGE, PER_UNIT = 4, UNIT = PER_UNIT * BLOCK, UNITS = 8, BLOCKS = UNITS * PER_UNIT, BYTES = BLOCKS * BLOCK };
@@ -31,7 +31,7 @@ static uint64_t finish(mpk_session *s) {
     CHECK(mpk__session_is_valid(s));
     mpk_session_progress(s, &p);
     CHECK(p.state == MPK_DRAIN_COMPLETE);
-    return p.blocks_due;
+    return p.blocks_dirty;
 }
 
 /* All is saved, and closed. Gives the number of blocks that were written. */
@@ -72,9 +72,9 @@ static void test_sweeps(void) {
 static void test_no_sweep(void) {
     mpk_session *s = open_session(0, BYTES);
     cut(s);
-    CHECK(open_by_write(s, 9) == 1);                                      /* in the midst of a unit */
+    CHECK(open_by_write(s, 9) == 1);                                      /* inside a unit */
     CHECK(open_by_write(s, 16) == 1 && open_by_write(s, 23) == 1);        /* at its ends, but from nowhere */
-    CHECK(open_by_write(s, 17) == 1 && open_by_write(s, 18) == 1);        /* a sweep that began in the midst of a unit */
+    CHECK(open_by_write(s, 17) == 1 && open_by_write(s, 18) == 1);        /* a sweep that began inside a unit */
     CHECK(open_by_write(s, 19) == 1 && open_by_write(s, 20) == PER_UNIT - 1); /* is one at the next */
     CHECK(open_by_write(s, 11) == 1);
     s->sweep_us = 1000;
@@ -92,14 +92,14 @@ static void test_borders(void) {
     CHECK(open_by_write(s, BLOCKS - 7) == 1 && open_by_write(s, BLOCKS - 6) == 1); /* and into three quarters of one */
     CHECK(open_by_write(s, BLOCKS - 10) == 1 && open_by_write(s, BLOCKS - 11) == PER_UNIT); /* and into a whole one */
     mpk_session_destroy(s);
-    s = open_session(PAGE, BYTES - BLOCK); /* the ends of units lie in the midst of blocks */
+    s = open_session(PAGE, BYTES - BLOCK); /* the ends of units lie inside blocks */
     cut(s);
     for (uint32_t b = s->n_blocks; b-- > 0;) CHECK(open_by_write(s, b) == 1);
     mpk_session_destroy(s);
 }
 
-/* What was opened in vain is written once more, and then no longer; until it is written to. */
-static void test_in_vain(void) {
+/* What was opened needlessly is written once more, and then no longer; until it is written to. */
+static void test_needless(void) {
     mpk_session *s = open_session(0, BYTES);
     cut(s);
     CHECK(open_by_write(s, 3) == 1 && open_by_write(s, 4) == PER_UNIT); /* and no further */
@@ -162,7 +162,7 @@ int main(void) {
     test_sweeps();
     test_no_sweep();
     test_borders();
-    test_in_vain();
+    test_needless();
     test_habit();
     test_image();
     unlink(slot);

@@ -63,7 +63,7 @@ static mpk_record record(void) { return read_record(slot, RECORD_AT); }
 static void wait_for_blocks(mpk_session *s) {
     while (progress(s).blocks_saved < BLOCKS) CHECK(mpk_session_wait(s, 100000) == 0);
     mpk_progress p = progress(s);
-    CHECK(p.channels_due && p.state == MPK_DRAIN_ACTIVE && p.blocks_saved == p.blocks);
+    CHECK(p.channels_pending && p.state == MPK_DRAIN_ACTIVE && p.blocks_saved == p.blocks);
     CHECK(mpk_session_wait(s, 200000) == 0);
     CHECK(record().state == MPK_WRITING);
 }
@@ -89,7 +89,7 @@ static void check_complete(uint64_t epoch, bool follow, const uint8_t *payload, 
 
 static void check_failed(mpk_session *s, int error, uint64_t epoch) {
     mpk_progress p = progress(s);
-    CHECK(p.state == MPK_DRAIN_FAILED && p.error == error && !p.channels_due);
+    CHECK(p.state == MPK_DRAIN_FAILED && p.error == error && !p.channels_pending);
     mpk_record r = record();
     CHECK(r.state == MPK_FAILED && r.error == error && r.epoch == epoch);
 }
@@ -105,8 +105,8 @@ static void one_round(mpk_session *s, uint64_t epoch, enum kind kind, uint64_t *
                           .pause_ns = (int64_t)(next_random(seed) % 8 * 100000)};
     }
     cut(s, epoch, follow);
-    bool hurry = next_random(seed) % 32; /* the idle threads get no time on a busy machine: most rounds do without them */
-    if (hurry) mpk_session_hurry(s, 1);
+    bool boost = next_random(seed) % 32; /* the idle threads get no time on a busy machine: most rounds do without them */
+    if (boost) mpk_session_boost(s, 1);
     if (kind == BEFORE) deeds[0].pause_ns = 0;
     if (kind == AFTER || kind == FAILED_AFTER) {
         for (size_t i = 0; i < BYTES; i += BLOCK) memory[i]++; /* through the pool, as it has room for two */
@@ -120,7 +120,7 @@ static void one_round(mpk_session *s, uint64_t epoch, enum kind kind, uint64_t *
     for (size_t i = 0; i < BYTES; i += BLOCK / 2) memory[i]++;
     CHECK(mpk_session_wait(s, -1) == 1);
     for (int i = first; i <= last && kind != BEFORE; i++) CHECK(pthread_join(deeds[i].thread, NULL) == 0);
-    if (hurry) mpk_session_hurry(s, 0);
+    if (boost) mpk_session_boost(s, 0);
     CHECK(mpk__session_is_valid(s));
 
     bool fails = kind >= FAILED_MEANWHILE;
@@ -132,7 +132,7 @@ static void one_round(mpk_session *s, uint64_t epoch, enum kind kind, uint64_t *
         return;
     }
     mpk_progress p = progress(s);
-    CHECK(p.state == MPK_DRAIN_COMPLETE && p.error == 0 && !p.channels_due && p.blocks_saved == p.blocks);
+    CHECK(p.state == MPK_DRAIN_COMPLETE && p.error == 0 && !p.channels_pending && p.blocks_saved == p.blocks);
     int winner = kind == RIVALS && deeds[1].result == 0;
     if (follow) CHECK(deeds[winner].result == 0);
     if (kind == RIVALS) CHECK(deeds[!winner].result == -EINVAL);
@@ -222,7 +222,7 @@ static void test_storage_that_fails(void) {
     plan.path = "no-such-folder/slot";
     CHECK(mpk_cut(s, &plan) == 0);
     CHECK(mpk_session_wait(s, -1) == 1);
-    CHECK(progress(s).state == MPK_DRAIN_FAILED && progress(s).error == ENOENT && !progress(s).channels_due);
+    CHECK(progress(s).state == MPK_DRAIN_FAILED && progress(s).error == ENOENT && !progress(s).channels_pending);
     CHECK(mpk_add_channels(s, "late", 4) == 0);
     plan = make_plan(2, true, memory);
     plan.channels_spill_path = "no-such-folder/spill";

@@ -1,4 +1,4 @@
-/* A process that is killed between any two steps of a commit, or in the midst of one, leaves a whole epoch: all its calls
+/* A process that is killed between any two steps of a commit, or inside one, leaves a complete epoch: all its calls
  * that write or sync are counted, and for each of them one process dies just before it, and one when half of it is done.
  * Two slots are written in turn and in part, while the program goes on writing. */
 #define _GNU_SOURCE
@@ -86,12 +86,12 @@ static void run(char *const paths[2]) {
                          .epoch = (uint64_t)epoch, .run = 1};
         CHECK(mpk_cut(s, &plan) == 0);
         write_all(memory, epoch + 1);
-        mpk_session_hurry(s, 1);
+        mpk_session_boost(s, 1);
         CHECK(mpk_session_wait(s, -1) == 1);
         mpk_progress p;
         mpk_session_progress(s, &p);
         CHECK(p.state == MPK_DRAIN_COMPLETE);
-        CHECK(epoch < 3 || p.blocks_due < BLOCKS / 2);
+        CHECK(epoch < 3 || p.blocks_dirty < BLOCKS / 2);
         atomic_store(&told->epochs, epoch);
     }
     mpk_session_destroy(s);

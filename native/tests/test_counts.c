@@ -22,22 +22,22 @@ static void cut(mpk_session *s, const char *path, uint64_t epoch) {
     CHECK(mpk_cut(s, &plan) == 0);
 }
 
-/* In a hurry the urgent threads drain all; without one all but what the commit itself writes is the idle threads'. */
+/* Boosted, the urgent threads drain all; otherwise all but what the commit itself writes is the idle threads'. */
 static void test_bytes(mpk_session *s, const char *path, uint8_t *memory) {
     for (uint64_t epoch = 1; epoch <= 4; epoch++) {
-        int hurry = epoch % 2;
-        mpk_session_hurry(s, hurry);
+        int boost = epoch % 2;
+        mpk_session_boost(s, boost);
         memset(memory, (int)epoch, BYTES);
         cut(s, path, epoch);
         CHECK(mpk_session_wait(s, -1) == 1);
         mpk_progress now = progress_of(s);
         CHECK(now.bytes_written == BYTES + OBJECTS && now.bytes_waiting == 0);
-        CHECK(now.bytes_urgent == (hurry ? BYTES + OBJECTS : OBJECTS));
+        CHECK(now.bytes_urgent == (boost ? BYTES + OBJECTS : OBJECTS));
     }
-    mpk_session_hurry(s, 0);
+    mpk_session_boost(s, 0);
 }
 
-/* The first write to a block after a cut is one fault, before it is saved and after; the next cut begins anew. */
+/* The first write to a block after a cut is one fault, before it is saved and after; the next cut starts again. */
 static void test_faults(mpk_session *s, const char *path, uint8_t *memory) {
     cut(s, path, 1);
     for (int i = 0; i < 3; i++) memory[i * BLOCK] = memory[i * BLOCK + 1] = 7;

@@ -152,7 +152,7 @@ static int status_of_crash(uint8_t *memory, void (*first)(int, siginfo_t *, void
         mpk_session *s = open_session(memory, BLOCK);
         CHECK(mpk__fault_install() == 0);
         take(other, &before_other);
-        for (int i = 0; i < 10; i++) { /* as each cut does; and now and then the library comes anew */
+        for (int i = 0; i < 10; i++) { /* as each cut does; and now and then the library comes again */
             CHECK(mpk__fault_install() == 0);
             if (i % 3 == 0) take(other, NULL);
         }

@@ -147,7 +147,7 @@ static void test_the_commit_hangs(void) {
     end_drain(s);
     CHECK(mpk_give_up(s) == -EINVAL && progress(s).state == MPK_DRAIN_COMPLETE);
     CHECK(cut_as(s, 3, true) == 0);
-    while (progress(s).blocks_saved < progress(s).blocks_due || read_record(path, 0).epoch != 3) pause_ms(1);
+    while (progress(s).blocks_saved < progress(s).blocks_dirty || read_record(path, 0).epoch != 3) pause_ms(1);
     pause_ms(20);
     atomic_store(&hung_sync, "mpickpt");
     CHECK(mpk_add_channels(s, NULL, 0) == 0); /* nothing but the commit is left */
@@ -164,7 +164,7 @@ static void test_the_commit_hangs(void) {
 /* Blocks that are copied at the cut wait for room, too: the cut itself must come to an end. */
 static void test_held_blocks(void) {
     mpk_session *s = sealed(BLOCK, limit);
-    CHECK(mpk_hold(memory, BYTES / 2) == 0);
+    CHECK(mpk_pin(memory, BYTES / 2) == 0);
     atomic_store(&hung_write, "mpickpt");
     CHECK(cut(s, 1) == 0);
     CHECK(progress(s).state == MPK_DRAIN_HUNG);
@@ -172,7 +172,7 @@ static void test_held_blocks(void) {
     atomic_store(&hung_write, NULL);
     wait_for_state(s, MPK_DRAIN_FAILED);
     check_next_epoch(s, 2);
-    mpk_unhold(memory, BYTES / 2);
+    mpk_unpin(memory, BYTES / 2);
     mpk_session_destroy(s);
 }
 
@@ -312,9 +312,9 @@ int main(void) {
     test_the_pool_is_full(s, "mpickpt", 0); /* the slot cannot be opened */
     test_the_pool_is_full(s, "mpickpt", BLOCK); /* blocks that are written from memory, and from the pool, hang */
     test_the_pool_is_full(s, "mpickpt-idle", BLOCK);
-    mpk_session_hurry(s, 1);
+    mpk_session_boost(s, 1);
     test_the_pool_is_full(s, "mpickpt-urgent", BLOCK); /* no idle thread is wanted then */
-    mpk_session_hurry(s, 0);
+    mpk_session_boost(s, 0);
     atomic_store(&hung_bytes, 0);
     mpk_session_destroy(s);
     test_nobody_is_held_up();

@@ -23,7 +23,7 @@ static mpk_session *open_session(void) {
     mpk_progress p;
     CHECK(mpk_session_create(&s, 0) == 0);
     mpk_session_progress(s, &p);
-    CHECK(p.unseen_region == -1 && p.blocks == 0);
+    CHECK(p.untracked_region == -1 && p.blocks == 0);
     CHECK(mpk_region_add(s, arrays[0], BYTES, MPK_REGION_OWNED) == 0);
     CHECK(mpk_region_add(s, arrays[1], REST, MPK_REGION_OWNED) == 0);
     CHECK(mpk_session_seal(s, BLOCK, BYTES) == 0);
@@ -59,8 +59,8 @@ static void check_slot(const char *path, uint64_t epoch) {
 static void cut_and_check(mpk_session *s, const char *path, uint64_t epoch, uint64_t due) {
     mpk_progress p = cut(s, path, epoch);
     CHECK(p.state == MPK_DRAIN_COMPLETE && p.blocks == BLOCKS + 1);
-    if (p.blocks_due != due) fprintf(stderr, "epoch %d: %d blocks due\n", (int)epoch, (int)p.blocks_due);
-    CHECK(p.blocks_due == due && p.blocks_saved == due);
+    if (p.blocks_dirty != due) fprintf(stderr, "epoch %d: %d blocks due\n", (int)epoch, (int)p.blocks_dirty);
+    CHECK(p.blocks_dirty == due && p.blocks_saved == due);
     check_slot(path, epoch);
 }
 
@@ -84,7 +84,7 @@ static void test_turns(const char *a, const char *b) {
     change(0), change(1), change(2); /* the first is due, the others are not */
     end_drain(s);
     mpk_session_progress(s, &p);
-    CHECK(p.blocks_due == 1 && p.blocks_copied <= 1);
+    CHECK(p.blocks_dirty == 1 && p.blocks_copied <= 1);
     cut_and_check(s, a, 9, 3);
     cut_and_check(s, b, 10, 3);
     mpk_session_destroy(s);
@@ -137,7 +137,7 @@ static void test_failures(const char *a, const char *b) {
     cut_and_check(s, a, 9, BLOCKS + 1);
 
     change(9);
-    atomic_store(&refuse_protection, 1); /* the block stays writable, although it counts as armed */
+    atomic_store(&refuse_protection, 1); /* the block stays writable, although it counts as protected */
     p = cut(s, b, 10);
     atomic_store(&refuse_protection, 0);
     CHECK(p.state == MPK_DRAIN_FAILED && p.error == ENOMEM);
@@ -161,7 +161,7 @@ static void test_replaced_slot(void) {
     mpk_progress p = cut(s, path, 2);
     CHECK(p.state == MPK_DRAIN_FAILED && p.error == ESTALE);
     CHECK(read_record(path, 0).epoch == 1 && read_record(path, 0).state == MPK_COMPLETE); /* unharmed */
-    put_first_record(path, record, false); /* damage tells nothing, and is mended */
+    put_first_record(path, record, false); /* a corrupt record tells nothing, and is fixed */
     cut_and_check(s, path, 3, BLOCKS + 1);
     mpk_session_destroy(s);
     unlink(path);
@@ -174,7 +174,7 @@ static void test_restart(const char *a, const char *b) {
     cut_and_check(s, a, 1, BLOCKS + 1);
     mpk_session_destroy(s);
     s = open_session();
-    change(7); /* unseen */
+    change(7); /* untracked */
     CHECK(mpk_session_resume(s, a, 0, checksums_at, 2) == -ESTALE);
     CHECK(mpk_session_resume(s, a, 0, checksums_at, 1) == 0);
     change(8);
@@ -209,7 +209,7 @@ static void test_restart(const char *a, const char *b) {
 }
 
 /* A write that nobody sees is found out in the end, and then all is saved. */
-static void test_unseen_write(const char *a, const char *b) {
+static void test_untracked_write(const char *a, const char *b) {
     mpk_session *s = open_session();
     const char *slots[2] = {a, b};
     uint64_t epoch = 1;
@@ -218,18 +218,18 @@ static void test_unseen_write(const char *a, const char *b) {
         cut_and_check(s, slots[epoch % 2], epoch, epoch <= 2 ? BLOCKS + 1 : 0);
         usleep(2000);
         mpk_session_progress(s, &p);
-        CHECK(p.unseen_region == -1);
+        CHECK(p.untracked_region == -1);
     }
     uint8_t *page = arrays[0] + (size_t)40 * BLOCK;
     syscall(SYS_mprotect, page, 4096, PROT_READ | PROT_WRITE);
     page[5]++;
     syscall(SYS_mprotect, page, 4096, PROT_READ);
-    for (; p.unseen_region == -1; epoch++) { /* one is compared in each interval, if the idle thread gets that much time */
-        CHECK(cut(s, slots[epoch % 2], epoch).blocks_due == 0);
+    for (; p.untracked_region == -1; epoch++) { /* one is compared in each interval, if the idle thread gets that much time */
+        CHECK(cut(s, slots[epoch % 2], epoch).blocks_dirty == 0);
         usleep(2000);
         mpk_session_progress(s, &p);
     }
-    CHECK(p.unseen_region == 0 && p.unseen_offset == (uint64_t)40 * BLOCK);
+    CHECK(p.untracked_region == 0 && p.untracked_offset == (uint64_t)40 * BLOCK);
     cut_and_check(s, slots[epoch % 2], epoch, BLOCKS + 1);
     cut_and_check(s, slots[(epoch + 1) % 2], epoch + 1, BLOCKS + 1);
     cut_and_check(s, slots[epoch % 2], epoch + 2, 0);
@@ -246,7 +246,7 @@ int main(void) {
     test_failures(a, b);
     test_replaced_slot();
     test_restart(a, b);
-    test_unseen_write(a, b);
+    test_untracked_write(a, b);
     unlink(a), unlink(b);
     free(a), free(b);
     mpk_free(arrays[0], BYTES), mpk_free(arrays[1], REST);

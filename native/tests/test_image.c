@@ -139,25 +139,25 @@ static void one_round(mpk_session *s, const mpk_plan *plan, uint64_t *seed, coun
     choose_window(seed);
     atomic_store(&running, 1);
     pthread_barrier_wait(&gate);
-    int hurry = next_random(seed) % 2, fail = next_random(seed) % 16 == 0;
-    if (hurry) mpk_session_hurry(s, 1);
+    int boost = next_random(seed) % 2, fail = next_random(seed) % 16 == 0;
+    if (boost) mpk_session_boost(s, 1);
     do {
         check_order(s, plan);
-        if (fail && next_random(seed) % 2) mpk_fail_epoch(s, ECANCELED); /* in vain if it is over already */
+        if (fail && next_random(seed) % 2) mpk_fail_epoch(s, ECANCELED); /* needlessly if it is over already */
     } while (!mpk_session_wait(s, (int64_t)(next_random(seed) % 2000000)));
-    if (hurry) mpk_session_hurry(s, 0);
+    if (boost) mpk_session_boost(s, 0);
     atomic_store(&running, 0);
     pthread_barrier_wait(&gate);
     mpk_progress p;
     mpk_session_progress(s, &p);
-    CHECK(p.unseen_region == -1); /* all writes are seen */
-    CHECK(p.blocks_saved == p.blocks_due && p.epoch == plan->epoch);
+    CHECK(p.untracked_region == -1); /* all writes are seen */
+    CHECK(p.blocks_saved == p.blocks_dirty && p.epoch == plan->epoch);
     CHECK(mpk__session_is_valid(s));
     CHECK(p.state == MPK_DRAIN_COMPLETE || (fail && p.state == MPK_DRAIN_FAILED && p.error == ECANCELED));
     sum->copied += p.blocks_copied;
     sum->stalled += p.stall_ns > 0;
     sum->blocks += p.blocks;
-    sum->due += p.blocks_due;
+    sum->due += p.blocks_dirty;
     for (uint32_t b = 0; b < s->n_blocks; b++) sum->ahead += atomic_load(&s->history[b].is_ahead);
     if (p.state == MPK_DRAIN_COMPLETE)
         check_epoch(plan);

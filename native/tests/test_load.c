@@ -91,12 +91,12 @@ static void test_writers_and_damage(int round, uint64_t *seed) {
     pthread_t writers[WRITERS];
     atomic_store(&stop, 0);
     for (size_t i = 0; i < WRITERS; i++) CHECK(pthread_create(&writers[i], NULL, write_anywhere, (void *)i) == 0);
-    if (round % 4) mpk_loader_hurry(loader, 1);
+    if (round % 4) mpk_loader_boost(loader, 1);
     if (round % 5 == 0) mpk_loader_wait(loader, 1000);
-    mpk_loader_hurry(loader, 1); /* an idle thread may get nothing beside other programs */
+    mpk_loader_boost(loader, 1); /* an idle thread may get nothing beside other programs */
     CHECK(mpk_loader_wait(loader, -1) == 1);
     mpk_loading now = progress(loader);
-    CHECK(now.error == 0 && now.bytes == now.bytes_loaded && now.is_damaged == damage);
+    CHECK(now.error == 0 && now.bytes == now.bytes_loaded && now.is_corrupt == damage);
     CHECK(!damage || (now.part == part && now.block == at / BLOCK));
     spoil_file();
     atomic_store(&stop, 1);
@@ -143,9 +143,9 @@ static void test_truncated(uint64_t *seed) {
     CHECK(mpk_loader_create(&loader, path, BLOCK) == 0);
     CHECK(mpk_loader_map(loader, 0, many, none, &memory) == 0);
     CHECK(ftruncate(file, BLOCK) == 0);
-    mpk_loader_hurry(loader, 1);
+    mpk_loader_boost(loader, 1);
     CHECK(mpk_loader_wait(loader, -1) == 1);
-    CHECK(progress(loader).is_damaged && progress(loader).error == EIO);
+    CHECK(progress(loader).is_corrupt && progress(loader).error == EIO);
     mpk_loader_destroy(loader);
     mpk_free(memory, many);
     free(none);

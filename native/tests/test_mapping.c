@@ -76,7 +76,7 @@ static void test_shared(const char *path, size_t lead) {
         CHECK(p.torn_region == -1 && p.faults == 0);
         for (int again = 0; again < 3; again++) fill_random(alias, BYTES, &seed);
         p = wait_for_drain(s);
-        CHECK(p.state == MPK_DRAIN_COMPLETE && p.blocks_due == p.blocks);
+        CHECK(p.state == MPK_DRAIN_COMPLETE && p.blocks_dirty == p.blocks);
         check_image(path, before, bytes);
     }
     mpk_session_destroy(s);
@@ -134,7 +134,7 @@ static void test_held(const char *path) {
     CHECK(mpk_session_create(&s, 0) == 0);
     CHECK(mpk_region_add(s, written_to, BYTES, MPK_REGION_OWNED) == 0);
     CHECK(mpk_session_seal(s, BLOCK, BYTES) == 0);
-    CHECK(mpk_hold(written_to, BYTES) == 0);
+    CHECK(mpk_pin(written_to, BYTES) == 0);
     atomic_store(&stop, 0);
     pthread_t writer;
     CHECK(pthread_create(&writer, NULL, write_all_the_time, NULL) == 0);
@@ -146,7 +146,7 @@ static void test_held(const char *path) {
     }
     atomic_store(&stop, 1);
     pthread_join(writer, NULL);
-    mpk_unhold(written_to, BYTES);
+    mpk_unpin(written_to, BYTES);
     mpk_session_destroy(s);
     mpk_free(written_to, BYTES);
 }
@@ -218,13 +218,13 @@ static void test_untracked(const char *path, const char *other) {
         CHECK(pthread_create(&writer, NULL, write_past_protection, NULL) == 0);
         for (int had = failed; failed < had + 3 && epoch < 5000;) {
             memset(written_to, (int)epoch, BYTES);
-            mpk_session_hurry(s, round % 2); /* the idle threads, and the urgent ones */
+            mpk_session_boost(s, round % 2); /* the idle threads, and the urgent ones */
             cut(s, slots[1 - newest], ++epoch);
             mpk_progress p = wait_for_drain(s);
             if (p.state == MPK_DRAIN_COMPLETE) {
                 newest = 1 - newest;
             } else {
-                CHECK(p.error == EREMCHG && p.unseen_region == 0 && p.torn_region == -1);
+                CHECK(p.error == EREMCHG && p.untracked_region == 0 && p.torn_region == -1);
                 failed++;
             }
             CHECK(read_record(slots[newest], 0).state == MPK_COMPLETE);
@@ -234,7 +234,7 @@ static void test_untracked(const char *path, const char *other) {
         pthread_join(writer, NULL);
         cut(s, slots[1 - newest], ++epoch);
         mpk_progress p = wait_for_drain(s);
-        CHECK(p.state == MPK_DRAIN_COMPLETE && p.blocks_due == BLOCKS); /* nothing is taken over from before */
+        CHECK(p.state == MPK_DRAIN_COMPLETE && p.blocks_dirty == BLOCKS); /* nothing is taken over from before */
         newest = 1 - newest;
         check_image(slots[newest], written_to, BYTES);
     }

@@ -1,4 +1,4 @@
-/* A process that has as many memory mappings as it may have: to open a block in the midst of a closed run would take two
+/* A process that has as many memory mappings as it may have: to open a block inside a closed run would take two
  * more. The program goes on all the same, what it saves is right, and at the end all is open. */
 #define _GNU_SOURCE
 #include <sys/mman.h>
@@ -66,7 +66,7 @@ static int writable_blocks(const mpk_session *s) {
     return n;
 }
 
-/* Writes to blocks in the midst of what is closed, while it is drained or afterwards. */
+/* Writes to blocks inside what is closed, while it is drained or afterwards. */
 static void test_writes(uint8_t *memory, const char *path, size_t regions, bool drained) {
     uint8_t *expected = malloc(BYTES);
     memset(memory, 1, BYTES);
@@ -114,7 +114,7 @@ static void test_no_more_than_needed(uint8_t *memory, const char *path) {
 static void test_cut(uint8_t *memory, const char *path) {
     mpk_progress progress;
     memset(memory, 1, BYTES);
-    mpk_session *s = open_session(memory + BLOCK, BYTES - 2 * BLOCK, 1, BLOCK); /* in the midst of a mapping */
+    mpk_session *s = open_session(memory + BLOCK, BYTES - 2 * BLOCK, 1, BLOCK); /* inside a mapping */
     use_up();
     cut(s, path, 1);
     mpk_session_wait(s, -1);

@@ -13,12 +13,12 @@ static void expect(mpk_session *s, uint64_t *seed) {
     for (uint32_t b = 0; b < s->n_blocks; b++) {
         mpk__history *h = &s->history[b];
         uint32_t *deadline = &deadlines[b / CHUNK];
-        h->is_due = kind == 0 ? true : kind == 1 ? next_random(seed) % 2 : next_random(seed) % CHUNKS < b / CHUNK;
-        h->is_held = next_random(seed) % 20 == 0;
+        h->is_dirty = kind == 0 ? true : kind == 1 ? next_random(seed) % 2 : next_random(seed) % CHUNKS < b / CHUNK;
+        h->is_pinned = next_random(seed) % 20 == 0;
         h->deadline_us = next_random(seed) % 60 ? MPK__NOT_WRITTEN : 1 + (uint32_t)(next_random(seed) % most);
-        if (!h->is_due) continue;
+        if (!h->is_dirty) continue;
         if (*deadline == 0) *deadline = MPK__NOT_WRITTEN;
-        if (!h->is_held && h->deadline_us < *deadline) *deadline = h->deadline_us;
+        if (!h->is_pinned && h->deadline_us < *deadline) *deadline = h->deadline_us;
     }
 }
 

@@ -10,7 +10,7 @@ int main(void) {
     for (int round = 0; round < 400; round++) {
         size_t bytes = round % 7 ? next_random(&seed) % MOST + 1 : MOST;
         uint64_t offset = round % 3 ? next_random(&seed) % 5 * 4096 : next_random(&seed) % 10000;
-        size_t blocks = (bytes + BLOCK - 1) / BLOCK, damaged[MOST / BLOCK], n;
+        size_t blocks = (bytes + BLOCK - 1) / BLOCK, corrupt[MOST / BLOCK], n;
         uint32_t checksums[MOST / BLOCK];
         for (size_t b = 0; b < blocks; b++)
             checksums[b] = mpk_crc32c(0, data + b * BLOCK, bytes - b * BLOCK < BLOCK ? bytes - b * BLOCK : BLOCK);
@@ -18,20 +18,20 @@ int main(void) {
         int fd = open(path, O_WRONLY), direct = round % 2;
         CHECK(pwrite(fd, data, bytes, (off_t)offset) == (ssize_t)bytes);
         uint8_t *to = room + (round % 5 ? 0 : 24);
-        CHECK(mpk_read_blocks(path, offset, to, bytes, BLOCK, checksums, direct, damaged, &n) == 0);
+        CHECK(mpk_read_blocks(path, offset, to, bytes, BLOCK, checksums, direct, corrupt, &n) == 0);
         CHECK(n == 0 && memcmp(to, data, bytes) == 0);
 
         size_t at = next_random(&seed) % bytes;
         uint8_t flipped = data[at] ^ (uint8_t)(1 << next_random(&seed) % 8);
         CHECK(pwrite(fd, &flipped, 1, (off_t)(offset + at)) == 1);
-        CHECK(mpk_read_blocks(path, offset, to, bytes, BLOCK, checksums, direct, damaged, &n) == 0);
-        CHECK(n == 1 && damaged[0] == at / BLOCK);
+        CHECK(mpk_read_blocks(path, offset, to, bytes, BLOCK, checksums, direct, corrupt, &n) == 0);
+        CHECK(n == 1 && corrupt[0] == at / BLOCK);
 
         CHECK(pwrite(fd, data, bytes, (off_t)offset) == (ssize_t)bytes);
         size_t left = next_random(&seed) % bytes;
         CHECK(ftruncate(fd, (off_t)(offset + left)) == 0);
-        CHECK(mpk_read_blocks(path, offset, to, bytes, BLOCK, checksums, direct, damaged, &n) == 0);
-        CHECK(n == blocks - left / BLOCK && damaged[0] == left / BLOCK);
+        CHECK(mpk_read_blocks(path, offset, to, bytes, BLOCK, checksums, direct, corrupt, &n) == 0);
+        CHECK(n == blocks - left / BLOCK && corrupt[0] == left / BLOCK);
         close(fd);
         unlink(path);
         free(path);
@@ -59,9 +59,9 @@ int main(void) {
     }
     mpk_free(large, (size_t)MANY * BLOCK);
     mpk_free(back, (size_t)MANY * BLOCK);
-    size_t damaged[1], n;
-    CHECK(mpk_read_blocks("no-such-file", 0, room, 1, BLOCK, (uint32_t[]){0}, 1, damaged, &n) == -ENOENT);
-    CHECK(mpk_read_blocks("no-such-file", 0, room, 1, 100, (uint32_t[]){0}, 1, damaged, &n) == -EINVAL);
+    size_t corrupt[1], n;
+    CHECK(mpk_read_blocks("no-such-file", 0, room, 1, BLOCK, (uint32_t[]){0}, 1, corrupt, &n) == -ENOENT);
+    CHECK(mpk_read_blocks("no-such-file", 0, room, 1, 100, (uint32_t[]){0}, 1, corrupt, &n) == -EINVAL);
     free(data);
     mpk_free(room, MOST + 4096);
     return 0;

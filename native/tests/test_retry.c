@@ -38,7 +38,7 @@ int madvise(void *memory, size_t bytes, int advice) {
 static char *path;
 static uint8_t *content, *back;
 static uint32_t checksums[BLOCKS];
-static size_t damaged[BLOCKS], n;
+static size_t corrupt[BLOCKS], n;
 
 static uint64_t repeated(void) {
     int error;
@@ -57,7 +57,7 @@ static void plan(_Atomic int *what, int times, int error) {
 
 static int read_all_blocks(int direct) {
     memset(back, 0, BYTES);
-    return mpk_read_blocks(path, 0, back, BYTES, BLOCK, checksums, direct, damaged, &n);
+    return mpk_read_blocks(path, 0, back, BYTES, BLOCK, checksums, direct, corrupt, &n);
 }
 
 static void test_reader(int direct) {
@@ -84,7 +84,7 @@ static mpk_loading load(void **memory) {
     mpk_loading now;
     CHECK(mpk_loader_create(&loader, path, BLOCK) == 0);
     CHECK(mpk_loader_map(loader, 0, BYTES, checksums, memory) == 0);
-    mpk_loader_hurry(loader, 1);
+    mpk_loader_boost(loader, 1);
     CHECK(mpk_loader_wait(loader, -1) == 1);
     mpk_loader_progress(loader, &now);
     mpk_loader_destroy(loader);
@@ -96,7 +96,7 @@ static void test_loader(_Atomic int *what) {
     uint64_t before = repeated();
     plan(what, 2, EIO);
     mpk_loading now = load(&memory);
-    CHECK(now.error == 0 && !now.is_damaged && atomic_load(what) == 0 && repeated() == before + 2);
+    CHECK(now.error == 0 && !now.is_corrupt && atomic_load(what) == 0 && repeated() == before + 2);
     CHECK(memcmp(memory, content, BYTES) == 0);
     mpk_free(memory, BYTES);
     uint64_t start = mpk__prim_now_ns();

@@ -68,7 +68,7 @@ static void test_one_fails(unsigned long queue, int fd, const char *path) {
     }
 }
 
-/* The file may not grow beyond the midst of a write: what is written in part must not count as whole. */
+/* The file may not grow beyond the middle of a write: what is written in part must not count as complete. */
 static void test_too_little_room(unsigned long queue) {
     char *path = make_slot(PIECE);
     int fd = open(path, O_RDWR | O_DIRECT);

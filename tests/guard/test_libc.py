@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mpickpt.errors import UsageError
 from mpickpt.layout.arrays import SlotOffsets
 from mpickpt.snapshot import Snapshotter
-from mpickpt.snapshot.guard import close_guard, held, open_guard, refresh_guard
+from mpickpt.snapshot.guard import close_guard, open_guard, pinned, refresh_guard
 
 BLOCK = 64 * 1024
 BLOCKS = 8
@@ -129,7 +129,7 @@ def test_without_the_guard_the_call_fails(armed: Armed, library: Path, messages:
     calls = ctypes.CDLL(str(library))
     into = armed.region[AT:].ctypes.data_as(ctypes.c_void_p)
     assert calls.call_read(bytes(messages), into, ctypes.c_size_t(100)) == -errno.EFAULT
-    with held(armed.region[AT : AT + 100]):
+    with pinned(armed.region[AT : AT + 100]):
         assert calls.call_read(bytes(messages), into, ctypes.c_size_t(100)) == 0
 
 
@@ -216,7 +216,7 @@ def test_held_memory_stays_writable_over_cuts(armed: Armed, library: Path, messa
     """Memory that somebody unseen may write to is copied at the cut; afterwards it is protected as before."""
     calls = ctypes.CDLL(str(library))  # the guard is closed: nobody knows of this caller
     into = armed.region[AT : AT + 100]
-    with held(armed.region[:AT]), held(into), held(into):
+    with pinned(armed.region[:AT]), pinned(into), pinned(into):
         armed.snapshotter.wait()
         armed.cut()
         pointer = into.ctypes.data_as(ctypes.c_void_p)

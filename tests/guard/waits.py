@@ -27,7 +27,7 @@ def waited(comm: MPI.Intracomm, folder: Path, *, lend_cores: bool, attempts: int
     for attempt in range(attempts):
         drained = folder / f"drained-{lend_cores}-{attempt}"
         if comm.rank == 0:
-            open_guard(lend_cores=lend_cores)
+            open_guard(donate_cores=lend_cores)
             bench = Bench(NBYTES, folder, comm.rank)
             bench.region[:] = 1
             bench.cut()

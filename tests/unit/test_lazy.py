@@ -219,10 +219,10 @@ def test_loader(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fewer checksums"):
         loader.map(0, len(content), sums[:-1])
     memory = loader.map(0, len(content), sums)
-    loader.hurry(True)
+    loader.boost(True)
     assert loader.wait(150)
     now = loader.progress()
-    assert (now.nbytes, now.nbytes_loaded, now.damage, now.errno) == (len(content), len(content), None, 0)
+    assert (now.nbytes, now.nbytes_loaded, now.corrupt, now.errno) == (len(content), len(content), None, 0)
     loader.close()
     loader.close()
     with pytest.raises(ValueError, match="closed"):

@@ -45,7 +45,7 @@ class Rank:
 
     def wait_for_blocks(self) -> Progress:
         """Wait until nothing but the channels is missing."""
-        while (now := self.snapshotter.progress()).blocks_saved < now.blocks_due:
+        while (now := self.snapshotter.progress()).blocks_saved < now.blocks_dirty:
             assert not self.snapshotter.wait(0.01)
         return now
 
@@ -80,13 +80,13 @@ def test_epoch_is_whole_when_its_messages_are_there(rank: Rank, nbytes: int, lat
     rank.cut(1)
     if late:
         now = rank.wait_for_blocks()
-        assert (now.state, now.channels_due) == (DrainState.DRAINING, True)
+        assert (now.state, now.channels_pending) == (DrainState.DRAINING, True)
         assert not rank.snapshotter.wait(0.05)
         assert rank.slot.why_not == "Rank 0 has not finished epoch 1."
     rank.snapshotter.add_channels(messages)
     assert rank.snapshotter.wait(150)
     now = rank.snapshotter.progress()
-    assert (now.state, now.channels_due, now.blocks_saved) == (DrainState.COMPLETE, False, 8)
+    assert (now.state, now.channels_pending, now.blocks_saved) == (DrainState.COMPLETE, False, 8)
     assert rank.spill.exists() == (nbytes > PAGE_BYTES)
     assert rank.image.read_channels() == (messages, [])
     assert rank.image.read_objects() == (b"objects", [])
@@ -138,7 +138,7 @@ def test_epoch_that_is_given_up(rank: Rank) -> None:
     rank.snapshotter.fail(errno.EPROTO)
     assert rank.snapshotter.wait(150)
     now = rank.snapshotter.progress()
-    assert (now.state, now.errno, now.channels_due) == (DrainState.FAILED, errno.EPROTO, False)
+    assert (now.state, now.errno, now.channels_pending) == (DrainState.FAILED, errno.EPROTO, False)
     assert rank.slot.why_not == f"Rank 0 could not write epoch 1: {os.strerror(errno.EPROTO)}."
     rank.snapshotter.add_channels(b"too late")
     for number in (errno.EPROTO, 0, -1):
