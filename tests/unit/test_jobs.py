@@ -1,4 +1,4 @@
-"""The jobs and the README's example, run to their end on one rank: checkpoints do not change a single bit."""
+"""The jobs, run to their end on one rank, and the README's program: checkpoints do not change a single bit."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import first_program
 import numpy as np
 import pytest
 
@@ -65,16 +66,10 @@ def test_the_job_runs_without_mpickpt_run(job: str, tmp_path: Path) -> None:
     assert (tmp_path / f"{job}.ckpt").is_dir()
 
 
-def test_the_ten_lines_of_the_readme_run(tmp_path: Path) -> None:
-    """Run the README's program, with fewer steps, and find in the directory what its last cut saved."""
-    program = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert program and "100_000" in program[1]
-    assert program[1].count("\n") <= 10
-    (tmp_path / "walk.py").write_text(program[1].replace("100_000", "25"))
-    run(tmp_path, "-m", "mpickpt", "run", "--every", "10", "walk.py")
-    look = "import mpickpt; c = mpickpt.Checkpoint('walk.ckpt'); print(c.step, c.rank(0)['walk'][...].sum().hex())"
-    rng = np.random.default_rng(0)
-    walk = np.zeros((1000, 1000))
-    for _ in range(20):
-        walk += rng.standard_normal(walk.shape)
-    assert run(tmp_path, "-c", look) == f"20 {float(walk.sum()).hex()}\n"
+def test_the_first_program_of_the_readme_runs(tmp_path: Path) -> None:
+    """Run it as it is printed, on 4 ranks and then on 3, and compare with the same computation without either."""
+    program, starts = first_program.printed()
+    assert [ranks for ranks, _ in starts] == [4, 3]
+    assert len([line for line in program.splitlines() if line.strip()]) <= 17
+    assert max(map(len, program.splitlines())) <= 100
+    assert first_program.run(tmp_path).startswith("4 ranks until one was killed, 3 from step ")
