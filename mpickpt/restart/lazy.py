@@ -2,7 +2,7 @@
 
 An array is a private mapping of the slot, so that it is there at once, for the program as for the kernel; a `Loader`
 reads and checks it in the background and gives it memory of its own. What makes that safe is one rule: no rank is cut,
-and no session ends well, before all ranks have loaded all and found it sound (docs/design.md, section 5).
+and no session ends well, before all ranks have loaded all and found it sound (docs/decisions/032-lazy-restart.md).
 """
 
 from __future__ import annotations

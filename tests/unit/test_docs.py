@@ -31,7 +31,7 @@ from mpickpt.snapshot import crc32c
 from mpickpt.store import Store
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("jobs/*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("jobs/*.md")]
 EACH_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
 PYTHON = re.compile(r"^(?:<!-- ([^>]*) -->\n)?```py\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -187,6 +187,20 @@ def test_the_api_page_names_all_that_is_public() -> None:
     text = (ROOT / "docs" / "api.md").read_text()
     told = re.findall(r"^\.\. auto\w+:: (\w+)(?:\(\))?$", text, re.MULTILINE)
     assert sorted(told) == sorted(mpickpt.__all__)
+
+
+def test_decision_records_are_listed_and_have_the_same_sections() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = re.findall(r"^\| (\d{3}) \| \[(.+)\]\((.+)\) \|$", (folder / "index.md").read_text(), re.MULTILINE)
+    records = sorted(path for path in folder.glob("*.md") if path.name != "index.md")
+    assert sorted(name for _, _, name in listed) == [path.name for path in records]
+    for number, title, name in listed:
+        text = (folder / name).read_text()
+        assert name.startswith(f"{number}-") and text.startswith(f"# {number}. {title}\n")
+        headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+        assert headings[:2] == ["Context", "Decision"] and "Consequences" in headings, name
+        assert set(headings[2:]) <= {"Consequences", "Measured", "Tried and left"}, name
+    assert [number for number, _, _ in sorted(listed)] == [f"{i:03}" for i in range(1, len(records) + 1)]
 
 
 def test_plain_h5py_reads_a_slot_as_the_format_says(
