@@ -1,6 +1,6 @@
 """Contenders that stop the program while they write: h5py, numpy.save, O_DIRECT.
 
-Each keeps two checkpoints in turn, so that a crash in the midst of one leaves the other, and waits until the data
+Each keeps two checkpoints in turn, so that a crash inside one leaves the other, and waits until the data
 are on the disk, as mpickpt does.
 """
 

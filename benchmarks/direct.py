@@ -26,7 +26,7 @@ class DirectFile:
     Parameters
     ----------
     path : Path
-        The file; made anew.
+        The file; made again.
     content : NDArray[np.float64]
         Its first content, page aligned; gives the size, a multiple of 4 KiB.
 

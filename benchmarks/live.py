@@ -93,7 +93,7 @@ class Live(Contender):
     def _go_to(self, step: int) -> None:
         """Pass the safe point of a step at which an epoch begins; the loop over its other ones is left to `safe_point`.
 
-        Where the next cut would come before this one's epoch is whole, it counts in single steps.
+        Where the next cut would come before this one's epoch is complete, it counts in single steps.
         """
         self.next_cut = step + self.every
         strides = self.session.range(step, self.next_cut, STRIDE)
@@ -109,11 +109,11 @@ class Live(Contender):
         self._go_to(self.next_cut)
 
     def done(self) -> bool:
-        """Tell whether the epoch is whole on all ranks."""
+        """Tell whether the epoch is complete on all ranks."""
         stats = self.session.stats()
         if stats.failed:
             raise OSError(f"{self.folder}: an epoch failed, see the warning above")
-        return stats.whole >= stats.cuts
+        return stats.complete >= stats.cuts
 
     def sleep_until_done(self) -> None:
         """Leave the cores to the drain."""

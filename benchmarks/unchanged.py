@@ -41,12 +41,12 @@ class Stopwatch:
 
         def timed(session: Session, step: int) -> None:
             stats = session._driver.stats
-            cuts, ended = stats.cuts, stats.drain_seconds + stats.whole
+            cuts, ended = stats.cuts, stats.drain_seconds + stats.complete
             begin = time.thread_time()
             act(session, step)
             took = time.thread_time() - begin
             what = "look"
-            if stats.drain_seconds + stats.whole != ended:
+            if stats.drain_seconds + stats.complete != ended:
                 what = "end of a drain, word of the others"
             if stats.cuts != cuts:  # on a busy machine it may be at the safe point where the last drain has ended
                 what = "cut"

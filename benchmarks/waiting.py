@@ -2,7 +2,8 @@
 
 Run under mpiexec with 2 ranks. First the ranks take turns: one computes while the other waits for it, so each waits
 half of its time and all cores stay busy; the drain of one cut is timed with the waiting time lent to it and without,
-alternating. Then messages of 8 bytes go back and forth, with the guard open and closed, alternating; nothing is armed.
+alternating. Then messages of 8 bytes go back and forth, with the guard open and closed, alternating;
+nothing is protected.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ OTHERS: dict[str, type[Contender]] = {
     H5PY_NEW: H5pyNew,
     NUMPY: NumpySave,
 }
-LOOK_SECONDS = 0.005  # between two looks whether the checkpoint is on the disk: a look takes 15 us
+POLL_SECONDS = 0.005  # between two looks whether the checkpoint is on the disk: a look takes 15 us
 TRIAL = 4  # passes of a trial run of the work
 
 
@@ -140,7 +140,7 @@ class Rank:
         for warm_up in warm_ups:
             self.epoch(warm_up, contender, work, cut=True)
         own_state = 0 if np.may_share_memory(state, self.state) else state.nbytes
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark of the memory starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark of the memory starts again
         run = Run(cuts=cuts, first_cut=warm_ups[0].blocked if warm_ups else None)
         self.comm.Barrier()
         told = contender.told()
@@ -178,13 +178,13 @@ class Rank:
         if cut:
             contender.cut()
             run.blocked += (time.perf_counter() - cut_at) / max(1, run.cuts)
-        index, next_look = 0, 0.0
+        index, next_poll = 0, 0.0
         while index < work.steps or pending or index % work.pass_steps:
             work.step(index)
             index += 1
             contender.safe_point()
-            if pending and (now := time.perf_counter()) >= next_look:
-                next_look = now + LOOK_SECONDS
+            if pending and (now := time.perf_counter()) >= next_poll:
+                next_poll = now + POLL_SECONDS
                 pending = not contender.done()
                 run.durable += 0.0 if pending else (now - cut_at) / max(1, run.cuts)
         run.steps += index

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mpickpt.errors import (
-        DamageError,
+        CorruptionError,
         EpochError,
         InUseError,
         LayoutError,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
-    "DamageError",
+    "CorruptionError",
     "EpochError",
     "InUseError",
     "LayoutError",

@@ -1,6 +1,6 @@
 """The exceptions of mpickpt: one tree, so that ``except MpickptError`` catches them all; and `warn`.
 
-Messages are whole sentences that say what happened, where, and what to do. What a program may want to look at is
+Messages are complete sentences that say what happened, where, and what to do. What a program may want to look at is
 kept in attributes beside the message. All of them survive pickling, because ranks send them to each other.
 """
 
@@ -75,7 +75,7 @@ class InUseError(StoreError):
     exit_code = 4
 
 
-class DamageError(MpickptError):
+class CorruptionError(MpickptError):
     """Stored data do not agree with their checksum.
 
     Attributes
@@ -83,9 +83,9 @@ class DamageError(MpickptError):
     rank, block, epoch : int or None
         Where the damage is; `block` is None for records and objects.
     array : str or None
-        Name of the damaged array; None for records and objects.
+        Name of the corrupt array; None for records and objects.
     path : pathlib.Path or None
-        The damaged file.
+        The corrupt file.
     """
 
     exit_code = 5
@@ -115,7 +115,7 @@ class NothingToRestore(MpickptError):
 
 
 class EpochError(MpickptError):
-    """An epoch does not exist, is not whole, or was overwritten meanwhile."""
+    """An epoch does not exist, is not complete, or was overwritten meanwhile."""
 
     exit_code = 7
 
@@ -139,14 +139,14 @@ class NoProgress(MpickptError):
 
 
 class Stopped(SystemExit):
-    """The program was asked to stop, and its last epoch is whole: ends the interpreter with status 75.
+    """The program was asked to stop, and its last epoch is complete: ends the interpreter with status 75.
 
     All ranks get it at a safe point. It is no `MpickptError`: ``except Exception`` lets it pass.
 
     Attributes
     ----------
     epoch : int or None
-        The newest whole epoch.
+        The newest complete epoch.
     exit_code : int
         75, which is EX_TEMPFAIL: the same command goes on.
     """

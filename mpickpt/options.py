@@ -79,7 +79,7 @@ class Options:
     keep : int
         Number of slots.
     restart : "auto", "never" or int
-        The newest whole epoch, none, or the one of this number.
+        The newest complete epoch, none, or the one of this number.
     pool : PoolSize
         Room for copies on each rank.
     direct : bool

@@ -65,7 +65,7 @@ class Part(NamedTuple):
 
 
 def saved_array(name: str, *part: object) -> NoReturn:
-    """Stand in a pickle for a saved array, or for a view of one; the fields of `Part` follow its name.
+    """Blocked in a pickle for a saved array, or for a view of one; the fields of `Part` follow its name.
 
     Only whoever knows the arrays can unpickle it: `mpickpt.Session.object` and `mpickpt.Checkpoint.objects`.
     """

@@ -37,7 +37,7 @@ def read_again(path: Path, read: Callable[[], _T]) -> _T:
     path : pathlib.Path
         What is read, to tell of it: once for each file and error.
     read : callable
-        Opens the file anew each time, as a stale descriptor stays stale.
+        Opens the file again each time, as a stale descriptor stays stale.
     """
     for pause in PAUSES:
         try:

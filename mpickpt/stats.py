@@ -34,10 +34,10 @@ class Stats:
     ----------
     cuts : int
         Cuts that were made; what the storage refused before that is counted in `failed` alone.
-    whole, failed : int
-        Epochs known to be whole on all ranks, and epochs that failed on any of them.
-    last_whole : int
-        Number of the newest epoch known to be whole on all ranks; 0 for none.
+    complete, failed : int
+        Epochs known to be complete on all ranks, and epochs that failed on any of them.
+    last_complete : int
+        Number of the newest epoch known to be complete on all ranks; 0 for none.
     blocked_seconds : float
         Time in which the program stood still at its cuts while its image was fixed.
     waited_seconds : float
@@ -57,9 +57,9 @@ class Stats:
     """
 
     cuts: int = 0
-    whole: int = 0
+    complete: int = 0
     failed: int = 0
-    last_whole: int = 0
+    last_complete: int = 0
     blocked_seconds: float = 0.0
     waited_seconds: float = 0.0
     drain_seconds: float = 0.0

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PATIENCE = 1.0  # seconds before a bar is shown
 REDRAW_SECONDS = 0.25  # between two drawings on a terminal
 LINE_SECONDS = 10.0  # between two lines in a log
-SETTLED_SECONDS = 1.0  # the same when an epoch has come to its end since
+DECIDED_SECONDS = 1.0  # the same when an epoch has come to its end since
 PACE_SECONDS = 10.0  # the steps of so long a time make the steps per second
 
 
@@ -51,11 +51,11 @@ class RunState:
     step : int
         The step that begins.
     epoch : int or None
-        The epoch that is not settled, if there is one.
+        The epoch that is not decided, if there is one.
     share : float
         How much of it is saved on this rank, 0 to 1.
-    whole : int or None
-        The newest epoch known to be whole on all ranks.
+    complete : int or None
+        The newest epoch known to be complete on all ranks.
     age : float or None
         Seconds since that was cut; None if it is of an earlier run.
     """
@@ -63,30 +63,30 @@ class RunState:
     step: int
     epoch: int | None = None
     share: float = 0.0
-    whole: int | None = None
+    complete: int | None = None
     age: float | None = None
 
 
 class RunLine:
-    """One line that tells where the program is: its step and pace, the drain, the age of the last whole epoch.
+    """One line that tells where the program is: its step and pace, the drain, the age of the last complete epoch.
 
     On a terminal it is redrawn in place. What the program prints on the same terminal by `sys.stdout` or `sys.stderr`
     comes first: the line is taken away before, and comes back when the program has ended its own line.
     """
 
     def __init__(self) -> None:
-        self._due_at = self._settled_due_at = -float("inf")
-        self._settled = 0
+        self._due_at = self._decided_due_at = -float("inf")
+        self._decided = 0
         self._pace: deque[tuple[float, int]] = deque()
         self._terminal: _TerminalLine | None = None
 
-    def due(self, now: float, settled: int) -> bool:
-        """Whether `show` is to be called, at `now` of a clock in seconds, after so many epochs have been settled."""
+    def due(self, now: float, decided: int) -> bool:
+        """Whether `show` is to be called, at `now` of a clock in seconds, after so many epochs have been decided."""
         if self._terminal is not None and self._terminal.is_taken:
             return False
-        return now >= self._due_at or (settled != self._settled and now >= self._settled_due_at)
+        return now >= self._due_at or (decided != self._decided and now >= self._decided_due_at)
 
-    def show(self, state: RunState, now: float, settled: int) -> None:
+    def show(self, state: RunState, now: float, decided: int) -> None:
         """Draw or print the line; see `due`."""
         text = f"step {state.step}{self._steps_per_second(state.step, now)}; {'; '.join(_epochs(state))}"
         if self._terminal is None and _is_terminal():
@@ -95,9 +95,9 @@ class RunLine:
             self._terminal.draw(text)
         else:
             _print(f"mpickpt: {text}")
-        self._settled = settled
+        self._decided = decided
         self._due_at = now + (REDRAW_SECONDS if self._terminal is not None else LINE_SECONDS)
-        self._settled_due_at = now + (REDRAW_SECONDS if self._terminal is not None else SETTLED_SECONDS)
+        self._decided_due_at = now + (REDRAW_SECONDS if self._terminal is not None else DECIDED_SECONDS)
 
     def close(self) -> None:
         """Take the line away."""
@@ -120,9 +120,10 @@ def _epochs(state: RunState) -> Iterable[str]:
     """Tell of the epoch that is saved, and of the one to go back to."""
     if state.epoch is not None:
         yield f"epoch {state.epoch}: " + ("saved here" if state.share >= 1 else f"{100 * state.share:.0f}% saved")
-    if state.whole is not None:
+    if state.complete is not None:
         age = "before this run" if state.age is None else f"{human_seconds(state.age)} old"
-        yield f"epoch {state.whole}: whole, {age}"
+        named = state.complete if state.epoch is not None else f"epoch {state.complete}"  # 80 columns have to do
+        yield f"{named}: complete, {age}"
     elif state.epoch is None:
         yield "no epoch yet"
 
@@ -135,7 +136,7 @@ class _TerminalLine:
 
         self._console: Console = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
         self._is_shown = False
-        self.is_taken = False  # the program is in the midst of a line of its own
+        self.is_taken = False  # the program is inside a line of its own
         self._streams: dict[str, _CourteousStream] = {}
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)

@@ -48,7 +48,7 @@ def _descriptors() -> dict[int, str]:
 
 
 def _protected_pages() -> frozenset[str]:
-    """Private anonymous memory that may be read but not written: what an arm leaves if nobody takes it back."""
+    """Private anonymous memory that may be read but not written: what a cut leaves if nobody takes it back."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     return frozenset(line.split()[0] for line in lines if " r--p 00000000 00:00 0" in line and len(line.split()) == 5)
 

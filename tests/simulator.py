@@ -5,7 +5,7 @@ middle of a hop takes it only when it is in MPI: when it looks at a safe point, 
 answers late, and what an MPI library without a thread of its own does.
 
 A broken promise raises AssertionError where it happens: two ranks cut at different steps for one epoch, a slot
-overwritten that held the only whole epoch, a wait without an end.
+overwritten that held the only complete epoch, a wait without an end.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Job:
     longest_drain : float
         A drain takes between a third of it and all of it.
     asks : list of (seconds, rank, stop)
-        Wishes to cut.
+        Requests to cut.
     fails : callable
         Whether a drain fails, of (rank, epoch).
     hangs : callable
@@ -106,12 +106,12 @@ class Rank:
         What is tested.
     step : int
         The step it is in; beyond all steps when it has ended.
-    next_step, next_look : int, float
+    next_step, next_poll : int, float
         It looks at the first safe point at or beyond that step, or after that time.
     pause : tuple of float and int, or None
         Seconds and steps between two looks while these find nothing; None after an event.
-    stopped, stop_whole : int or None, bool or None
-        The step at which it was told to stop, and whether the epoch before was whole.
+    stopped, stop_complete : int or None, bool or None
+        The step at which it was told to stop, and whether the epoch before was complete.
     stood, gave_up : float, int
         Seconds that it stood still, and how often it gave up.
     asked_at, cut_at : list of float
@@ -125,12 +125,12 @@ class Rank:
     def __init__(self, job: Job, rank: int) -> None:
         self.rank = rank
         self.protocol = p.Protocol(rank, job.size, keep=job.keep, every=job.every, look=job.look, rest=job.rest)
-        self.next_step, self.next_look = 0, 0.0
+        self.next_step, self.next_poll = 0, 0.0
         self.pause: tuple[float, int] | None = None
         self.protocol.hold = not job.tracked
         self.step = -1
         self.stopped: int | None = None
-        self.stop_whole: bool | None = None
+        self.stop_complete: bool | None = None
         self.dead = False
         self.hung = False
         self.stood = 0.0
@@ -140,7 +140,7 @@ class Rank:
         self.saved: list[tuple[int, int, bool]] = []
         self.decided: tuple[int, bool] | None = None
         self.sent: Counter[str] = Counter()
-        self.events: deque[p.Event] = deque()  # of this rank alone: wishes, the end of a drain, what comes up the tree
+        self.events: deque[p.Event] = deque()  # of this rank alone: requests, ends of drains, what comes up the tree
         self.mail: deque[tuple[str, int, Any]] = deque()
         self.shares: dict[tuple[str, int], list[Any]] = {}  # of reductions that wait for a child or for this rank
         self.posted: Counter[str] = Counter()
@@ -164,8 +164,8 @@ class Simulation:
         For each epoch, the step of its cut on each rank that was cut for it.
     skipped : dict
         For each epoch that was skipped, the ranks that did so.
-    whole : list of int
-        Epochs that became whole, in their order.
+    complete : list of int
+        Epochs that became complete, in their order.
     aborted : bool
         Ranks that were to stop did not all come to their end, and were ended.
     """
@@ -176,7 +176,7 @@ class Simulation:
         self.ranks = [Rank(job, rank) for rank in range(job.size)]
         self.cuts: dict[int, dict[int, int]] = {}
         self.skipped: dict[int, set[int]] = defaultdict(set)
-        self.whole: list[int] = []
+        self.complete: list[int] = []
         self.aborted = False
         self._programs = [self._program(rank) for rank in self.ranks]
         self._listeners: dict[int, list[Rank]] = defaultdict(list)
@@ -214,7 +214,7 @@ class Simulation:
 
     def _ask(self, rank: Rank, stop: bool) -> None:
         rank.asked_at.append(self.now)
-        self._tell(rank, p.Asked(stop))
+        self._tell(rank, p.Requested(stop))
 
     def _tell(self, rank: Rank, event: p.Event) -> None:
         """Something happened on a rank; it notices when it looks."""
@@ -304,7 +304,7 @@ class Simulation:
         for step in range(self.job.steps):
             self._enter(rank, step)
             assert machine.next_step >= step, "a step was passed over"
-            if machine.next_step == step or step >= rank.next_step or self.now >= rank.next_look:
+            if machine.next_step == step or step >= rank.next_step or self.now >= rank.next_poll:
                 yield from self._safe_point(rank, step)
             if self.job.saves(step) == "head":
                 yield from self._save(rank, step)
@@ -328,16 +328,16 @@ class Simulation:
         machine, pause, now = rank.protocol, rank.pause, self.now
         self._move(rank)
         in_lull = step < machine.next_step and self._next(rank, take=False) is None
-        if in_lull and pause is not None and now >= rank.next_look - pause[0] / 2:
-            machine.glanced(step, now)
+        if in_lull and pause is not None and now >= rank.next_poll - pause[0] / 2:
+            machine.polled(step, now)
             self._look_again(rank, step, *pause)
             return
         self._perform(rank, machine.handle(p.Reached(step, now)))
         self._look(rank)
         yield from self._stand(rank)
         machine.handle(p.Left())
-        seconds = machine.seconds_to_next_look(quiet=True)
-        steps = machine.steps_to_next_look(seconds)
+        seconds = machine.seconds_to_next_poll(quiet=True)
+        steps = machine.steps_to_next_poll(seconds)
         rank.pause = (seconds, steps) if seconds > 0.0 else None
         self._look_again(rank, step, seconds, steps)
 
@@ -354,7 +354,7 @@ class Simulation:
         self._look_again(rank, step, 0.0, 1)
 
     def _look_again(self, rank: Rank, step: int, seconds: float, steps: int) -> None:
-        rank.next_step, rank.next_look = step + steps, self.now + seconds
+        rank.next_step, rank.next_poll = step + steps, self.now + seconds
 
     def _enter(self, rank: Rank, step: int) -> None:
         rank.step = step
@@ -376,9 +376,9 @@ class Simulation:
         """Stay where the rank is, taking in what comes, as long as the protocol wants it."""
         machine, since = rank.protocol, self.now
         began = self.now
-        while (stand := machine.stands) is not p.Stand.NO and (closing or rank.stopped is None):
+        while (stand := machine.blocked) is not p.Blocked.NO and (closing or rank.stopped is None):
             drains = machine.epoch is not None and not machine.epoch.posted  # which is waited for in any case
-            until = since + machine.patience if stand is p.Stand.LIMITED and not drains else math.inf
+            until = since + machine.patience if stand is p.Blocked.LIMITED and not drains else math.inf
             if closing and rank.stopped is not None:
                 until = since + p.STOP_PATIENCES * machine.patience
             yield Wait(until, lambda: self._next(rank, take=False) is not None)
@@ -416,7 +416,7 @@ class Simulation:
             if kind == "commit":
                 if take and machine.epoch is not None:
                     rank.decided = machine.epoch.number, not content[0]
-                return p.Settled(whole=not content[0], missed=bool(content[1]), hung=bool(content[2]))
+                return p.Decided(complete=not content[0], missed=bool(content[1]), hung=bool(content[2]))
             return p.Ended(None) if content == "end" else p.Marked(bool(content), self.now)
         if rank.events and rank.step >= 0:
             return rank.events.popleft() if take else rank.events[0]
@@ -429,8 +429,8 @@ class Simulation:
         while todo:
             happened: p.Event | None = None
             match todo.popleft():
-                case p.PassOn(rounds, stop):
-                    self._send(rank, p.parent(rank.rank), "up", 0, p.Passed(rounds, stop))
+                case p.Forward(rounds, stop):
+                    self._send(rank, p.parent(rank.rank), "up", 0, p.RequestedBelow(rounds, stop))
                 case p.SayBelowClosed():
                     self._send(rank, p.parent(rank.rank), "up", 0, p.BelowClosed())
                 case p.Announce(stop):
@@ -454,9 +454,9 @@ class Simulation:
                 case p.EndSave():
                     assert rank.decided is not None
                     rank.saved.append((machine._step, *rank.decided))
-                case p.Stop(whole):
-                    rank.stopped, rank.stop_whole = rank.step, whole
-                case p.Hurry():
+                case p.Stop(complete):
+                    rank.stopped, rank.stop_complete = rank.step, complete
+                case p.Boost():
                     pass
                 case other:
                     raise AssertionError(f"unforeseen: {other}")
@@ -492,14 +492,14 @@ class Simulation:
 
     def _write(self, rank: Rank, slot: int, number: int, *, complete: bool) -> None:
         disk = self._disks.setdefault(slot, [(0, False)] * self.job.size)
-        before = self.whole_on_disk() if self.job.size <= MANY else []
+        before = self.complete_on_disk() if self.job.size <= MANY else []
         disk[rank.rank] = number, complete
         if complete and all(record == (number, True) for record in disk):
-            self.whole.append(number)
+            self.complete.append(number)
         if before:
-            assert self.whole_on_disk(), f"epoch {number} overwrote {before}, and nothing is whole now"
+            assert self.complete_on_disk(), f"epoch {number} overwrote {before}, and nothing is complete now"
 
-    def whole_on_disk(self) -> list[int]:
+    def complete_on_disk(self) -> list[int]:
         """List the epochs that could be restored if all ranks died now."""
-        whole = [disk[0] for disk in self._disks.values() if disk[0][1] and disk.count(disk[0]) == len(disk)]
-        return [number for number, _ in whole]
+        complete = [disk[0] for disk in self._disks.values() if disk[0][1] and disk.count(disk[0]) == len(disk)]
+        return [number for number, _ in complete]

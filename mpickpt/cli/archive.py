@@ -1,6 +1,6 @@
 """Make a file of its own of an epoch, which no program overwrites.
 
-    mpickpt archive heat.ckpt                     the newest whole epoch, as heat.ckpt/epoch-<number>.h5
+    mpickpt archive heat.ckpt                     the newest complete epoch, as heat.ckpt/epoch-<number>.h5
     mpickpt archive heat.ckpt:7 --compress        compressed HDF5, checked while it is written
     mpickpt archive heat.ckpt --to /archive       into another directory
 

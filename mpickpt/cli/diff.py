@@ -1,7 +1,7 @@
 """Compare two epochs bit by bit.
 
     mpickpt diff heat.ckpt:6 heat.ckpt:7
-    mpickpt diff monday.ckpt tuesday.ckpt          the newest whole epochs of two runs
+    mpickpt diff monday.ckpt tuesday.ckpt          the newest complete epochs of two runs
     mpickpt diff heat.ckpt epoch-7.h5 --json
 
 Says which arrays differ, in how many blocks and cells, by how much at most, and where. Global arrays are compared also

@@ -1,9 +1,9 @@
 """List the epochs of a checkpoint directory.
 
     mpickpt ls heat.ckpt
-    mpickpt ls heat.ckpt --json | jq '.epochs[] | select(.state == "whole") | .epoch'
+    mpickpt ls heat.ckpt --json | jq '.epochs[] | select(.state == "complete") | .epoch'
 
-For each slot and each archived epoch: the epoch and the step that it was cut at, whether it is whole on all ranks,
+For each slot and each archived epoch: the epoch and the step that it was cut at, whether it is complete on all ranks,
 its size, how long ago it was cut, and the number of ranks. While a program runs: who it is, and how far each rank is
 with the epoch in progress.
 """
@@ -20,7 +20,7 @@ from mpickpt.layout.arrays import RecordState
 from mpickpt.store import SlotInfo
 from mpickpt.units import human_bytes
 
-BROKEN = ("damaged", "unreadable", "failed")
+BROKEN = ("corrupt", "unreadable", "failed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the table; 1 if a file is damaged or a rank could not write."""
+    """Print the table; 1 if a file is corrupt or a rank could not write."""
     store = open_directory(args.directory)
     holder = store.holder()
     found = [*store.slots(), *store.archives()]
     states = [state_of(slot) for slot in found]
     newest = max(found, key=lambda slot: slot.newest, default=None)
-    running = newest if holder and newest and newest.newest and not newest.whole else None
+    running = newest if holder and newest and newest.newest and not newest.complete else None
     if running:
         states[found.index(running)] = "in progress"
     if args.json:
@@ -52,12 +52,12 @@ def execute(args: argparse.Namespace) -> int:
 
 def state_of(slot: SlotInfo) -> str:
     """Say in a word what a slot holds."""
-    if slot.whole:
-        return "whole"
+    if slot.complete:
+        return "complete"
     if not slot.readable:
         return "unreadable"
-    if slot.damaged:
-        return "damaged"
+    if slot.corrupt:
+        return "corrupt"
     if (slot.records["state"] == RecordState.FAILED).any():
         return "failed"
     return "unfinished" if slot.newest else "empty"
@@ -68,7 +68,7 @@ def _print(directory: Path, holder: str | None, found: list[SlotInfo], states: l
         heads = ("file", " epoch", " step", "state", " size", " cut", " ranks")
         tables.draw_table(heads, [_row(slot, state) for slot, state in zip(found, states, strict=True)])
         for slot, state in zip(found, states, strict=True):
-            if state not in ("whole", "in progress"):
+            if state not in ("complete", "in progress"):
                 print(f"{slot.path.name}: {slot.why_not}")
     else:
         print(f"There are no epochs in {directory}.")

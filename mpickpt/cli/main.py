@@ -15,12 +15,12 @@ from mpickpt.errors import BatchError, InUseError, LayoutError, MpickptError, No
 VERBS = {
     "run": "Run a Python program with other options of mpickpt than it was written with.",
     "ls": "List the epochs of a checkpoint directory.",
-    "show": "Show what is in an epoch: arrays, objects, and how each rank fared.",
+    "show": "Show what is in an epoch: arrays, objects, and what each rank did.",
     "report": "Draw what a program's checkpoints cost it, and when: a page to open in a browser.",
     "verify": "Read an epoch, or all of a directory, and compare every block with its checksum.",
     "diff": "Compare two epochs bit by bit.",
     "export": "Write arrays of an epoch into a file that other programs read.",
-    "prune": "Delete old epochs, and never the last whole one.",
+    "prune": "Delete old epochs, and never the last complete one.",
     "archive": "Make a file of its own of an epoch, which no program overwrites.",
     "trigger": "Ask a running program for a checkpoint now.",
     "sbatch": "Write a batch script for Slurm that runs a program until it is done.",
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def exit_status(error: MpickptError) -> int:
     """Tell whether an error is found in the checkpoint, or in the way the command was given.
 
-    A file that is no slot may be one that is damaged; a path that the system does not let us use is a misuse.
+    A file that is no slot may be one that is corrupt; a path that the system does not let us use is a misuse.
     """
     if isinstance(error, UsageError | LayoutError | InUseError):
         return MISUSED

@@ -68,10 +68,10 @@ class _Reader(pickle.Unpickler):
         if (module, name) == REFERENCE:
             return self._refer
         full = name if module == builtins.__name__ else f"{module}.{name}"
-        return type("Stand", (_Stand,), {"name": full})
+        return type("Blocked", (_Stand,), {"name": full})
 
     def _refer(self, name: object, *part: object) -> _Reference:
-        """Stand for a saved array."""
+        """Blocked for a saved array."""
         if str(name) not in self.arrays:
             self.arrays.append(str(name))
         return _Reference(f"{'part of ' if part else ''}array {name}")

@@ -12,7 +12,7 @@ from mpickpt.reading.checkpoint import Checkpoint
 from mpickpt.snapshot import crc32c
 from mpickpt.store import SlotInfo, Store, read_slot
 
-PLACE = "a checkpoint directory (its newest whole epoch), DIR:EPOCH, a slot file or an archived epoch"
+PLACE = "a checkpoint directory (its newest complete epoch), DIR:EPOCH, a slot file or an archived epoch"
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def open_checkpoint(place: str) -> Checkpoint:
 
 
 def open_slot(path: Path) -> SlotInfo:
-    """Read what a slot file says about itself, whole or not."""
+    """Read what a slot file says about itself, complete or not."""
     _check_there(path)
     slot = read_slot(path, crc32c)
     if not slot.readable:

@@ -1,10 +1,10 @@
-"""Delete old epochs, and never the last whole one.
+"""Delete old epochs, and never the last complete one.
 
     mpickpt prune heat.ckpt --keep 1 --dry-run       says what would be deleted
-    mpickpt prune heat.ckpt --keep 3                 keeps the three newest whole epochs
+    mpickpt prune heat.ckpt --keep 3                 keeps the three newest complete epochs
 
-Counts whole epochs, in slots and archived. What holds no whole epoch is left alone. While a program uses the directory,
-its slots are left to it and only archived epochs are deleted. Whether an epoch is sound, `mpickpt verify` tells.
+Counts complete epochs, in slots and archived. What holds no complete epoch is left alone. While a program uses the
+directory, its slots are left to it and only archived epochs are deleted. Whether an epoch is valid, `verify` tells.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mpickpt.units import human_bytes
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     parser.add_argument("directory", type=Path, metavar="DIR", help="the checkpoint directory")
-    parser.add_argument("--keep", type=_at_least_one, required=True, metavar="N", help="keep the N newest whole epochs")
+    parser.add_argument("--keep", type=_at_least_one, required=True, metavar="N", help="how many epochs to keep")
     parser.add_argument("--dry-run", action="store_true", help="delete nothing, only say what would be deleted")
     add_json(parser)
 
@@ -39,11 +39,11 @@ def execute(args: argparse.Namespace) -> int:
     """Prune."""
     store = open_directory(args.directory)
     with _locked(store, args.dry_run) as holder:
-        whole = [slot for slot in (*store.slots(), *store.archives()) if slot.whole]
-        if not whole:
-            raise EpochError(f"There is no whole epoch in {args.directory}, and nothing is deleted.")
-        kept = sorted({slot.epoch or 0 for slot in whole})[-args.keep :]
-        surplus = [slot for slot in whole if slot.epoch not in kept]
+        complete = [slot for slot in (*store.slots(), *store.archives()) if slot.complete]
+        if not complete:
+            raise EpochError(f"There is no complete epoch in {args.directory}, and nothing is deleted.")
+        kept = sorted({slot.epoch or 0 for slot in complete})[-args.keep :]
+        surplus = [slot for slot in complete if slot.epoch not in kept]
         _refuse_slots(store, holder, surplus)
         freed = sum(slot.path.stat().st_blocks * 512 for slot in surplus)
         if not args.dry_run:

@@ -4,10 +4,11 @@
     mpickpt requeue $?
 
 The exit status of the program says what is to be done. 0: nothing, the job is done. 75 (stopped in time, with its last
-epoch whole), or that of a crash: the job goes back to the queue, and the same script goes on from the newest whole
-epoch. Not so if the job was cancelled, if mpickpt itself refused to go on (a usage error, a directory that is in use,
-damaged checkpoints), or if the job came here several times in a row and no newer step was saved. That is counted in the
-checkpoint directory. The exit status is that of the program, or 10 for a job that is given up for want of progress.
+epoch complete), or that of a crash: the job goes back to the queue, and the same script goes on from the newest
+complete epoch. Not so if the job was cancelled, if mpickpt itself refused to go on (a usage error, a directory that is
+in use, corrupt checkpoints), or if the job came here several times in a row and no newer step was saved. That is
+counted in the checkpoint directory. The exit status is that of the program, or 10 for a job that is given up for want
+of progress.
 """
 
 from __future__ import annotations
@@ -56,21 +57,21 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _requeue(environment: Environment, directory: Path, status: int, most: int) -> None:
-    whole = [slot for slot in Store(directory, crc32c).slots() if slot.whole]
-    newest = max(whole, key=lambda slot: slot.epoch or 0, default=None)
+    complete = [slot for slot in Store(directory, crc32c).slots() if slot.complete]
+    newest = max(complete, key=lambda slot: slot.epoch or 0, default=None)
     saved = f"nothing is saved in {directory}"
     if newest is not None:
-        saved = f"epoch {newest.epoch} (step {newest.step}) of {directory} is whole"
+        saved = f"epoch {newest.epoch} (step {newest.step}) of {directory} is complete"
     times = _count(environment, directory, None if newest is None else newest.step)
     if times >= most:
         raise NoProgress(
             f"{environment.job} is given up: {times} restarts in a row saved no newer step, and the last one ended "
-            f"with status {status}; {saved}. See what it said above. To try again, submit it anew."
+            f"with status {status}; {saved}. See what it said above. To try again, submit it again."
         )
     try:
         environment.requeue()
     except BatchError as error:
-        _say(f"{error} To go on, submit it anew: {saved}.")
+        _say(f"{error} To go on, submit it again: {saved}.")
         return
     how = "was stopped in time" if status == Stopped.exit_code else f"ended with status {status}"
     _say(f"{environment.job} {how} and is queued again, restart {environment.restarts + 1}: {saved}")

@@ -6,7 +6,7 @@
 The options given here win over the environment (MPICKPT_DIR, MPICKPT_EVERY, ...), and that over the arguments of
 mpickpt.open() in the program. The same line again resumes the program; another number of ranks redistributes it.
 If a rank ends by an uncaught exception or a non-zero exit code, all ranks are ended. A program that is asked to stop
-(SIGTERM, mpickpt trigger --stop) ends with exit status 75 after its last checkpoint is whole.
+(SIGTERM, mpickpt trigger --stop) ends with exit status 75 after its last checkpoint is complete.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OPTIONS = {
     "every": ("STEPS", "cut each time so many steps are done"),
     "interval": ("TIME", "cut each time so much time went by: 90s, 10min, 1h30min; auto: as often as is best"),
     "keep": ("N", "number of slots, at least 2"),
-    "restart": ("WHAT", "auto: the newest whole epoch; never: begin anew; or the number of an epoch"),
+    "restart": ("WHAT", "auto: the newest complete epoch; never: start from the beginning; or the number of an epoch"),
     "pool": ("SIZE", "room on each rank for copies of what changes before it is saved: 256MiB, 25%%"),
     "margin": ("TIME", "a batch job stops when so much of its time is left, beside that of a drain; 1min"),
     "mtbf": ("TIME", "mean time between failures of the job, for --interval auto; 1d"),
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lazy", action=argparse.BooleanOptionalAction, help=text)
     text = "take notes for mpickpt report, as is done unless the program does not want it; without: none"
     parser.add_argument("--record", action=argparse.BooleanOptionalAction, help=text)
-    text = "have rank 0 tell on stderr where the program is: step and pace, the drain, the age of the last whole epoch"
+    text = "have rank 0 tell on stderr where the program is: step and pace, the drain, the last complete epoch"
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, help=text)
     text = "this process is to be alone, also if its launcher started several that MPI does not know of"
     parser.add_argument("--alone", action=argparse.BooleanOptionalAction, help=text)

@@ -1,8 +1,8 @@
-"""Show what is in an epoch: arrays, objects, and how each rank fared.
+"""Show what is in an epoch: arrays, objects, and what each rank did.
 
-    mpickpt show heat.ckpt                    the newest whole epoch
+    mpickpt show heat.ckpt                    the newest complete epoch
     mpickpt show heat.ckpt:7                  epoch 7, in a slot or archived
-    mpickpt show heat.ckpt/slot-0.h5          whatever is in this slot, whole or not
+    mpickpt show heat.ckpt/slot-0.h5          whatever is in this slot, complete or not
 
 Objects are named by their types; nothing is unpickled and no code of the file runs.
 """
@@ -38,11 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the tree and the table of records; 1 if the file is damaged or a rank could not write."""
+    """Print the tree and the table of records; 1 if the file is corrupt or a rank could not write."""
     path, _ = split_place(args.place)
     slot = open_slot(path) if path.is_file() else open_checkpoint(args.place).slot
     layout, offsets = read_structure(slot.path, crc32c)
-    images = images_of(slot.path, layout, offsets, slot.records, slot.packed) if slot.whole else []
+    images = images_of(slot.path, layout, offsets, slot.records, slot.packed) if slot.complete else []
     state = state_of(slot)
     if args.json:
         tables.print_json(_described(slot, layout, images))
@@ -53,7 +53,7 @@ def execute(args: argparse.Namespace) -> int:
 
 def _print(slot: SlotInfo, layout: Layout, images: list[RankImage], state: str) -> None:
     cut = tables.age(int(slot.records["cut_time_ns"].max(initial=0)))
-    told = f"epoch {slot.epoch}, step {slot.step}, cut {cut}" if slot.whole else f"{state}: {slot.why_not}"
+    told = f"epoch {slot.epoch}, step {slot.step}, cut {cut}" if slot.complete else f"{state}: {slot.why_not}"
     print(f"{slot.path}: {told}")
     packed = ", compressed" if slot.packed else ""
     blocks = human_bytes(slot.block_bytes)
@@ -70,10 +70,10 @@ def _tree(slot: SlotInfo, layout: Layout, images: list[RankImage]) -> Tree:
 
     tree = Tree(slot.path.name)
     specs = {name: [spec for rank in layout.ranks if (spec := rank.spec(name))] for name in layout.names}
-    whole = {name: found for name, found in specs.items() if found[0].part}
-    if whole:
+    complete = {name: found for name, found in specs.items() if found[0].part}
+    if complete:
         branch = tree.add("global arrays")
-        for name, found in whole.items():
+        for name, found in complete.items():
             assert found[0].part is not None
             nbytes = human_bytes(prod(found[0].part.shape) * found[0].dtype.itemsize)
             branch.add(
@@ -115,12 +115,12 @@ def _records(slot: SlotInfo) -> tuple[list[str], Iterable[list[str]]]:
     """Head and rows of the table of records; epoch and step only where the ranks differ in them."""
     records = slot.records[:MOST_RANKS]
     in_flight = bool(slot.records["channels_bytes"].any())
-    heads = ["rank", "state", *(() if slot.whole else (" epoch", " step")), " written", " drain", " blocked", " stall"]
-    heads += [" copied", " objects", *((" in flight",) if in_flight else ())]
+    heads = ["rank", "state", *(() if slot.complete else (" epoch", " step")), " written", " drain", " blocked"]
+    heads += [" stall", " copied", " objects", *((" in flight",) if in_flight else ())]
     rows = []
     for rank, record in enumerate(records):
         row = [str(rank), _state(int(record["state"]))]
-        row += [] if slot.whole else [str(record["epoch"]), str(record["step"])]
+        row += [] if slot.complete else [str(record["epoch"]), str(record["step"])]
         row += [human_bytes(int(record["bytes_written"]))]
         row += [human_seconds(int(record[name]) / 1e9) for name in ("drain_ns", "blocked_ns", "stall_ns")]
         row += [str(record["blocks_copied"]), human_bytes(int(record["objects_bytes"]))]
@@ -150,6 +150,6 @@ def _described(slot: SlotInfo, layout: Layout, images: list[RankImage]) -> dict[
         types, wrong = _types(images[number]) if images else ({}, slot.why_not)
         values = {name: int(record[name]) for name in names}
         found.append({"arrays": arrays, "objects": types, "objects_wrong": wrong or None, "record": values})
-    head = {"file": str(slot.path), "epoch": slot.epoch, "step": slot.step, "whole": slot.whole}
+    head = {"file": str(slot.path), "epoch": slot.epoch, "step": slot.step, "complete": slot.complete}
     about = {"why": slot.why_not or None, "packed": slot.packed, "block_bytes": slot.block_bytes}
     return head | about | {"layout": slot.digest.hex(), "ranks": found}

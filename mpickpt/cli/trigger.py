@@ -1,7 +1,7 @@
 """Ask a running program for a checkpoint now.
 
     mpickpt trigger heat.ckpt          a cut at one of the next safe points
-    mpickpt trigger heat.ckpt --stop   the same, and the end of the program with exit status 75 when it is whole
+    mpickpt trigger heat.ckpt --stop   the same, and the end of the program with exit status 75 when it is complete
 
 Rank 0 of the program looks for it twice a second, at its safe points.
 """
@@ -20,12 +20,12 @@ from mpickpt.session.triggers import leave_file
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     parser.add_argument("directory", type=Path, metavar="DIR", help="the checkpoint directory of the program")
-    parser.add_argument("--stop", action="store_true", help="end the program when the checkpoint is whole")
+    parser.add_argument("--stop", action="store_true", help="end the program when the checkpoint is complete")
     add_json(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Leave the wish in the directory."""
+    """Leave the request in the directory."""
     holder = open_directory(args.directory).holder()
     if holder is None:
         raise UsageError(f"No program is using {args.directory}, so that nobody would make a checkpoint.")

@@ -1,10 +1,10 @@
 """Read an epoch, or all of a directory, and compare every block with its checksum.
 
-    mpickpt verify heat.ckpt                  all whole epochs, in slots and archived
+    mpickpt verify heat.ckpt                  all complete epochs, in slots and archived
     mpickpt verify heat.ckpt:7                epoch 7
     mpickpt verify heat.ckpt/slot-0.h5
 
-Names rank, array, block, bytes and cells of what is damaged.
+Names rank, array, block, bytes and cells of what is corrupt.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Result:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
-    parser.add_argument("place", metavar="PATH", help=PLACE.replace("its newest whole epoch", "all whole epochs"))
+    parser.add_argument("place", metavar="PATH", help=PLACE.replace("its newest complete epoch", "all complete epochs"))
     add_json(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Verify; 1 if anything is damaged, or nothing is there to verify."""
+    """Verify; 1 if anything is corrupt, or nothing is there to verify."""
     results = []
     for slot in _slots(args.place):
         results.append(_verify(slot, quiet=args.json))
@@ -53,7 +53,7 @@ def execute(args: argparse.Namespace) -> int:
         tables.print_json({"files": [_described(result) for result in results]})
     wrong = any(result.damage or result.problem for result in results)
     if not wrong and all(result.passed_over for result in results):
-        raise EpochError(f"There is no whole epoch in {args.place} to verify. See: mpickpt ls DIR")
+        raise EpochError(f"There is no complete epoch in {args.place} to verify. See: mpickpt ls DIR")
     return 1 if wrong else 0
 
 
@@ -69,7 +69,7 @@ def _slots(place: str) -> list[SlotInfo]:
 
 def _verify(slot: SlotInfo, *, quiet: bool) -> Result:
     result = Result(slot)
-    if not slot.whole:
+    if not slot.complete:
         if state_of(slot) in BROKEN:
             result.problem = slot.why_not
         else:
@@ -97,7 +97,7 @@ def _print(result: Result) -> None:
     rate = human_bytes(result.nbytes / max(result.seconds, 1e-9))
     how = f"{human_bytes(result.nbytes)} in {human_seconds(result.seconds)}, {rate}/s"
     places = counted(len(result.damage), "place")
-    print(f"{name}: epoch {result.slot.epoch} is {f'damaged in {places}' if result.damage else 'sound'} ({how})")
+    print(f"{name}: epoch {result.slot.epoch} is {f'corrupt in {places}' if result.damage else 'sound'} ({how})")
     for damage in result.damage:
         print(f"  {damage}")
         if damage.bytes and damage.cells:

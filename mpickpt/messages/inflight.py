@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from mpickpt.errors import EpochError
 
 _HEADER = struct.Struct("<4sIQ")
-_MAGIC, _VERSION = b"MPKC", 1
+_MAGIC, _VERSION = b"MPKC", 2
+_SUPPRESSED = {1: "swallow", _VERSION: "suppressed"}  # the name of that list, by version
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Early:
 
 
 @dataclass(frozen=True, slots=True)
-class Swallow:
+class Suppressed:
     """Messages from this rank that it will send again although they have arrived: `checksums` has one item for each."""
 
     path: str
@@ -67,23 +68,23 @@ class InFlight:
     late : tuple of Late
         In the order in which they are to be served.
     early : tuple of Early
-        What other ranks have to swallow.
-    swallow : tuple of Swallow
-        What this rank had to swallow since an earlier restart, and had not sent again yet.
+        What other ranks have to suppress.
+    suppressed : tuple of Suppressed
+        What this rank had to suppress since an earlier restart, and had not sent again yet.
     """
 
     late: tuple[Late, ...] = ()
     early: tuple[Early, ...] = ()
-    swallow: tuple[Swallow, ...] = ()
+    suppressed: tuple[Suppressed, ...] = ()
 
     def to_bytes(self) -> bytes:
         """Give it as bytes; none if nothing is in flight."""
-        if not (self.late or self.early or self.swallow):
+        if not (self.late or self.early or self.suppressed):
             return b""
         lists = {
             "late": [[m.path, m.source, m.tag, len(m.data)] for m in self.late],
             "early": [[m.path, m.source, m.tag, m.count, m.checksums] for m in self.early],
-            "swallow": [[m.path, m.dest, m.tag, m.checksums] for m in self.swallow],
+            _SUPPRESSED[_VERSION]: [[m.path, m.dest, m.tag, m.checksums] for m in self.suppressed],
         }
         text = json.dumps(lists, separators=(",", ":")).encode()
         return b"".join((_HEADER.pack(_MAGIC, _VERSION, len(text)), text, *(m.data for m in self.late)))
@@ -101,7 +102,7 @@ class InFlight:
             return cls()
         try:
             magic, version, length = _HEADER.unpack_from(data)
-            if (magic, version) != (_MAGIC, _VERSION):
+            if magic != _MAGIC or version not in _SUPPRESSED:
                 raise ValueError(f"it begins with {magic!r}, version {version}")
             begin = _HEADER.size + length
             lists = json.loads(data[_HEADER.size : begin])
@@ -112,17 +113,18 @@ class InFlight:
             if begin != len(data):
                 raise ValueError(f"it has {len(data)} bytes instead of {begin}")
             early = tuple(Early(path, rank, tag, n, tuple(sums)) for path, rank, tag, n, sums in lists["early"])
-            swallow = tuple(Swallow(path, rank, tag, tuple(sums)) for path, rank, tag, sums in lists["swallow"])
+            again = lists[_SUPPRESSED[version]]
+            suppressed = tuple(Suppressed(path, rank, tag, tuple(sums)) for path, rank, tag, sums in again)
         except (struct.error, ValueError, KeyError, TypeError) as error:
             raise EpochError(
                 f"The messages in flight of this epoch cannot be read: {error}. They were written by another version "
-                f"of mpickpt, or are damaged; restore an older epoch."
+                f"of mpickpt, or are corrupt; restore an older epoch."
             ) from error
-        return cls(tuple(late), early, swallow)
+        return cls(tuple(late), early, suppressed)
 
 
-def route(received: Sequence[Sequence[Early]]) -> list[list[Swallow]]:
-    """Turn what each rank had early into what each rank has to swallow.
+def route(received: Sequence[Sequence[Early]]) -> list[list[Suppressed]]:
+    """Turn what each rank had early into what each rank has to suppress.
 
     Parameters
     ----------
@@ -134,9 +136,9 @@ def route(received: Sequence[Sequence[Early]]) -> list[list[Swallow]]:
     list
         For each rank, those that it sent.
     """
-    out: list[list[Swallow]] = [[] for _ in received]
+    out: list[list[Suppressed]] = [[] for _ in received]
     for rank, messages in enumerate(received):
         for m in messages:
             unknown = (None,) * (m.count - len(m.checksums))
-            out[m.source].append(Swallow(m.path, rank, m.tag, (*unknown, *m.checksums)))
+            out[m.source].append(Suppressed(m.path, rank, m.tag, (*unknown, *m.checksums)))
     return out

@@ -5,7 +5,7 @@ counts, since its last cut, what it sent and what it received. At a cut it tells
 each receiver strikes the balance of its channels: what was sent before the sender's cut but not received before its own
 is *late*, and copied into the checkpoint when it comes; what was received before its own cut but sent after the
 sender's is *early*, and the checkpoint holds how many those are and their checksums. After a restart the late ones are
-served again, and the early ones, which the sender repeats, are swallowed.
+served again, and the early ones, which the sender repeats, are suppressed.
 
 Who has sent how much is known a little after the cut. Until then every message that is received may be late, so all are
 logged, and the log is cut to size later. A balance that is not zero goes over into that of the next epoch; channels
@@ -220,7 +220,7 @@ class Ledger:
         """Give what was in flight at the last cut, in the order in which it came."""
         came = [late for _, late in sorted(self._complete, key=_stamp)]
         old = self._replay_at_cut
-        return InFlight((*old.late, *came), tuple(self._early), old.swallow)
+        return InFlight((*old.late, *came), tuple(self._early), old.suppressed)
 
 
 @dataclass(slots=True)

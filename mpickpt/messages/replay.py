@@ -1,4 +1,4 @@
-"""What a rank still has to repeat of the epoch that was restored: late messages to serve, early ones to swallow."""
+"""What a rank still has to repeat of the epoch that was restored: late messages to serve, early ones to suppress."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from mpickpt.errors import EpochError
-from mpickpt.messages.inflight import InFlight, Late, Swallow
+from mpickpt.messages.inflight import InFlight, Late, Suppressed
 
 
 class Replay:
-    """Serves late messages to receives, and swallows sends that have arrived already.
+    """Serves late messages to receives, and suppresses sends that have arrived already.
 
     Parameters
     ----------
@@ -32,21 +32,21 @@ class Replay:
         self._due: dict[tuple[str, int, int], deque[int | None]] = {}
         self._done: dict[tuple[str, int, int], int] = {}
 
-    def load(self, late: Iterable[Late], swallow: Iterable[Swallow]) -> None:
-        """Add messages to those that are to be served and to be swallowed."""
+    def load(self, late: Iterable[Late], suppressed: Iterable[Suppressed]) -> None:
+        """Add messages to those that are to be served and to be suppressed."""
         self.waiting += late
-        for m in swallow:
+        for m in suppressed:
             if m.checksums:
                 self._due.setdefault((m.path, m.dest, m.tag), deque()).extend(m.checksums)
 
     def left(self) -> InFlight:
         """Give what is left, as it is to be stored."""
-        swallow = tuple(Swallow(*channel, tuple(due)) for channel, due in self._due.items())
-        return InFlight(late=tuple(self.waiting), swallow=swallow)
+        suppressed = tuple(Suppressed(*channel, tuple(due)) for channel, due in self._due.items())
+        return InFlight(late=tuple(self.waiting), suppressed=suppressed)
 
     @property
-    def swallowing(self) -> bool:
-        """Whether there is anything to be swallowed on any channel."""
+    def suppresses(self) -> bool:
+        """Whether there is anything to be suppressed on any channel."""
         return bool(self._due)
 
     def find(self, path: str, source: int | None, tag: int | None) -> Late | None:
@@ -60,8 +60,8 @@ class Replay:
         """Take out a message that was found and is now received."""
         self.waiting.remove(message)
 
-    def swallow(self, path: str, dest: int, tag: int, content: Callable[[], bytes | memoryview]) -> bool:
-        """Swallow a send if the message has arrived before the restart; False if it is to be sent.
+    def suppress(self, path: str, dest: int, tag: int, content: Callable[[], bytes | memoryview]) -> bool:
+        """Suppressed a send if the message has arrived before the restart; False if it is to be sent.
 
         Parameters
         ----------

@@ -55,7 +55,7 @@ class Commit:
 
     Attributes
     ----------
-    whole : bool
+    complete : bool
         Whether it is complete on every rank.
     same_cut : bool
         Whether it is the same cut on all ranks: the same epoch, step and slot.
@@ -71,7 +71,7 @@ class Commit:
         The lowest rank on which it is not complete, and why, where the operating system said so.
     """
 
-    whole: bool
+    complete: bool
     same_cut: bool
     missed: bool
     hung: bool
@@ -142,7 +142,7 @@ class Commits:
         least, greatest = cut[:3], [-n for n in cut[3:]]
         same_cut = least == greatest or least[0] == _NOBODY  # if all missed it, there is no cut to compare
         return Commit(
-            whole=bool(complete) and same_cut,
+            complete=bool(complete) and same_cut,
             same_cut=same_cut,
             missed=not not_missed,
             hung=not not_hung,

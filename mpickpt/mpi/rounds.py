@@ -1,4 +1,4 @@
-"""The messages of a round: wishes up a tree of ranks, a marker to all, and the maximum of all proposals.
+"""The messages of a round: requests up a tree of ranks, a marker to all, and the maximum of all proposals.
 
 They have a duplicate of the communicator to themselves. On it collectives follow each other as marker, answer, marker,
 answer, …, each started without waiting: every rank but rank 0 always has the receipt of the next marker posted. There
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpickpt.mpi.pending import Pending, Repeated, calls_of_collective, next_of
-from mpickpt.protocol import Agreed, BelowClosed, BelowLeft, Ended, Event, Marked, Passed, children, parent
+from mpickpt.protocol import Agreed, BelowClosed, BelowDeparted, Ended, Event, Marked, RequestedBelow, children, parent
 from mpickpt.protocol.policy import NEVER
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Rounds:
             self._listen()
 
     def pass_on(self, rounds: int, *, stop: bool) -> None:
-        """Send a wish to the parent."""
+        """Send a request to the parent."""
         self._send_up(_WISH, rounds, int(stop))
 
     def say_closed(self) -> None:
@@ -142,8 +142,8 @@ class Rounds:
                 kind, number, flag = receipt.result.tolist()
                 receipt.start()
                 if kind == _WISH:
-                    return Passed(number, bool(flag))
-                return BelowClosed() if kind == _CLOSED else BelowLeft(number)
+                    return RequestedBelow(number, bool(flag))
+                return BelowClosed() if kind == _CLOSED else BelowDeparted(number)
         return None
 
     # -- the end -------------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 A cut that the number of the step does not tell (a signal, a clock, a command) is agreed on in a *round*:
 
-1. Whoever wants it passes the wish up a binomial tree of ranks to rank 0, each rank at most once a round.
-2. Rank 0 sends a *marker* to all, once the last epoch is settled.
+1. Whoever wants it passes the request up a binomial tree of ranks to rank 0, each rank at most once a round.
+2. Rank 0 sends a *marker* to all, once the last epoch is decided.
 3. Each rank proposes a step a few steps ahead of its own (the *lookahead*); the greatest of all is the step of the
    cut. A rank goes on computing meanwhile. It stops only if it comes to its own proposal before the answer does,
    which is counted, and makes the next lookahead longer.
@@ -13,8 +13,8 @@ A rank that stands still may be what others wait for: then no answer can come. S
 on, and if the answer tells it that it has *missed* the cut, the epoch fails on all ranks and is tried again.
 
 An epoch goes through these stations: *cut*, *drained* (this rank's image is on disk, or the drain failed), *posted*
-(this rank has told the others), *settled* (the answer of all ranks is here). Only the last tells which slot holds the
-newest epoch that is whole everywhere; that one is never overwritten, so the next cut waits for it.
+(this rank has told the others), *decided* (the answer of all ranks is here). Only the last tells which slot holds the
+newest epoch that is complete everywhere; that one is never overwritten, so the next cut waits for it.
 
 A program that calls ``ckpt.save()`` waits for its checkpoint on all ranks (`mpickpt.protocol.saving`).
 
@@ -22,47 +22,47 @@ A rank whose storage hangs gives its epoch up (`Drained` says so), and cannot be
 ranks *skip* the next cut, which costs nobody anything, and learn from the answer whether that rank can be cut again.
 
 `Protocol.handle` is the only way in. Whoever drives it carries out the instructions in their order, feeds back what
-comes of them, and stays where it is as long as `Protocol.stands` says so: `mpickpt.session.driver` by MPI, a simulator
-in the tests. There is one short cut, `Protocol.glanced`, for the many looks that find nothing.
+comes of them, and stays where it is as long as `Protocol.blocked` says so: `mpickpt.session.driver` by MPI, a simulator
+in the tests. There is one short cut, `Protocol.polled`, for the many looks that find nothing.
 """
 
 from mpickpt.protocol.events import (
     Agreed,
-    Asked,
     BelowClosed,
-    BelowLeft,
+    BelowDeparted,
     Closing,
+    Decided,
     Drained,
     Ended,
     Event,
     GaveUp,
     Left,
     Marked,
-    Passed,
     Reached,
     Refused,
-    Settled,
+    Requested,
+    RequestedBelow,
 )
 from mpickpt.protocol.instructions import (
     Abandon,
     Announce,
     AnnounceEnd,
+    Boost,
     Cut,
     EndSave,
     Epoch,
-    Hurry,
+    Forward,
+    ForwardDeparture,
     Instruction,
     Miss,
-    PassOn,
-    PassOnLeft,
     Post,
     Propose,
     SayBelowClosed,
     Skip,
     Stop,
 )
-from mpickpt.protocol.lookahead import rest_seconds
-from mpickpt.protocol.machine import PATIENCE, STOP_ATTEMPTS, STOP_PATIENCES, Protocol, Stand
+from mpickpt.protocol.lookahead import idle_poll_seconds
+from mpickpt.protocol.machine import PATIENCE, STOP_ATTEMPTS, STOP_PATIENCES, Blocked, Protocol
 from mpickpt.protocol.tree import children, parent
 
 __all__ = [
@@ -70,9 +70,9 @@ __all__ = [
     "Agreed",
     "Announce",
     "AnnounceEnd",
-    "Asked",
+    "Requested",
     "BelowClosed",
-    "BelowLeft",
+    "BelowDeparted",
     "Closing",
     "Cut",
     "Drained",
@@ -81,15 +81,15 @@ __all__ = [
     "Epoch",
     "Event",
     "GaveUp",
-    "Hurry",
+    "Boost",
     "Instruction",
     "Left",
     "Marked",
     "Miss",
     "PATIENCE",
-    "PassOn",
-    "PassOnLeft",
-    "Passed",
+    "Forward",
+    "ForwardDeparture",
+    "RequestedBelow",
     "Post",
     "Propose",
     "Protocol",
@@ -98,11 +98,11 @@ __all__ = [
     "STOP_ATTEMPTS",
     "STOP_PATIENCES",
     "SayBelowClosed",
-    "Settled",
+    "Decided",
     "Skip",
-    "Stand",
+    "Blocked",
     "Stop",
     "children",
     "parent",
-    "rest_seconds",
+    "idle_poll_seconds",
 ]

@@ -29,14 +29,14 @@ class Left:
 
 
 @dataclass(slots=True)
-class Asked:
+class Requested:
     """Somebody on this rank wants a cut: a signal, the program, or on rank 0 the clock or a command."""
 
     stop: bool = False
 
 
 @dataclass(slots=True)
-class Passed:
+class RequestedBelow:
     """A rank further down the tree wants a cut; it had seen `rounds` markers when it was asked."""
 
     rounds: int
@@ -80,12 +80,12 @@ class Refused:
 
 
 @dataclass(slots=True)
-class Settled:
+class Decided:
     """What all ranks together know of the epoch.
 
     Attributes
     ----------
-    whole : bool
+    complete : bool
         It is complete on every rank.
     missed : bool
         A rank came past its step.
@@ -95,7 +95,7 @@ class Settled:
         The storage of a rank hangs: it cannot be cut before that has an end.
     """
 
-    whole: bool
+    complete: bool
     missed: bool
     left: int | None = None
     hung: bool = False
@@ -119,13 +119,13 @@ class Ended:
 
 
 @dataclass(slots=True)
-class BelowLeft:
+class BelowDeparted:
     """A rank further down the tree has left the session by an exception."""
 
     rank: int
 
 
 Event = (
-    Reached | Left | Asked | Passed | Marked | Agreed | GaveUp | Drained | Refused | Settled | Closing
-    | BelowClosed | Ended | BelowLeft
+    Reached | Left | Requested | RequestedBelow | Marked | Agreed | GaveUp | Drained | Refused | Decided | Closing
+    | BelowClosed | Ended | BelowDeparted
 )  # fmt: skip

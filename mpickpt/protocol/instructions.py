@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass
 class Epoch:
-    """An epoch that is not settled.
+    """An epoch that is not decided.
 
     Attributes
     ----------
     number, step, slot : int
         Its number, the step of the safe point where this rank was cut, and its slot.
     stop : bool
-        The program ends when it is whole.
+        The program ends when it is complete.
     agreed : bool
         It comes from a round, not from the number of the step.
     missed : bool
@@ -36,8 +36,8 @@ class Epoch:
 
 
 @dataclass(slots=True)
-class PassOn:
-    """Send `Passed` to the parent."""
+class Forward:
+    """Send `RequestedBelow` to the parent."""
 
     rounds: int
     stop: bool
@@ -96,7 +96,7 @@ class Post:
 
 
 @dataclass(slots=True)
-class Hurry:
+class Boost:
     """Drain at normal priority."""
 
 
@@ -107,14 +107,14 @@ class EndSave:
 
 @dataclass(slots=True)
 class Stop:
-    """End the program: the epoch that it was to make before is `whole`, or could not be made."""
+    """End the program: the epoch that it was to make before is `complete`, or could not be made."""
 
-    whole: bool
+    complete: bool
 
 
 @dataclass(slots=True)
 class Abandon:
-    """Rank `left` has left the session by an exception: nothing can become whole any more."""
+    """Rank `left` has left the session by an exception: nothing can become complete any more."""
 
     left: int
 
@@ -125,8 +125,8 @@ class SayBelowClosed:
 
 
 @dataclass(slots=True)
-class PassOnLeft:
-    """Send `BelowLeft` to the parent."""
+class ForwardDeparture:
+    """Send `BelowDeparted` to the parent."""
 
     rank: int
 
@@ -139,6 +139,6 @@ class AnnounceEnd:
 
 
 Instruction = (
-    PassOn | Announce | Propose | Cut | Miss | Skip | Post | Hurry | EndSave | Stop | Abandon | SayBelowClosed
-    | PassOnLeft | AnnounceEnd
+    Forward | Announce | Propose | Cut | Miss | Skip | Post | Boost | EndSave | Stop | Abandon | SayBelowClosed
+    | ForwardDeparture | AnnounceEnd
 )  # fmt: skip

@@ -11,21 +11,21 @@ from __future__ import annotations
 import math
 from collections import deque
 
-LOOK_SECONDS = 0.004  # between two looks while a step is to be agreed on: often enough to answer in time
-REST_SECONDS = 0.020  # the same until the epoch is settled: with its code out of the caches a look takes 20 to 50 us
-LONGEST_REST_SECONDS = 0.100  # the same thereafter, at the most: at each level of the tree a marker may lie for so long
-RESTS_IN_INTERVAL = 200  # a cut may come later by some rests, which must be short beside the interval
+POLL_SECONDS = 0.004  # between two polls while a step is to be agreed on: often enough to answer in time
+IDLE_POLL_SECONDS = 0.020  # the same until the epoch is decided: a poll is dear while its code is out of the caches
+LONGEST_IDLE_POLL_SECONDS = 0.100  # the same thereafter, at most: at each level of the tree a marker may lie so long
+POLLS_IN_INTERVAL = 200  # a cut may come later by some idle polls, which must be short beside the interval
 MARGIN = 2.0  # lookahead, in latencies
 FORGETTING = 0.7  # of a latency that the next round does not reach
-SETTLING_LOOKS = 16  # before the pace counts as known: the first steps of many a program are slow
+POLLS_UNTIL_KNOWN = 16  # before the pace counts as known: the first steps of many a program are slow
 SLOWING = 1.2  # the quickest pace becomes slower by so much at a look that finds something, if no step is as quick,
 UNEVEN = 32  # and counts for no more than so many times as quick as the last one: else slow steps would put off a cut
 REMEMBERED = 24  # looks of those that find nothing: what was quick before them counts no more
 
 
-def rest_seconds(interval: float) -> float:
+def idle_poll_seconds(interval: float) -> float:
     """Choose how long ranks rest between two looks, if cuts are `interval` seconds apart; infinite if by steps."""
-    return min(max(REST_SECONDS, interval / RESTS_IN_INTERVAL), LONGEST_REST_SECONDS)
+    return min(max(IDLE_POLL_SECONDS, interval / POLLS_IN_INTERVAL), LONGEST_IDLE_POLL_SECONDS)
 
 
 class Lookahead:
@@ -42,10 +42,10 @@ class Lookahead:
     def __init__(self, size: int, look: float, rest: float) -> None:
         self._looks: deque[tuple[int, float, float]] = deque(maxlen=REMEMBERED)
         self._quickest = math.inf  # not known
-        self._last = 0.0  # seconds that a step took of late
+        self._last = 0.0  # seconds that a step took recently
         self._look = look
         self._seen: tuple[int, float] | None = None
-        self._to_settle = SETTLING_LOOKS
+        self._polls_until_known = POLLS_UNTIL_KNOWN
         self._levels = (size - 1).bit_length()
         # A marker goes down a tree: at each level a rank at rest has to look before it is passed on, and on its way
         # back the answer waits for ranks that take part. It may have come quicker last time, by chance.
@@ -56,7 +56,7 @@ class Lookahead:
         """Take in that the rank is at the safe point of `step`, at `now` seconds; what follows is worked out later."""
         self._looks.append((step, now, SLOWING))
 
-    def glanced(self, step: int, now: float) -> None:
+    def polled(self, step: int, now: float) -> None:
         """Take in the same of a look that found nothing: such looks are many, and make the quickest pace no slower."""
         self._looks.append((step, now, 1.0))
 
@@ -64,7 +64,7 @@ class Lookahead:
         """Find out the pace from the looks since the last time."""
         while self._looks:
             step, now, slowing = self._looks.popleft()
-            self._to_settle -= 1
+            self._polls_until_known -= 1
             if self._seen is not None:
                 steps, seconds = step - self._seen[0], now - self._seen[1]
                 if steps <= 0 or seconds <= self._look:  # too short a time to tell the pace
@@ -75,18 +75,18 @@ class Lookahead:
 
     @property
     def step_seconds(self) -> float:
-        """How long a step took of late; 0 before it is known."""
+        """How long a step took recently; 0 before it is known."""
         self._work_out()
         return self._last
 
     @property
-    def is_settled(self) -> bool:
+    def is_known(self) -> bool:
         """Whether the pace is known; until then all ranks have to look at each safe point."""
         self._work_out()
-        return self._quickest < math.inf and self._to_settle < 0
+        return self._quickest < math.inf and self._polls_until_known < 0
 
     def steps_in(self, seconds: float) -> int:
-        """Give how many steps `seconds` have at the quickest pace of late, 1 at the least."""
+        """Give how many steps `seconds` have at the quickest pace recently, 1 at the least."""
         self._work_out()
         return max(1, math.floor(seconds / self._quickest))
 

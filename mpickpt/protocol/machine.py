@@ -10,53 +10,53 @@ from enum import Enum
 
 from mpickpt.protocol.events import (
     Agreed,
-    Asked,
     BelowClosed,
-    BelowLeft,
+    BelowDeparted,
     Closing,
+    Decided,
     Drained,
     Ended,
     Event,
     GaveUp,
     Left,
     Marked,
-    Passed,
     Reached,
     Refused,
-    Settled,
+    Requested,
+    RequestedBelow,
 )
 from mpickpt.protocol.instructions import (
     Abandon,
     Announce,
     AnnounceEnd,
+    Boost,
     Cut,
     EndSave,
     Epoch,
-    Hurry,
+    Forward,
+    ForwardDeparture,
     Instruction,
     Miss,
-    PassOn,
-    PassOnLeft,
     Post,
     Propose,
     SayBelowClosed,
     Skip,
     Stop,
 )
-from mpickpt.protocol.lookahead import LOOK_SECONDS, REST_SECONDS, Lookahead
+from mpickpt.protocol.lookahead import IDLE_POLL_SECONDS, POLL_SECONDS, Lookahead
 from mpickpt.protocol.policy import NEVER, choose_slot
 from mpickpt.protocol.saving import Saving
 from mpickpt.protocol.tree import children
 
 PATIENCE = 5.0  # seconds that a rank stands still at the least before it gives up
-PATIENT_STEPS = 3  # and so many of its steps: the others may be in the midst of one
-EPOCH_PATIENCES = 3  # so many times as long it stands for an epoch to be settled, or if that is longer,
+PATIENT_STEPS = 3  # and so many of its steps: the others may be inside one
+EPOCH_PATIENCES = 3  # so many times as long it stands for an epoch to be decided, or if that is longer,
 DRAIN_PATIENCE = 2.0  # so many times as long as its own drain took
 STOP_PATIENCES = 4  # so many times as long ranks that stop wait for others that do not come to their end
 STOP_ATTEMPTS = 3  # epochs that may fail before a program that is to stop ends without
 
 
-class Stand(Enum):
+class Blocked(Enum):
     """Whether the rank has to stand still where it is, taking in what comes."""
 
     NO = 0
@@ -100,9 +100,9 @@ class Protocol:
     Attributes
     ----------
     epoch : Epoch or None
-        The one that is not settled.
+        The one that is not decided.
     hold : bool
-        Stand still between the cut and the end of a program that is to stop. Right for programs whose messages stay
+        Blocked still between the cut and the end of a program that is to stop. Right for programs whose messages stay
         between two safe points; with others a rank that stands might be what another one waits for.
     storage_hung : bool
         That of some rank, as far as the last epoch tells: all ranks skip the next one.
@@ -120,8 +120,8 @@ class Protocol:
         slots: Mapping[int, int | None] | None = None,
         protected: int | None = None,
         next_epoch: int = 1,
-        look: float = LOOK_SECONDS,
-        rest: float = REST_SECONDS,
+        look: float = POLL_SECONDS,
+        rest: float = IDLE_POLL_SECONDS,
     ) -> None:
         self.rank = rank
         self.size = size
@@ -177,32 +177,32 @@ class Protocol:
         """A proposal was posted and `Agreed` has not come; no marker may be handed in before it."""
         return self._proposal is not None
 
-    def seconds_to_next_look(self, *, quiet: bool) -> float:
+    def seconds_to_next_poll(self, *, quiet: bool) -> float:
         """Give how long this rank may go on without a look; `quiet` if the driver has nothing to see to, or to tell.
 
         Until its pace is known it looks at each safe point. Then it rests unless a step has to be agreed on: nothing is
         late if it hears of it a little later. So it is also before a cut that was agreed on, and until an epoch is
-        settled: ranks that are some steps behind come to the cut later, and may drain for longer. But a rank that
-        passed on a wish is about to hear of a marker.
+        decided: ranks that are some steps behind come to the cut later, and may drain for longer. But a rank that
+        forwarded a request is about to hear of a marker.
         """
-        if not self._lookahead.is_settled:
+        if not self._lookahead.is_known:
             return 0.0
         awaits_marker = self._passed_on[0] >= self.rounds
         if not quiet or self._proposal is not None or awaits_marker or self._missed:
             return self._look
-        return self._rest if self.epoch is None else min(self._rest, REST_SECONDS)
+        return self._rest if self.epoch is None else min(self._rest, IDLE_POLL_SECONDS)
 
-    def steps_to_next_look(self, seconds: float) -> int:
+    def steps_to_next_poll(self, seconds: float) -> int:
         """Give how many steps may go by in those `seconds` until the next look, so that a run of quick ones shows."""
         return self._lookahead.steps_in(seconds)
 
-    def glanced(self, step: int, now: float) -> None:
+    def polled(self, step: int, now: float) -> None:
         """Take in that the rank looked at the safe point of `step`, below `next_step`, found nothing and goes on.
 
         The same as `Reached` and `Left` at a fraction of their price.
         """
         self._before, self._step = self._step, step
-        self._lookahead.glanced(step, now)
+        self._lookahead.polled(step, now)
 
     @property
     def over(self) -> bool:
@@ -211,14 +211,14 @@ class Protocol:
 
     @property
     def patience(self) -> float:
-        """Seconds until a rank that `stands` for a limited time gives up, from the end of its own drain on."""
+        """Seconds until a rank that is `blocked` for a limited time gives up, from the end of its own drain on."""
         usual = max(PATIENCE, PATIENT_STEPS * self._lookahead.step_seconds)
         if self._lacks_answer or self.epoch is None:
             return usual
         return max(EPOCH_PATIENCES * usual, DRAIN_PATIENCE * self._drain_seconds)
 
     @property
-    def newest_whole(self) -> int | None:
+    def newest_complete(self) -> int | None:
         """Number of the epoch to go back to if all fails now, if it is known."""
         return None if self._protected is None else self._slots.get(self._protected)
 
@@ -241,11 +241,11 @@ class Protocol:
                 if step > self._step:
                     self._before, self._step = self._step, step
                 return []
-            case Asked():
+            case Requested():
                 if self._is_ahead and self._stop >= event.stop:  # the cut that is agreed on is still to come here
                     return []
                 return self._ask(self.rounds, event.stop)
-            case Passed():
+            case RequestedBelow():
                 return self._ask(event.rounds, event.stop)
             case Marked():
                 return self._marked(event.stop, event.now)
@@ -257,9 +257,9 @@ class Protocol:
                 self._drain_seconds = event.seconds
                 return self._drained(event.complete, event.hung)
             case Refused():
-                return self._settled(Settled(False, False))
-            case Settled():
-                return self._settled(event)
+                return self._decided(Decided(False, False))
+            case Decided():
+                return self._decided(event)
             case Closing():
                 self._closing, self._standing = True, False
                 return self._go_on()
@@ -269,13 +269,13 @@ class Protocol:
             case Ended():
                 self._over = True
                 return [] if event.left is None else [Abandon(event.left)]
-            case BelowLeft():
+            case BelowDeparted():
                 return self._below_left(event.rank)
 
     def leave(self) -> list[Instruction]:
         """End the session on this rank alone, by an exception: tell the others, and wait for none."""
         self._over = True
-        return [AnnounceEnd(self.rank)] if self.rank == 0 else [PassOnLeft(self.rank)]
+        return [AnnounceEnd(self.rank)] if self.rank == 0 else [ForwardDeparture(self.rank)]
 
     def _reached(self, event: Reached) -> list[Instruction]:
         first = self._step < 0
@@ -296,26 +296,26 @@ class Protocol:
         return self._proposal is not None and self._step >= self._proposal
 
     @property
-    def stands(self) -> Stand:
+    def blocked(self) -> Blocked:
         """Whether the rank may not go on from its safe point, or end, yet."""
         if self._over:
-            return Stand.NO
+            return Blocked.NO
         if self._closing:
-            return Stand.PATIENT
+            return Blocked.PATIENT
         if self._standing and self._saving is not None:
-            return Stand.PATIENT
+            return Blocked.PATIENT
         if self._standing and self._lacks_answer:
-            return Stand.NO if self._gave_up else Stand.LIMITED
+            return Blocked.NO if self._gave_up else Blocked.LIMITED
         if not self._standing or self.epoch is None or self._missed:
-            return Stand.NO
+            return Blocked.NO
         if self._is_due:
             # Where no message crosses a safe point, waiting for all is safe as long as no rank can have missed a cut,
             # and without rounds none can.
-            return Stand.PATIENT if self.hold and self.rounds == 0 else Stand.LIMITED
-        return Stand.LIMITED if self._holds else Stand.NO
+            return Blocked.PATIENT if self.hold and self.rounds == 0 else Blocked.LIMITED
+        return Blocked.LIMITED if self._holds else Blocked.NO
 
     def _go_on(self) -> list[Instruction]:
-        """Find out what is next, at a safe point or while closing; in the midst of a step, nothing is."""
+        """Find out what is next, at a safe point or while closing; inside a step, nothing is."""
         if self._closing:
             return self._close_on()
         if not self._standing:
@@ -325,7 +325,7 @@ class Protocol:
             self._waited = True
         if self._saving is not None:
             return self._save_on(self._saving)
-        if self.stands is not Stand.NO:
+        if self.blocked is not Blocked.NO:
             return []
         return self._cut_if_due() or self._announce_if_wanted()
 
@@ -362,7 +362,7 @@ class Protocol:
         here = _Appointment(self._step, agreed=False)
         instructions = self._begin(self._appointments.popleft() if self._appointment_is_due else here, missed=False)
         saving.number = self._number
-        return instructions if self.storage_hung else [*instructions, Hurry()]
+        return instructions if self.storage_hung else [*instructions, Boost()]
 
     def _begin(self, due: _Appointment, *, missed: bool) -> list[Instruction]:
         """Begin the next epoch: by a cut here, or by missing it."""
@@ -375,7 +375,7 @@ class Protocol:
         if not missed:
             self._skip_every()
         self.missed += missed
-        if self.storage_hung:  # so no rank is cut in vain: this epoch tells all whether it still does
+        if self.storage_hung:  # so no rank is cut needlessly: this epoch tells all whether it still does
             self._holds = due.stop and self.hold and not missed
             return [Skip(self._number, self._step, slot)]
         self._slots[slot] = None
@@ -383,7 +383,7 @@ class Protocol:
             return [Miss(self._number, self._step, slot)]
         self._holds = due.stop and self.hold
         cut = Cut(self._number, self._step, slot)
-        return [cut, Hurry()] if due.stop else [cut]
+        return [cut, Boost()] if due.stop else [cut]
 
     def _miss_due(self) -> None:
         """Take what is due here for missed."""
@@ -400,7 +400,7 @@ class Protocol:
         return [missed for missed in others if not (agreed.stop and missed.step > agreed.step)]
 
     def _end_every(self, passed: _Appointment) -> None:
-        """Make no cut after the one before a stop: ranks learn at different steps that it is whole."""
+        """Make no cut after the one before a stop: ranks learn at different steps that it is complete."""
         if passed.stop:
             self._every, self._next_every = None, NEVER
 
@@ -423,13 +423,13 @@ class Protocol:
         epoch.posted, epoch.hung = True, hung
         return [Post(epoch, complete), *(self._go_on() if epoch.missed else [])]
 
-    def _settled(self, event: Settled) -> list[Instruction]:
+    def _decided(self, event: Decided) -> list[Instruction]:
         epoch, self.epoch = self.epoch, None
         assert epoch is not None
         self._holds = False
         came_back = self.storage_hung and not event.hung
         self.storage_hung = event.hung
-        if event.whole:
+        if event.complete:
             self._slots[epoch.slot] = epoch.number
             self._protected = epoch.slot
         if event.left is not None:
@@ -442,15 +442,15 @@ class Protocol:
                 self._saving, ended = None, [EndSave()]
         return [*ended, *self._go_on_after(epoch, event, came_back)]
 
-    def _go_on_after(self, epoch: Epoch, event: Settled, came_back: bool) -> list[Instruction]:
+    def _go_on_after(self, epoch: Epoch, event: Decided, came_back: bool) -> list[Instruction]:
         if epoch.stop:
             self._stop_attempts += 1
-            if event.whole or (self._stop_attempts >= STOP_ATTEMPTS and not event.missed):
+            if event.complete or (self._stop_attempts >= STOP_ATTEMPTS and not event.missed):
                 self._no_more = True
                 self._saving = None
-                return [Stop(event.whole), *self._go_on()]
+                return [Stop(event.complete), *self._go_on()]
         again = epoch.stop or (epoch.agreed and (event.missed or came_back))
-        if not event.whole and again and self.rank == 0:
+        if not event.complete and again and self.rank == 0:
             self._wanted = True
             self._wanted_stop = self._wanted_stop or epoch.stop
         return self._go_on() or self._announce_if_wanted()
@@ -463,7 +463,7 @@ class Protocol:
         return self._proposal is not None or bool(self._appointments)
 
     def _ask(self, rounds: int, stop: bool) -> list[Instruction]:
-        """Pass a wish on, or fulfil it; one that a later marker answers already is dropped."""
+        """Forward a request, or fulfil it; one that a later marker answers already is dropped."""
         if rounds < self.rounds:
             if self._stop >= stop:
                 return []
@@ -475,7 +475,7 @@ class Protocol:
         if (rounds, stop) <= self._passed_on:
             return []
         self._passed_on = (rounds, stop)
-        return [PassOn(rounds, stop)]
+        return [Forward(rounds, stop)]
 
     def _announce_if_wanted(self) -> list[Instruction]:
         if self.rank != 0 or not self._wanted or self._open or self._no_more or self._closing or self._step < 0:
@@ -498,8 +498,8 @@ class Protocol:
             soonest = self._step if self._standing and self._before < self._step else self._step + 1
             proposal = soonest + (ahead if self.size > 1 else 0)
         self._proposal, self._proposed_at, self._gave_up, self._waited = proposal, now, False, False
-        hurry: list[Instruction] = [Hurry()] if stop and self.epoch is not None and not self.epoch.posted else []
-        return [Propose(proposal), *hurry, *self._go_on()]
+        boost: list[Instruction] = [Boost()] if stop and self.epoch is not None and not self.epoch.posted else []
+        return [Propose(proposal), *boost, *self._go_on()]
 
     def _agreed(self, event: Agreed) -> list[Instruction]:
         assert self._proposal is not None
@@ -537,6 +537,6 @@ class Protocol:
 
     def _below_left(self, rank: int) -> list[Instruction]:
         if self.rank != 0:
-            return [PassOnLeft(rank)]
+            return [ForwardDeparture(rank)]
         self._over = True
         return [AnnounceEnd(rank), Abandon(rank)]

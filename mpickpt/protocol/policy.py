@@ -1,4 +1,4 @@
-"""When to cut, which slot to write, when to hurry, how large pools are. Pure decisions: no I/O, clock or message."""
+"""When to cut, which slot to write, when to boost a drain, how large pools are: decisions without I/O or clock."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def choose_slot(keep: int, epochs: Mapping[int, int | None], protected: int | No
     keep : int
         Number of slots to use, at least 2.
     epochs : mapping of int to int or None
-        The slots that exist: index, and the epoch that is whole in it, or None where it holds nothing of use.
+        The slots that exist: index, and the epoch that is complete in it, or None where it holds nothing of use.
     protected : int or None
-        The slot to go back to if all fails now: the newest epoch known whole everywhere, or the one restored.
+        The slot to go back to if all fails now: the newest epoch known complete everywhere, or the one restored.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def choose_slot(keep: int, epochs: Mapping[int, int | None], protected: int | No
     return min(free, key=lambda index: (epochs.get(index) or 0, index))
 
 
-def should_hurry(saved: float, elapsed: float, left: float) -> bool:
+def should_boost(saved: float, elapsed: float, left: float) -> bool:
     """Whether the urgent threads must take over, so that the drain ends before the next cut.
 
     Parameters

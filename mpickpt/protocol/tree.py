@@ -1,4 +1,4 @@
-"""The binomial tree of ranks that wishes go up."""
+"""The binomial tree of ranks that requests go up."""
 
 
 def parent(rank: int) -> int:

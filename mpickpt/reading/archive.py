@@ -1,7 +1,7 @@
 """An epoch as a file of its own, out of the turn of the slots.
 
-A copy of the slot file is a whole checkpoint by itself, and costs nothing where the file system clones files. A
-compressed archive is written anew, checked on the way, with all payloads in it.
+A copy of the slot file is a complete checkpoint by itself, and costs nothing where the file system clones files. A
+compressed archive is written again, checked on the way, with all payloads in it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from mpickpt.errors import DamageError, UsageError
+from mpickpt.errors import CorruptionError, UsageError
 from mpickpt.layout.arrays import PAGE_BYTES, RECORD, Layout, blocks_in, round_up
 from mpickpt.reading.checkpoint import Checkpoint
 from mpickpt.reading.image import Damage, RankImage, page_aligned
@@ -48,8 +48,8 @@ def archive(checkpoint: Checkpoint, target: Path, *, compress: bool, progress: P
         If the file exists already.
     StoreError
         If it cannot be written.
-    DamageError
-        If a block is damaged and `compress` is asked for; a copy is not checked.
+    CorruptionError
+        If a block is corrupt and `compress` is asked for; a copy is not checked.
     """
     if target.exists():
         raise UsageError(f"{target} exists: the epoch is archived there already, or choose another place by --to.")
@@ -106,7 +106,7 @@ def _pack_array(image: RankImage, index: int, path: Path, progress: Progress) ->
 
 
 def _record(checkpoint: Checkpoint, rank: int) -> bytes:
-    """Make the rank's record anew, as nothing is spilled any more."""
+    """Make the rank's record again, as nothing is spilled any more."""
     record = checkpoint.slot.records[rank : rank + 1].copy()
     record["objects_spilled"] = record["channels_spilled"] = 0
     record["crc"] = crc32c(record.tobytes()[: RECORD.itemsize - 4])
@@ -116,6 +116,6 @@ def _record(checkpoint: Checkpoint, rank: int) -> bytes:
 def _sound(read: tuple[bytes, list[Damage]]) -> bytes:
     payload, damage = read
     if damage:
-        error: DamageError = damage[0].error()
+        error: CorruptionError = damage[0].error()
         raise error
     return payload

@@ -45,8 +45,8 @@ class StoredArray:
 
     Raises
     ------
-    DamageError
-        If a block that holds one of the cells asked for is damaged.
+    CorruptionError
+        If a block that holds one of the cells asked for is corrupt.
     EpochError
         If a running program overwrote the epoch since it was opened.
     """

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpickpt.errors import DamageError, EpochError, StoreError, UsageError
+from mpickpt.errors import CorruptionError, EpochError, StoreError, UsageError
 from mpickpt.layout.arrays import blocks_in
 from mpickpt.layout.holders import ranks_holding
 from mpickpt.reading.array import StoredArray, global_array, html_table, rank_array
@@ -99,7 +99,7 @@ class Checkpoint:
     path : path-like
         A checkpoint directory, one slot file, or one archived epoch.
     epoch : int, optional
-        Which epoch; the newest whole one by default.
+        Which epoch; the newest complete one by default.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ class Checkpoint:
     epoch, step : int
         Number of the epoch, and the step that it was cut at.
     epochs : tuple of int
-        All whole epochs there, in ascending order.
+        All complete epochs there, in ascending order.
     world_size : int
         Number of ranks that wrote it.
 
@@ -117,7 +117,7 @@ class Checkpoint:
     StoreError
         If there is no such directory or file, or it cannot be read.
     EpochError
-        If there is no whole epoch, or not the one asked for.
+        If there is no complete epoch, or not the one asked for.
 
     Examples
     --------
@@ -128,15 +128,15 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike[str], epoch: int | None = None) -> None:
         where = Path(path)
-        whole, reasons = _whole_epochs(where)
-        chosen = [slot for slot in whole if epoch in (None, slot.epoch)]
+        complete, reasons = _complete_epochs(where)
+        chosen = [slot for slot in complete if epoch in (None, slot.epoch)]
         if not chosen:
-            wanted = "whole epoch" if epoch is None else f"epoch {epoch}"
-            there = [f"{slot.path.name}: epoch {slot.epoch} is whole" for slot in whole] + reasons
+            wanted = "complete epoch" if epoch is None else f"epoch {epoch}"
+            there = [f"{slot.path.name}: epoch {slot.epoch} is complete" for slot in complete] + reasons
             raise EpochError(f"There is no {wanted} in {where}. " + (" ".join(there) or "It holds no slots."))
         self.slot = chosen[-1]
         self.path: Path = self.slot.path
-        self.epochs: tuple[int, ...] = tuple(dict.fromkeys(slot.epoch or 0 for slot in whole))
+        self.epochs: tuple[int, ...] = tuple(dict.fromkeys(slot.epoch or 0 for slot in complete))
         self.epoch: int = self.slot.epoch or 0
         self.step: int = self.slot.step or 0
         self.world_size: int = self.slot.world_size
@@ -222,7 +222,7 @@ class Checkpoint:
         ------
         StoreError
             If the file belongs to somebody else, or the objects cannot be unpickled.
-        DamageError
+        CorruptionError
             If they do not agree with their checksum.
         """
         with self.unchanged():
@@ -280,7 +280,7 @@ class Checkpoint:
                 errno=system_errno(error),
                 path=self.path,
             ) from error
-        except DamageError:
+        except CorruptionError:
             self.check_unchanged()
             raise
         self.check_unchanged()
@@ -294,8 +294,8 @@ class Checkpoint:
             )
 
 
-def _whole_epochs(where: Path) -> tuple[list[SlotInfo], list[str]]:
-    """All files with a whole epoch, oldest first, and a slot after an archive of it; and why others have none."""
+def _complete_epochs(where: Path) -> tuple[list[SlotInfo], list[str]]:
+    """All files with a complete epoch, oldest first, and a slot after an archive of it; and why others have none."""
     try:
         mode = read_again(where, where.stat).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -311,8 +311,8 @@ def _whole_epochs(where: Path) -> tuple[list[SlotInfo], list[str]]:
             raise StoreError(slots[0].why_not, errno=_access_errno(where), path=where)
     else:
         raise StoreError(f"There is no checkpoint directory or slot file {where}.", errno=errno.ENOENT, path=where)
-    whole = sorted((slot for slot in slots if slot.whole), key=lambda slot: slot.epoch or 0)
-    return whole, [f"{slot.path.name}: {slot.why_not}" for slot in slots if not slot.whole]
+    complete = sorted((slot for slot in slots if slot.complete), key=lambda slot: slot.epoch or 0)
+    return complete, [f"{slot.path.name}: {slot.why_not}" for slot in slots if not slot.complete]
 
 
 def _access_errno(path: Path) -> int | None:
@@ -325,7 +325,7 @@ class _Verifier(threading.local):
     buffer = np.empty(0, np.uint8)
 
     def check(self, piece: tuple[RankImage, int | None, int, int]) -> tuple[list[Damage], int]:
-        """Give what is damaged in a piece, and the bytes that were read."""
+        """Give what is corrupt in a piece, and the bytes that were read."""
         image, index, first, nbytes = piece
         if index is None:
             return image.check_payloads(), nbytes

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpickpt.errors import DamageError
+from mpickpt.errors import CorruptionError
 from mpickpt.layout.arrays import ArraySpec, blocks_in
 from mpickpt.layout.parts import Box
 from mpickpt.layout.slicing import pieces_of
@@ -83,8 +83,8 @@ def compare(a: Checkpoint, b: Checkpoint) -> Comparison:
 
     Raises
     ------
-    DamageError
-        If a block of either is damaged.
+    CorruptionError
+        If a block of either is corrupt.
     EpochError
         If a running program overwrote one of them meanwhile.
     """
@@ -104,7 +104,7 @@ def compare(a: Checkpoint, b: Checkpoint) -> Comparison:
 def _sound(read: tuple[bytes, list[Any]]) -> bytes:
     payload, damage = read
     if damage:
-        error: DamageError = damage[0].error()
+        error: CorruptionError = damage[0].error()
         raise error
     return payload
 

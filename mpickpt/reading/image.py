@@ -1,4 +1,4 @@
-"""One rank's share of a whole epoch, read from the slot file and checked on the way.
+"""One rank's share of a complete epoch, read from the slot file and checked on the way.
 
 A `RankImage` is plain data, so that rank 0 can make them all and send each rank its own. Arrays are read as blocks
 with their checksums; `gather` puts a rank's part of a global array together from any number of other ranks' images,
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpickpt.errors import DamageError, LayoutError, MpickptError, StoreError
+from mpickpt.errors import CorruptionError, LayoutError, MpickptError, StoreError
 from mpickpt.layout.arrays import ArraySpec, Layout, SlotOffsets, blocks_in
 from mpickpt.layout.parts import Box
 from mpickpt.layout.raster import Raster
@@ -38,7 +38,7 @@ class Damage:
     Attributes
     ----------
     path : pathlib.Path
-        The damaged file.
+        The corrupt file.
     epoch, rank : int
         Whose data they are.
     array : str or None
@@ -72,10 +72,10 @@ class Damage:
         block = f", block {self.block}" if self.block is not None else ""
         return f"rank {self.rank}, {where}{block}: {self.what}"
 
-    def error(self) -> DamageError:
+    def error(self) -> CorruptionError:
         """Return the exception that tells of it."""
-        return DamageError(
-            f"Epoch {self.epoch} in {self.path} is damaged: {self}. Use another epoch.",
+        return CorruptionError(
+            f"Epoch {self.epoch} in {self.path} is corrupt: {self}. Use another epoch.",
             rank=self.rank,
             array=self.array,
             block=self.block,
@@ -107,7 +107,7 @@ class RankImage:
         return next((i for i, spec in enumerate(self.arrays) if spec.name == name), None)
 
     def read_array(self, index: int, out: NDArray[np.uint8], first: int = 0, direct: bool = True) -> list[Damage]:
-        """Read bytes of array `index` from block `first` on into `out`, and return what is damaged."""
+        """Read bytes of array `index` from block `first` on into `out`, and return what is corrupt."""
         if not out.size:
             return []
         count = blocks_in(out.size, self.block_bytes)
@@ -121,8 +121,8 @@ class RankImage:
                 return self._read_packed(index, out, first, table)
             return read_blocks(self.path, start, out, self.block_bytes, table, direct=direct)
 
-        damaged = read_again(self.path, read)
-        return [self.damage(index, first + block, "wrong checksum") for block in damaged]
+        corrupt = read_again(self.path, read)
+        return [self.damage(index, first + block, "wrong checksum") for block in corrupt]
 
     def checksums(self, index: int, first: int, count: int) -> NDArray[np.uint32]:
         """Return the checksums of `count` blocks of array `index` from `first` on; fewer where the file ends."""
@@ -130,19 +130,19 @@ class RankImage:
         return np.frombuffer(sums[: len(sums) // 4 * 4], "<u4").astype(np.uint32)
 
     def _read_packed(self, index: int, out: NDArray[np.uint8], first: int, table: NDArray[np.uint32]) -> list[int]:
-        """Read from a compressed archive, where a block that cannot be decompressed is a damaged one."""
+        """Read from a compressed archive, where a block that cannot be decompressed is a corrupt one."""
         from mpickpt.store import open_packed
 
-        damaged = []
+        corrupt = []
         with open_packed(self.path, self.rank, self.arrays[index].name, crc32c) as read:
             for block, expected in enumerate(table):
                 piece = out[block * self.block_bytes : (block + 1) * self.block_bytes]
                 if not read((first + block) * self.block_bytes, piece) or crc32c(piece) != expected:
-                    damaged.append(block)
-        return damaged
+                    corrupt.append(block)
+        return corrupt
 
     def load(self, index: int, direct: bool = True) -> NDArray[Any]:
-        """Return array `index`; DamageError if any block of it is damaged."""
+        """Return array `index`; CorruptionError if any block of it is corrupt."""
         spec = self.arrays[index]
         memory = page_aligned(spec.nbytes)
         _raise_first(self.read_array(index, memory, direct=direct))
@@ -153,8 +153,8 @@ class RankImage:
 
         Raises
         ------
-        DamageError
-            If a block that holds one of the cells is damaged.
+        CorruptionError
+            If a block that holds one of the cells is corrupt.
         """
         spec = self.arrays[index]
         if spec.order == "F":
@@ -173,18 +173,18 @@ class RankImage:
             piece.relative_to(box.start).view(out).view(whole)[...] = cells
 
     def read_objects(self) -> tuple[bytes, list[Damage]]:
-        """Return the pickled objects as stored, and what is damaged; nothing is unpickled."""
+        """Return the pickled objects as stored, and what is corrupt; nothing is unpickled."""
         payload, damage, _ = self._read_objects()
         return payload, damage
 
     def read_channels(self) -> tuple[bytes, list[Damage]]:
-        """Return the messages in flight at the cut as stored, and what is damaged; empty if there were none."""
+        """Return the messages in flight at the cut as stored, and what is corrupt; empty if there were none."""
         place = self.offsets.channels, self.channels_bytes, self.channels_crc, self.channels_spilled
         payload, damage, _ = self._read_payload("channels", *place)
         return payload, damage
 
     def check_payloads(self) -> list[Damage]:
-        """Read objects and channels, and return what is damaged."""
+        """Read objects and channels, and return what is corrupt."""
         return self.read_objects()[1] + self.read_channels()[1]
 
     def objects(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class RankImage:
 
         Raises
         ------
-        DamageError
+        CorruptionError
             If they do not agree with their checksum, or an array in them does not.
         StoreError
             If the file belongs to somebody else, or they cannot be unpickled.
@@ -206,7 +206,7 @@ class RankImage:
 
         Raises
         ------
-        DamageError, StoreError
+        CorruptionError, StoreError
             As `objects`.
         """
         try:
@@ -258,7 +258,7 @@ class RankImage:
     def _read_payload(
         self, kind: PayloadKind, offset: int, nbytes: int, crc: int, spilled: bool
     ) -> tuple[bytes, list[Damage], int]:
-        """Return the bytes, what is damaged, and who owns the file."""
+        """Return the bytes, what is corrupt, and who owns the file."""
         path = spill_path(self.path, self.rank, kind) if spilled else self.path
 
         def damage(what: str) -> list[Damage]:
@@ -275,7 +275,7 @@ class RankImage:
         return payload, [], owner
 
     def damage(self, index: int, block: int | None, what: str) -> Damage:
-        """Say that a block of array `index` is damaged."""
+        """Say that a block of array `index` is corrupt."""
         spec = self.arrays[index]
         if block is None:
             return Damage(self.path, self.epoch, self.rank, spec.name, None, what)
@@ -288,7 +288,7 @@ class RankImage:
 def images_of(
     path: Path, layout: Layout, offsets: Sequence[SlotOffsets], records: NDArray[np.void], packed: bool = False
 ) -> list[RankImage]:
-    """Describe the shares of all ranks of a whole epoch; `packed` if they are in a compressed archive."""
+    """Describe the shares of all ranks of a complete epoch; `packed` if they are in a compressed archive."""
     return [
         RankImage(
             path=path,
@@ -333,8 +333,8 @@ def gather(
     ------
     LayoutError
         If the epoch has no such global array.
-    DamageError
-        If a block that holds one of the cells is damaged.
+    CorruptionError
+        If a block that holds one of the cells is corrupt.
     """
     old = next((found for rank in layout.ranks if (found := rank.spec(spec.name))), None)
     if old is None or old.part is None:

@@ -61,7 +61,7 @@ def read_run(directory: Path, name: str) -> RunNotes:
     Raises
     ------
     StoreError
-        If the notes cannot be read, are damaged, or are a newer version's.
+        If the notes cannot be read, are corrupt, or are a newer version's.
     """
     folder = directory / "runs" / name
     with os_errors(f"The notes in {folder} cannot be read", folder):
@@ -80,7 +80,7 @@ def _read_rank(path: Path) -> RankNotes | None:
         with plain(path) as fd, open(fd, "rb", closefd=False) as file:
             raw = file.read(MOST_BYTES + 1)
     if len(raw) > MOST_BYTES:
-        raise StoreError(f"{path} is damaged: notes do not become longer than {MOST_BYTES} bytes.", path=path)
+        raise StoreError(f"{path} is corrupt: notes do not become longer than {MOST_BYTES} bytes.", path=path)
     text = raw.decode(errors="replace")
     *lines, _ = text.split("\n")  # what has no end was cut off by a crash, or is being written
     if not lines:
@@ -93,7 +93,7 @@ def _read_rank(path: Path) -> RankNotes | None:
         try:
             note = note_of(line)
         except (ValueError, RecursionError) as error:
-            raise StoreError(f"{path} is damaged in line {number}: {error}.", path=path) from None
+            raise StoreError(f"{path} is corrupt in line {number}: {error}.", path=path) from None
         if isinstance(note, Header):
             header = replace(note, host=visible(note.host), interval=visible(note.interval))
         elif isinstance(note, Sums):
@@ -103,9 +103,9 @@ def _read_rank(path: Path) -> RankNotes | None:
         elif isinstance(note, EndNote):
             end = note
     if header is None:
-        raise StoreError(f"{path} is damaged: it does not say which rank it is of.", path=path)
+        raise StoreError(f"{path} is corrupt: it does not say which rank it is of.", path=path)
     if not 0 <= header.rank < header.ranks or path.name != f"rank-{header.rank:05d}.jsonl":
-        raise StoreError(f"{path} is damaged: it says that it is of rank {header.rank} of {header.ranks}.", path=path)
+        raise StoreError(f"{path} is corrupt: it says that it is of rank {header.rank} of {header.ranks}.", path=path)
     return RankNotes(header, tuple(epochs), sums, end)
 
 

@@ -168,8 +168,8 @@ class EndNote(Costs):
         When the program came to the end of its session, and when that was over.
     by_itself : bool
         Whether this rank left alone, by an exception.
-    whole, failed : int
-        Epochs known to be whole on all ranks, and those that failed on any.
+    complete, failed : int
+        Epochs known to be complete on all ranks, and those that failed on any.
     waits : tuple of tuple of float
         As in `EpochNote`.
     """
@@ -177,7 +177,7 @@ class EndNote(Costs):
     closing: float = 0.0
     closed: float = 0.0
     by_itself: bool = False
-    whole: int = 0
+    complete: int = 0
     failed: int = 0
     waits: tuple[tuple[float, float], ...] = ()
 

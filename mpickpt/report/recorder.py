@@ -72,7 +72,7 @@ class Recorder:
         self._file: int | None = None
         self._size = 0
         self._sums = Sums()
-        self._epochs: list[tuple[EpochNote, bytes]] = []  # and their lines: writing them anew takes its time
+        self._epochs: list[tuple[EpochNote, bytes]] = []  # and their lines: writing them again takes its time
         self._draining: _Draining | None = None
         self._waits: list[tuple[float, float]] = []
         self._waited = 0.0
@@ -166,7 +166,7 @@ class Recorder:
                 closing=closing - self._zero,
                 closed=time.perf_counter() - self._zero,
                 by_itself=by_itself,
-                whole=stats.whole,
+                complete=stats.complete,
                 failed=stats.failed,
                 waited=self._waited,
                 waits=tuple(self._waits),

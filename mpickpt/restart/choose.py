@@ -28,7 +28,7 @@ from mpickpt.terminal import Bar
 if TYPE_CHECKING:
     from mpickpt.mpi import Traffic
 
-SHOWN = 5  # so many damaged places are told of one epoch
+SHOWN = 5  # so many corrupt places are told of one epoch
 
 
 @dataclass
@@ -76,7 +76,7 @@ def begin(coordinator: Coordinator, store: Store, snapshotter: Snapshotter, opti
     Raises
     ------
     NothingToRestore
-        If there are checkpoints, but what was asked for is not among them or damaged.
+        If there are checkpoints, but what was asked for is not among them or corrupt.
     """
     survey = coordinator.on_root(lambda: _survey(store, options), "rank 0 to look at the slots")
     start = Start(next_epoch=survey.next_epoch, epochs=survey.epochs)
@@ -89,7 +89,7 @@ def begin(coordinator: Coordinator, store: Store, snapshotter: Snapshotter, opti
                 _tell(_success(restored, options.directory, coordinator.size, reasons, lazily=loading is not None))
             protected = index if index >= 0 else None
             return Start(source, restored, survey.next_epoch, survey.epochs, protected, loading)
-        reason = f"{restored.path.name}: epoch {restored.epoch} is damaged: {'; '.join(damage)}"
+        reason = f"{restored.path.name}: epoch {restored.epoch} is corrupt: {'; '.join(damage)}"
         reasons.append(reason)
         if index >= 0:
             survey.epochs[index] = None
@@ -145,48 +145,49 @@ def messages(coordinator: Coordinator, traffic: Traffic, source: Source | None, 
 def _survey(store: Store, options: Options) -> _Survey:
     """Look at all slots and archived epochs, on rank 0."""
     slots = [*store.slots(), *store.archives()]
-    whole = sorted((slot for slot in slots if slot.whole), key=lambda slot: slot.epoch or 0, reverse=True)
+    complete = sorted((slot for slot in slots if slot.complete), key=lambda slot: slot.epoch or 0, reverse=True)
     found = _Survey(
         candidates=[],
-        epochs={slot.index: slot.epoch if slot.whole else None for slot in slots if slot.index >= 0},
+        epochs={slot.index: slot.epoch if slot.complete else None for slot in slots if slot.index >= 0},
         next_epoch=max((slot.newest for slot in slots), default=0) + 1,
-        reasons=[f"{slot.path.name}: {slot.why_not}" for slot in slots if not slot.whole],
+        reasons=[f"{slot.path.name}: {slot.why_not}" for slot in slots if not slot.complete],
     )
-    wanted = _wanted(whole, options.restart)
+    wanted = _wanted(complete, options.restart)
     found.candidates = [
         (slot.index, Restored(slot.epoch or 0, slot.step or 0, slot.path, slot.world_size)) for slot in wanted
     ]
     if options.restart == "never":
-        if whole:
+        if complete:
             found.notice = (
-                f"mpickpt: begins anew; epoch {whole[0].epoch} in {options.directory} stays until a new epoch is whole"
+                f"mpickpt: starts from the beginning; epoch {complete[0].epoch} in {options.directory} stays until a "
+                f"new epoch is complete"
             )
     elif not wanted and slots:
-        if options.restart != "auto" or not _never_was_whole(slots):
-            others = [f"{slot.path.name}: epoch {slot.epoch} (step {slot.step}) is whole" for slot in whole]
+        if options.restart != "auto" or not _never_was_complete(slots):
+            others = [f"{slot.path.name}: epoch {slot.epoch} (step {slot.step}) is complete" for slot in complete]
             asked = [f"epoch {options.restart} was asked for"] if options.restart != "auto" else []
             raise _nothing(options.directory, [*asked, *others, *found.reasons])
         found.notice = (
-            f"mpickpt: begins from the start, as no epoch in {options.directory} was ever whole: {found.reasons[0]}"
+            f"mpickpt: begins from the start, as no epoch in {options.directory} was ever complete: {found.reasons[0]}"
         )
     elif not wanted and options.restart != "auto":
         raise _nothing(options.directory, [f"epoch {options.restart} was asked for, but there are no slots"])
     return found
 
 
-def _wanted(whole: Sequence[SlotInfo], restart: Restart) -> list[SlotInfo]:
+def _wanted(complete: Sequence[SlotInfo], restart: Restart) -> list[SlotInfo]:
     if restart == "never":
         return []
-    return [slot for slot in whole if restart in ("auto", slot.epoch)]
+    return [slot for slot in complete if restart in ("auto", slot.epoch)]
 
 
-def _never_was_whole(slots: Sequence[SlotInfo]) -> bool:
-    """Whether the run that wrote the slots provably died before its first epoch was whole.
+def _never_was_complete(slots: Sequence[SlotInfo]) -> bool:
+    """Whether the run that wrote the slots provably died before its first epoch was complete.
 
-    The first epochs go to slot 0 until one is whole, and only then is another slot written to. So if no rank ever wrote
-    to another, and all records are as a crash leaves them, none damaged, there is nothing to go back to.
+    The first epochs go to slot 0 until one is complete, and only then is another slot written to. So if no rank ever
+    wrote to another, and all records are as a crash leaves them, none corrupt, there is nothing to go back to.
     """
-    sound = all(slot.readable and not slot.damaged for slot in slots)
+    sound = all(slot.readable and not slot.corrupt for slot in slots)
     return sound and slots[0].index == 0 and not any(slot.newest for slot in slots[1:])
 
 
@@ -243,8 +244,8 @@ def _success(restored: Restored, directory: Path, size: int, reasons: Sequence[s
 def _nothing(directory: Path, reasons: Sequence[str]) -> NothingToRestore:
     listed = "".join(f"\n  {reason}" for reason in reasons)
     return NothingToRestore(
-        f"Nothing in {directory} can be restored:{listed}\nNothing was changed. To begin anew there: restart='never' "
-        f"(mpickpt run --restart never), or another directory."
+        f"Nothing in {directory} can be restored:{listed}\nNothing was changed. To start from the beginning there: "
+        f"restart='never' (mpickpt run --restart never), or another directory."
     )
 
 

@@ -12,14 +12,14 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from mpickpt.errors import DamageError, StoreError
+from mpickpt.errors import CorruptionError, StoreError
 from mpickpt.layout.arrays import ArraySpec, blocks_in
-from mpickpt.protocol.policy import should_hurry
+from mpickpt.protocol.policy import should_boost
 from mpickpt.reading.image import Damage, RankImage
 from mpickpt.restart.sources import Remap, SameRanks
 from mpickpt.snapshot import Loader, Snapshotter
 
-GLANCE_SECONDS = 0.1  # a wait for the loader returns to Python so often, for Ctrl-C
+INTERRUPT_SECONDS = 0.1  # a wait for the loader returns to Python so often, for Ctrl-C
 
 
 class Loading:
@@ -45,8 +45,8 @@ class Loading:
 
         Raises
         ------
-        DamageError
-            If it is damaged, where that shows at once.
+        CorruptionError
+            If it is corrupt, where that shows at once.
         """
         nbytes = self._image.arrays[index].nbytes
         count = blocks_in(nbytes, self._image.block_bytes)
@@ -65,7 +65,7 @@ class Loading:
         return memory
 
     def read(self, index: int, out: NDArray[np.uint8]) -> None:
-        """Read array `index` into `out` now; DamageError if it is damaged."""
+        """Read array `index` into `out` now; CorruptionError if it is corrupt."""
         damage = self._image.read_array(index, out, direct=self._direct)
         if damage:
             raise self._error(damage[0])
@@ -86,25 +86,25 @@ class Loading:
         if self._loader is None or self._is_bad:
             return False
         progress = self._loader.progress()
-        if should_hurry(progress.nbytes_loaded / max(1, progress.nbytes), elapsed, left):
+        if should_boost(progress.nbytes_loaded / max(1, progress.nbytes), elapsed, left):
             self._loader.boost(True)
         self._is_bad = progress.corrupt is not None or progress.errno != 0
         return self._is_bad
 
     def finish(self) -> None:
-        """Wait until all is loaded, and raise `DamageError` if any of it is damaged.
+        """Wait until all is loaded, and raise `CorruptionError` if any of it is corrupt.
 
         Raises
         ------
-        DamageError
-            If a block is damaged.
+        CorruptionError
+            If a block is corrupt.
         StoreError
             If the slot cannot be read, or there is no memory.
         """
         if self._loader is None:
             return
         self._loader.boost(True)
-        while not self._loader.wait(GLANCE_SECONDS):
+        while not self._loader.wait(INTERRUPT_SECONDS):
             pass
         progress = self._loader.progress()
         if progress.corrupt is not None:
@@ -124,10 +124,10 @@ class Loading:
             self._loader.close()
             self._loader = None
 
-    def _error(self, damage: Damage) -> DamageError:
+    def _error(self, damage: Damage) -> CorruptionError:
         found = damage.error()
         found.args = (
-            f"Epoch {damage.epoch} in {damage.path} is damaged: {damage}. It was restored lazily, so the program may "
+            f"Epoch {damage.epoch} in {damage.path} is corrupt: {damage}. It was restored lazily, so the program may "
             f"have computed with it; nothing was saved since. Start again without --lazy (--no-lazy, "
             f"MPICKPT_LAZY=no): that checks before it computes, and goes back to an older epoch.",
         )

@@ -34,7 +34,7 @@ Tell = Callable[[int, int], object]  # takes the bytes that are read, and those 
 
 
 class Source(Protocol):
-    """An epoch that was found whole and sound, as the session takes things out of it."""
+    """An epoch that was found complete and sound, as the session takes things out of it."""
 
     def memory(self, spec: ArraySpec) -> NDArray[np.uint8] | None:
         """Give the memory that holds the array already, if there is such memory."""
@@ -60,15 +60,16 @@ class Source(Protocol):
 
 def _missing(kind: str, name: str, where: str) -> LayoutError:
     return LayoutError(
-        f"There is no {kind} {name!r} in {where}. If the program was changed, start anew with restart='never' "
-        f"(mpickpt run --restart never), or in another directory."
+        f"There is no {kind} {name!r} in {where}. If the program was changed, start from the beginning with "
+        f"restart='never' (mpickpt run --restart never), or in another directory."
     )
 
 
 def _changed(now: ArraySpec, saved: ArraySpec, where: str) -> LayoutError:
     return LayoutError(
         f"Array {now.name!r} is now {describe(now)}, but {where} holds it as {describe(saved)}. If the program was "
-        f"changed, start anew with restart='never' (mpickpt run --restart never), or in another directory."
+        f"changed, start from the beginning with restart='never' (mpickpt run --restart never), or in another "
+        f"directory."
     )
 
 

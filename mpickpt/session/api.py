@@ -61,7 +61,7 @@ def open(
     keep : int, optional
         Number of slots, at least 2, which is the default.
     restart : "auto", "never" or int, optional
-        The newest whole epoch (the default), none of them, or the one with this number.
+        The newest complete epoch (the default), none of them, or the one with this number.
     pool : int or str, optional
         Room on each rank for copies of what the program changes before it is saved: bytes, ``"256MiB"``, or a share
         of the rank's arrays, ``"25%"``. A quarter of them, and at least 16 blocks, by default. A larger one stalls
@@ -79,7 +79,7 @@ def open(
     lazy : bool, optional
         Compute at once after a restart on the same number of ranks: what `Session.array` gives is read when it is
         looked at, and checked in the background. Damage is then found only while the program runs, and ends it with
-        `DamageError` before anything is saved. False by default: all is read and checked before this returns.
+        `CorruptionError` before anything is saved. False by default: all is read and checked before this returns.
     margin : str or float, optional
         A batch job stops, as by SIGTERM, when less time of it is left than a drain takes and this; a minute by
         default. It has to be longer than a few steps.
@@ -87,8 +87,8 @@ def open(
         Note what the run does and what it costs in the folder ``runs`` of the directory, for ``mpickpt report`` (the
         default).
     progress : bool, optional
-        Have rank 0 tell on stderr where the program is: its step and pace, the drain, the age of the last whole epoch.
-        False by default.
+        Have rank 0 tell on stderr where the program is: its step and pace, the drain, the age of the last complete
+        epoch. False by default.
     on_rebind : "error", "warn" or "ignore", optional
         What a cut does when the program does not hold an array or object any more, as after ``u = u * 2``, so that what
         it computes is not saved. An error by default; each declaration may say otherwise for its name.

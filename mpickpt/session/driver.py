@@ -20,33 +20,33 @@ from mpickpt.protocol import (
     Abandon,
     Announce,
     AnnounceEnd,
-    Asked,
+    Blocked,
+    Boost,
     Closing,
     Cut,
     Drained,
     EndSave,
     Event,
+    Forward,
+    ForwardDeparture,
     GaveUp,
-    Hurry,
     Instruction,
     Left,
     Marked,
     Miss,
-    PassOn,
-    PassOnLeft,
     Post,
     Propose,
     Protocol,
     Reached,
+    Requested,
     SayBelowClosed,
     Skip,
-    Stand,
     Stop,
 )
 from mpickpt.protocol.policy import Clock
 from mpickpt.report.recorder import Recorder
 from mpickpt.restart.lazy import Loading
-from mpickpt.session.epoch import GLANCE_SECONDS, Epochs
+from mpickpt.session.epoch import INTERRUPT_SECONDS, Epochs
 from mpickpt.session.hang import Hang
 from mpickpt.session.outcome import Outcome, told_lost
 from mpickpt.session.regions import Checkpointer
@@ -59,7 +59,7 @@ from mpickpt.waiting import Stopwatch
 
 
 @dataclass(slots=True)
-class _Lull:
+class _IdlePeriod:
     """A time in which a rank has nothing to do but look whether that is over; it ends with the next event.
 
     Attributes
@@ -96,7 +96,7 @@ class Driver:
     protocol : Protocol
         Decides.
     triggers : Triggers
-        Wishes of this rank.
+        Requests of this rank.
     clock : Clock
         When to cut by time; all ranks keep it, and rank 0's counts.
     recorder : Recorder
@@ -112,7 +112,7 @@ class Driver:
     ----------
     next_step : int
         The next step whose safe point must not be passed without `glance` and `safe_point`.
-    next_look : float
+    next_poll : float
         The next time, of `time.perf_counter`, at which any safe point should call them.
     stopped : Stopped or None
         What ends the program, once it was asked to stop.
@@ -133,7 +133,7 @@ class Driver:
         line: RunLine | None = None,
     ) -> None:
         self.next_step = 0
-        self.next_look = 0.0
+        self.next_poll = 0.0
         self.stopped: Stopped | None = None
         self.clock = clock
         self.hang = hang
@@ -155,7 +155,7 @@ class Driver:
         self._closing = False
         self._saves_last = False  # the epoch under way is the one before the end
         self._in_hand = False  # events are being handled: nothing else may be
-        self._lull: _Lull | None = None
+        self._idle_period: _IdlePeriod | None = None
 
     @property
     def storage_hung(self) -> bool:
@@ -175,22 +175,22 @@ class Driver:
         The short way: if it is gone, `safe_point` need not be called. It is gone nearly always, and after other work
         out of cold caches: each call that is made on it, and each object that is looked at, costs some microseconds.
         """
-        lull = self._lull
-        if lull is None or step >= lull.end or self._triggers.asked:
+        idle = self._idle_period
+        if idle is None or step >= idle.end or self._triggers.asked:
             return False
         now = time.perf_counter()
-        if now < self.next_look - lull.seconds / 2:  # the steps have become twice as quick
+        if now < self.next_poll - idle.seconds / 2:  # the steps have become twice as quick
             return False
-        if now >= lull.until:
+        if now >= idle.until:
             if self._triggers.stirs(now):
                 return False
-            lull.until = self._triggers.due_at
-        for test in lull.tests:
+            idle.until = self._triggers.due_at
+        for test in idle.tests:
             if test():
                 return False
-        self._protocol.glanced(step, now)
-        self.next_step, self.next_look = min(lull.end, step + lull.steps), now + lull.seconds
-        if lull.drains:
+        self._protocol.polled(step, now)
+        self.next_step, self.next_poll = min(idle.end, step + idle.steps), now + idle.seconds
+        if idle.drains:
             self._see_to_drain(now)
         return True
 
@@ -207,7 +207,7 @@ class Driver:
         self._handle(Reached(step, now))
         if self.stats.cuts == cuts:  # after a cut the program goes on at once: what has come can wait for the next look
             self._look(now)
-        if self._protocol.stands is not Stand.NO:
+        if self._protocol.blocked is not Blocked.NO:
             self._wait(self._stand)
         self._go_on(step, now)
 
@@ -215,12 +215,12 @@ class Driver:
         """Leave the safe point of `step`, and find out when to look again; raise `Stopped` if the program is to end."""
         self._protocol.handle(Left())
         is_quiet = self._line is None and not self._epochs.loads and not self._epochs.awaits_messages
-        end, seconds = self._protocol.next_step, self._protocol.seconds_to_next_look(quiet=is_quiet)
-        steps = self._protocol.steps_to_next_look(seconds)
-        self.next_step, self.next_look = min(end, step + steps), now + seconds
+        end, seconds = self._protocol.next_step, self._protocol.seconds_to_next_poll(quiet=is_quiet)
+        steps = self._protocol.steps_to_next_poll(seconds)
+        self.next_step, self.next_poll = min(end, step + steps), now + seconds
         if is_quiet and seconds > 0.0:
             tests = [*self._epochs.tests(), *self._rounds.tests()]
-            self._lull = _Lull(end, tests, self._triggers.due_at, seconds, steps, self._epochs.drains)
+            self._idle_period = _IdlePeriod(end, tests, self._triggers.due_at, seconds, steps, self._epochs.drains)
         if self.stopped is not None:
             raise self.stopped
 
@@ -238,10 +238,10 @@ class Driver:
         return self._saved
 
     def wait(self, step: int) -> Outcome | None:
-        """Wait in the midst of `step` until the epoch in progress is decided; what became of it, or of the last one."""
+        """Wait inside `step` until the epoch in progress is decided; what became of it, or of the last one."""
         self._protocol.handle(Left(step))
         self._wait(lambda: self._saver.wait(step, self._is_stopped))
-        self.next_step, self.next_look = self._protocol.next_step, 0.0
+        self.next_step, self.next_poll = self._protocol.next_step, 0.0
         if self.stopped is not None:
             raise self.stopped
         return self._epochs.last
@@ -254,7 +254,7 @@ class Driver:
         return min(self._protocol.seconds_to_next_cut(), self.clock.seconds_left(now))
 
     def idle(self, step: int = -1) -> None:
-        """Take in what has come, in the midst of `step`: a call of ``ckpt.comm`` waits."""
+        """Take in what has come, inside `step`: a call of ``ckpt.comm`` waits."""
         if self._in_hand:
             return
         self._protocol.handle(Left(step))
@@ -280,9 +280,9 @@ class Driver:
 
     def _tell(self, line: RunLine, now: float) -> None:
         """Bring the line up to date, if it is time."""
-        settled = self.stats.whole + self.stats.failed
-        if self._step >= 0 and line.due(now, settled):
-            line.show(self._epochs.state(self._step, now), now, settled)
+        decided = self.stats.complete + self.stats.failed
+        if self._step >= 0 and line.due(now, decided):
+            line.show(self._epochs.state(self._step, now), now, decided)
 
     def _end_line(self) -> None:
         line, self._line = self._line, None
@@ -292,7 +292,7 @@ class Driver:
     # -- standing still ------------------------------------------------------------------------------------------
 
     def _wait(self, stand: Callable[[], None]) -> None:
-        """Stand still, and count for how long: without the cut that may be made meanwhile."""
+        """Blocked still, and count for how long: without the cut that may be made meanwhile."""
         since, blocked = time.perf_counter(), self.stats.blocked_seconds
         stand()
         seconds = time.perf_counter() - since - (self.stats.blocked_seconds - blocked)
@@ -319,16 +319,16 @@ class Driver:
 
     def _stand_while(self, look: Callable[[], Event | None], watch: Stopwatch) -> None:
         since = Stopwatch()
-        while (stand := self._protocol.stands) is not Stand.NO:
+        while (stand := self._protocol.blocked) is not Blocked.NO:
             if self.stopped is not None and not self._closing:
                 return
             drains = self._epochs.drains
             seconds: float | None = None
             if drains:
-                self._epochs.hurry()
+                self._epochs.boost()
                 self._epochs.give_up_late_messages(since.seconds())
-                seconds = GLANCE_SECONDS
-            elif stand is Stand.LIMITED and not self._checkpointer.layout_changed:
+                seconds = INTERRUPT_SECONDS
+            elif stand is Blocked.LIMITED and not self._checkpointer.layout_changed:
                 seconds = max(0.0, self._protocol.patience - since.seconds())
             elif self.stopped is not None:
                 seconds = STOP_PATIENCES * self._protocol.patience
@@ -365,9 +365,9 @@ class Driver:
 
     def _next_event(self, now: float) -> Event | None:
         """Give what happened next, if anything did."""
-        wish = self._triggers.take(now)
-        if wish is not None:
-            return Asked(wish)
+        request = self._triggers.take(now)
+        if request is not None:
+            return Requested(request)
         return self._epochs.next_event() or self._rounds.next_event()
 
     # -- instructions --------------------------------------------------------------------------------------------
@@ -375,7 +375,7 @@ class Driver:
     def _handle(self, event: Event) -> None:
         """Hand an event to the protocol and do as it says."""
         self._todo.extendleft(reversed(self._protocol.handle(event)))
-        self._in_hand, self._lull = True, None
+        self._in_hand, self._idle_period = True, None
         self._tell_of_last_epoch()
         try:
             while self._todo:
@@ -396,7 +396,7 @@ class Driver:
 
     def _carry_out(self, instruction: Instruction) -> Event | None:
         match instruction:
-            case PassOn(rounds, stop):
+            case Forward(rounds, stop):
                 self._rounds.pass_on(rounds, stop=stop)
             case Announce(stop):
                 self._rounds.announce(stop=stop)
@@ -413,23 +413,23 @@ class Driver:
                 return self._epochs.skip(number, step)
             case Post(epoch, complete):
                 self._epochs.post(epoch, complete)
-            case Hurry():
-                self._epochs.hurry()
+            case Boost():
+                self._epochs.boost()
             case EndSave():
                 self._saved = self._epochs.last
-            case Stop(whole):
-                self.stopped = self._stopped(whole)
+            case Stop(complete):
+                self.stopped = self._stopped(complete)
             case Abandon(left):
                 self._todo.clear()
                 error = EpochError(
-                    f"Rank {self._coordinator.rank}: no epoch can become whole any more, because rank {left} left the "
-                    f"session by an exception. See what that rank says."
+                    f"Rank {self._coordinator.rank}: no epoch can become complete any more, because rank {left} left "
+                    f"the session by an exception. See what that rank says."
                 )
                 error.elsewhere = True
                 raise error
             case SayBelowClosed():
                 self._rounds.say_closed()
-            case PassOnLeft(rank):
+            case ForwardDeparture(rank):
                 self._rounds.pass_on_left(rank)
             case AnnounceEnd(left):
                 self._rounds.announce_end(left)
@@ -461,15 +461,18 @@ class Driver:
         for text in self._handlers.taken():
             warn(text)
 
-    def _stopped(self, whole: bool) -> Stopped:
+    def _stopped(self, complete: bool) -> Stopped:
         directory = self._checkpointer.directory
-        newest = self._protocol.newest_whole
-        if whole:
-            text = f"mpickpt: stopped as asked, after epoch {newest} of {directory} was whole; the same command goes on"
+        newest = self._protocol.newest_complete
+        if complete:
+            text = (
+                f"mpickpt: stopped as asked, after epoch {newest} of {directory} became complete; the same command "
+                f"goes on"
+            )
         elif newest is None:
-            text = f"mpickpt: stopped as asked, but no epoch in {directory} could be made whole"
+            text = f"mpickpt: stopped as asked, but no epoch in {directory} became complete"
         else:
-            text = f"mpickpt: stopped as asked; no new epoch could be made whole, epoch {newest} of {directory} stays"
+            text = f"mpickpt: stopped as asked; no new epoch became complete, epoch {newest} of {directory} stays"
         if self._coordinator.rank == 0 and not self._closing:  # otherwise it has come to its end by itself
             print(text, file=sys.stderr, flush=True)
         return Stopped(newest)
@@ -477,7 +480,7 @@ class Driver:
     # -- the end -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Wait until the last epoch is settled and all ranks have come here; collective."""
+        """Wait until the last epoch is decided and all ranks have come here; collective."""
         closing = time.perf_counter()
         self._end_line()
         self._epochs.finish_loading()
@@ -495,7 +498,7 @@ class Driver:
         """Say at the end if the last epoch failed, so that what is saved is older; who was stopped knows it already."""
         epochs = self._epochs
         if self._coordinator.rank == 0 and self.stopped is None and epochs.last is not None and not epochs.last:
-            text = told_lost(epochs.last, epochs.newest, self._protocol.newest_whole, self._checkpointer.directory)
+            text = told_lost(epochs.last, epochs.newest, self._protocol.newest_complete, self._checkpointer.directory)
             print(f"mpickpt: {text}", file=sys.stderr, flush=True)
 
     def leave(self) -> None:
@@ -504,7 +507,7 @@ class Driver:
         self._end_line()
         self._triggers.close()
         self._todo.clear()
-        self._lull = None
+        self._idle_period = None
         self._epochs.leave()
         if not self._protocol.over:
             for instruction in self._protocol.leave():

@@ -1,4 +1,4 @@
-"""What an epoch is on this rank, from the cut to the word that it is whole: drained, joined by messages, told to all.
+"""What an epoch is on this rank, from the cut to its decision: it is drained, joined by messages, told to all.
 
 `mpickpt.session.driver` says when; nothing here decides, and nothing here waits but for what all ranks do together.
 """
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from mpickpt.errors import MpickptError, StoreError, UsageError, warn
 from mpickpt.mpi import STORAGE, Commit, Coordinator, Share
-from mpickpt.protocol import PATIENCE, Drained, Epoch, Event, Protocol, Refused, Settled
-from mpickpt.protocol.policy import Clock, should_hurry
+from mpickpt.protocol import PATIENCE, Decided, Drained, Epoch, Event, Protocol, Refused
+from mpickpt.protocol.policy import Clock, should_boost
 from mpickpt.report.recorder import Recorder
 from mpickpt.restart.lazy import Loading
 from mpickpt.session.hang import Hang
@@ -36,7 +36,7 @@ SKIPPED = "it was skipped, as the storage of a rank hung"
 MISSED = "a rank had to go on before it knew the step of the cut; it is tried again"
 # The slot is deleted, not as it was, or no file any more: it may have to be made again.
 LOST = (errno.ENOENT, errno.ESTALE, errno.EINVAL)
-GLANCE_SECONDS = 0.1  # a wait for the drain returns to Python so often, for Ctrl-C
+INTERRUPT_SECONDS = 0.1  # a wait for the drain returns to Python so often, for Ctrl-C
 
 
 class Epochs:
@@ -49,7 +49,7 @@ class Epochs:
     checkpointer : Checkpointer
         Cuts and drains.
     protocol : Protocol
-        Is asked which epoch is under way, and which is the newest whole one.
+        Is asked which epoch is under way, and which is the newest complete one.
     clock : Clock
         Is told of each cut, and of what epochs cost.
     recorder : Recorder
@@ -66,7 +66,7 @@ class Epochs:
     last : Outcome or None
         What became of the epoch that was decided last.
     newest : Outcome or None
-        The newest whole one of this session.
+        The newest complete one of this session.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Epochs:
         self._recorder = recorder
         self._hang = hang
         self._loading = loading
-        self._cut_at = self._whole_at = 0.0  # the last cut, and that of the newest whole epoch
+        self._cut_at = self._complete_at = 0.0  # the last cut, and that of the newest complete epoch
         self._blocked_seconds = 0.0
         self._costs = (0.0, 0.0)  # of the last epoch: seconds of its drain, and lost to the program
         self._restart_seconds = 0.0
@@ -110,7 +110,7 @@ class Epochs:
     def finish_loading(self) -> None:
         """Have the arrays of all ranks in memory of their own, and sound, before any slot is written to.
 
-        Collective, once. One rank's word is not enough: if another one's arrays are damaged, the older epoch is needed,
+        Collective, once. One rank's word is not enough: if another one's arrays are corrupt, the older epoch is needed,
         which the first cut overwrites.
         """
         loading, self._loading = self._loading, None
@@ -129,7 +129,7 @@ class Epochs:
         return self._loading is not None
 
     def see_to_loading(self, now: float, left: float) -> bool:
-        """See that all is loaded in the `left` seconds to the next cut; once True, if what is loaded is damaged."""
+        """See that all is loaded in the `left` seconds to the next cut; once True, if what is loaded is corrupt."""
         return self._loading is not None and self._loading.look(now - self._cut_at, left)
 
     # -- the cut -------------------------------------------------------------------------------------------------
@@ -155,13 +155,13 @@ class Epochs:
         """
         self._checkpointer.bindings.check()
         before = self._checkpointer.snapshotter.progress()
-        self._warn_of_unseen_writes(before)
+        self._warn_of_untracked_writes(before)
         self._cut_at, self._costs = began, (0.0, 0.0)
         self._hang.begin(slot)
         self._channels_due, self._fault = self._checkpointer.traffic is not None, None
         self._failure = 0, "its cut raised an exception"
         try:
-            self._checkpointer.arm(number, step, slot)
+            self._checkpointer.cut(number, step, slot)
         except OSError as error:
             if self.is_cut(number):
                 raise
@@ -217,22 +217,22 @@ class Epochs:
     def see_to_drain(self, now: float, left: float) -> None:
         """See that the drain under way ends in the `left` seconds to the next cut."""
         saved, due = self._checkpointer.snapshotter.saved()
-        if should_hurry(saved / max(1, due), now - self._cut_at, left):
-            self.hurry()
+        if should_boost(saved / max(1, due), now - self._cut_at, left):
+            self.boost()
 
-    def hurry(self) -> None:
+    def boost(self) -> None:
         """Let threads of normal priority drain, until the drain has ended."""
         self._checkpointer.snapshotter.boost(True)
 
     def state(self, step: int, now: float) -> RunState:
         """Tell where the program is, being at `step`."""
-        epoch, whole = self._protocol.epoch, self._protocol.newest_whole
-        age = now - self._whole_at if self.stats.whole else None
+        epoch, complete = self._protocol.epoch, self._protocol.newest_complete
+        age = now - self._complete_at if self.stats.complete else None
         if epoch is None:
-            return RunState(step, whole=whole, age=age)
+            return RunState(step, complete=complete, age=age)
         saved, due = self._checkpointer.snapshotter.saved()
         share = 1.0 if epoch.posted else min(saved / max(1, due), 0.99)  # what commits it comes last
-        return RunState(step, epoch.number, share, whole, age)
+        return RunState(step, epoch.number, share, complete, age)
 
     # -- messages in flight --------------------------------------------------------------------------------------
 
@@ -294,7 +294,7 @@ class Epochs:
         if not epoch.posted:
             return self._drained(epoch) if self._checkpointer.snapshotter.wait(0) else None
         commit = self._coordinator.commits.next()
-        return None if commit is None else self._settled(epoch, commit)
+        return None if commit is None else self._decided(epoch, commit)
 
     def _drained(self, epoch: Epoch) -> Drained:
         """Note what became of this rank's drain."""
@@ -320,21 +320,21 @@ class Epochs:
             Share(*cut, complete, epoch.missed, epoch.hung, drain, lost, self._failure[0])
         )
 
-    def _settled(self, epoch: Epoch, commit: Commit) -> Event:
+    def _decided(self, epoch: Epoch, commit: Commit) -> Event:
         """Note what all ranks found out about the epoch."""
-        if commit.whole:
-            self.stats.whole += 1
-            self.stats.last_whole = epoch.number
-            self._whole_at = self._cut_at
+        if commit.complete:
+            self.stats.complete += 1
+            self.stats.last_complete = epoch.number
+            self._complete_at = self._cut_at
             self._clock.measured(commit.drain_seconds, commit.lost_seconds, self._restart_seconds)
         else:
             self.stats.failed += 1
             if commit.errno in LOST:
                 self._checkpointer.forget(epoch.slot)
-        reason = "" if commit.whole else self._why_not(commit)
-        failed = None if commit.whole else commit.failed
-        self.last = Outcome(epoch.number, epoch.step, commit.whole, self._path(epoch.slot), reason, failed)
-        self.newest = self.last if commit.whole else self.newest
+        reason = "" if commit.complete else self._why_not(commit)
+        failed = None if commit.complete else commit.failed
+        self.last = Outcome(epoch.number, epoch.step, commit.complete, self._path(epoch.slot), reason, failed)
+        self.newest = self.last if commit.complete else self.newest
         if commit.missed and self._coordinator.rank == 0:
             self._warn(epoch.number, epoch.step, epoch.slot, MISSED)
         if not commit.same_cut and commit.left is None:
@@ -342,7 +342,7 @@ class Epochs:
                 f"Epoch {epoch.number} failed: rank {self._coordinator.rank} was cut for it at step {epoch.step}, and "
                 f"another rank for another epoch or at another step. All ranks must take the same steps."
             )
-        return Settled(commit.whole, commit.missed, commit.left, commit.hung)
+        return Decided(commit.complete, commit.missed, commit.left, commit.hung)
 
     def _why_not(self, commit: Commit) -> str:
         """Say why an epoch failed, as far as this rank knows."""
@@ -360,8 +360,8 @@ class Epochs:
         return slot_path(self._checkpointer.directory, slot)
 
     def _warn(self, number: int, step: int, slot: int, reason: str) -> None:
-        kept = self._protocol.newest_whole
-        older = "No epoch is whole yet" if kept is None else f"Epoch {kept} stays"
+        kept = self._protocol.newest_complete
+        older = "No epoch is complete yet" if kept is None else f"Epoch {kept} stays"
         if self._failure[0] in LOST and self.newest is not None and not self.newest.path.exists():
             older = f"Epoch {self.newest.epoch} is gone with {self.newest.path.name}, too"
         path = self._path(slot)
@@ -370,8 +370,8 @@ class Epochs:
             f"program goes on."
         )
 
-    def _warn_of_unseen_writes(self, progress: Progress) -> None:
-        where = self._checkpointer.unseen(progress)
+    def _warn_of_untracked_writes(self, progress: Progress) -> None:
+        where = self._checkpointer.untracked(progress)
         if where is not None:
             warn(
                 f"Rank {self._coordinator.rank}: {where} was written to by something that mpickpt cannot see, and the "
@@ -384,7 +384,7 @@ class Epochs:
     def end(self) -> Progress:
         """Tell of the last drain, at the end of the session."""
         progress = self._checkpointer.snapshotter.progress()
-        self._warn_of_unseen_writes(progress)
+        self._warn_of_untracked_writes(progress)
         return progress
 
     def leave(self) -> None:
@@ -392,10 +392,10 @@ class Epochs:
         epoch = self._protocol.epoch
         if epoch is None or epoch.posted:
             return
-        self.hurry()
+        self.boost()
         if self._channels_due:
             self._give_up("the session ended before all messages in flight were known")
-        while not self._checkpointer.snapshotter.wait(GLANCE_SECONDS):
+        while not self._checkpointer.snapshotter.wait(INTERRUPT_SECONDS):
             self._hang.give_up(ending=False)
         drained = self._drained(epoch)
         epoch.hung = drained.hung
@@ -427,11 +427,11 @@ def _explain(number: int) -> str:
     if number == errno.ETIMEDOUT:
         return "the storage hangs"
     if number == errno.ENOENT:
-        return "somebody has deleted it; it is made anew for the next epoch there"
+        return "somebody has deleted it; it is made again for the next epoch there"
     if number == errno.ESTALE:
         return (
             "the slot is not as this rank left it, so something else has written to it or put another file in its "
-            "place, or this machine does not know yet that it was made anew; nothing was written to it, and the next "
+            "place, or this machine does not know yet that it was made again; nothing was written to it, and the next "
             "epoch there saves everything"
         )
     mappings = _mappings() if number == errno.ENOMEM else None

@@ -53,7 +53,7 @@ def told_lost(last: Outcome, newest: Outcome | None, number: int | None, directo
         The checkpoint directory.
     """
     if number is None:
-        stays = f"No epoch in {directory} is complete, so that the next start begins anew"
+        stays = f"No epoch in {directory} is complete, so that the next start begins from nothing"
     else:
         step = f" (step {newest.step})" if newest is not None and newest.epoch == number else ""
         stays = f"Epoch {number}{step} of {directory} is the newest complete one, from which the next start goes on"

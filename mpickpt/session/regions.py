@@ -31,7 +31,7 @@ from mpickpt.session.bindings import Bindings
 from mpickpt.session.mappings import Region, Watch
 from mpickpt.signals.forks import disinherit_descriptor, inherit_descriptor
 from mpickpt.snapshot import Progress, Snapshotter, crc32c
-from mpickpt.store import SlotInfo, Store, look_anew, slot_path, spill_path
+from mpickpt.store import SlotInfo, Store, revalidate, slot_path, spill_path
 
 if TYPE_CHECKING:
     from mpickpt.mpi import Traffic
@@ -98,7 +98,7 @@ class Checkpointer:
         what = "rank 0 to lock the checkpoint directory"
         coordinator.on_root(lambda: self._lock(owner), what)
         # Rank 0 may have made the directory, and there may have been another of its name.
-        look_anew(*reversed(self.directory.absolute().parents), self.directory)
+        revalidate(*reversed(self.directory.absolute().parents), self.directory)
 
     def _lock(self, owner: str) -> None:
         disinherit_descriptor(self.store.lock(owner, patience=LOCK_PATIENCE))
@@ -264,7 +264,7 @@ class Checkpointer:
         if index not in self._targets:
             what = f"rank 0 to create slot {index} for the cut at step {step}"
             offsets = self._coordinator.scatter_from_root(lambda: self._provide(index), what)
-            look_anew(self.directory)
+            revalidate(self.directory)
             self._targets[index] = self._target(index, offsets)
 
     def forget(self, index: int) -> None:
@@ -292,7 +292,7 @@ class Checkpointer:
     def resume(self, index: int, epoch: int) -> None:
         """Tell the snapshotter that the arrays came from slot `index`, if that slot has the present layout.
 
-        Arrays that are watched only from the next cut on may have changed unseen: then the slot gets all of them.
+        Arrays that are watched only from the next cut on may have changed without notice: then the slot gets all.
         """
         if self._watched and index in self._targets:
             with suppress(OSError):  # then the slot gets all of them again, and is none the worse for it
@@ -328,7 +328,7 @@ class Checkpointer:
             self.store.create(index, self._layout)
         return self.store.offsets(index)
 
-    def unseen(self, progress: Progress) -> str | None:
+    def untracked(self, progress: Progress) -> str | None:
         """Tell which array was written to without being noticed since the last cut, if `progress` says so."""
         found = progress.untracked
         if found is None or self._sealed is None:
@@ -340,7 +340,7 @@ class Checkpointer:
         if progress.errno != errno.EREMCHG or self._sealed is None:
             return None
         if progress.torn is None:
-            where = self.unseen(progress) or "an array"
+            where = self.untracked(progress) or "an array"
             return (
                 f"{where}, was written to by something that mpickpt cannot see while it was saved, so that what is in "
                 f"the slot may be neither old nor new; the next epoch saves everything"
@@ -351,7 +351,7 @@ class Checkpointer:
             f"and that of this rank"
         )
 
-    def arm(self, number: int, step: int, slot: int) -> None:
+    def cut(self, number: int, step: int, slot: int) -> None:
         """Pickle the objects and have the snapshotter fix the image, which it drains from then on."""
         objects = self._pickled()
         target = self._targets[slot]

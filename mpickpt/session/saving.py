@@ -1,7 +1,7 @@
 """Waiting for an epoch in the name of the program: ``ckpt.save()`` and ``ckpt.wait()``.
 
 A rank that waits here goes on doing what it does at its safe points: it drains, answers the other ranks, and on
-``ckpt.comm`` it receives what comes for the program, which gets it later. So no other rank waits in vain for this one.
+``ckpt.comm`` it receives what comes for the program, which gets it later. So no other rank waits for this one for ever.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Literal
 
 from mpickpt.mpi import Coordinator
-from mpickpt.protocol import Event, Protocol, Stand
-from mpickpt.session.epoch import GLANCE_SECONDS, Epochs
+from mpickpt.protocol import Blocked, Event, Protocol
+from mpickpt.session.epoch import INTERRUPT_SECONDS, Epochs
 from mpickpt.waiting import Stopwatch
 
 
@@ -50,14 +50,14 @@ class Saver:
     def save(self, step: int, is_stopped: Callable[[], bool]) -> None:
         """Wait until the save at `step` is over, or the program is to stop."""
         watch = Stopwatch()
-        while self._protocol.stands is not Stand.NO and not is_stopped():
+        while self._protocol.blocked is not Blocked.NO and not is_stopped():
             epoch = self._protocol.epoch
             what = "" if epoch is None else f" and finish epoch {epoch.number}"
             self._bring_on(f"all ranks to call save() at step {step}{what}", watch)
         self._coordinator.end_watch(watch)
 
     def wait(self, step: int, is_stopped: Callable[[], bool]) -> None:
-        """Wait in the midst of `step` until the epoch in progress is decided, or the program is to stop."""
+        """Wait inside `step` until the epoch in progress is decided, or the program is to stop."""
         epoch, watch = self._protocol.epoch, Stopwatch()
         while epoch is not None and self._protocol.epoch is epoch and not is_stopped():
             what = f"all ranks to finish epoch {epoch.number} (cut at step {epoch.step}), being in step {step}"
@@ -67,10 +67,10 @@ class Saver:
     def _bring_on(self, what: str, watch: Stopwatch) -> None:
         """Take in the next thing that happens; if this rank's own drain is all that is waited for, look up at times."""
         if self._epochs.drains:
-            self._epochs.hurry()
+            self._epochs.boost()
         by_itself = self._epochs.drains and not self._epochs.awaits_messages
         what = self._epochs.storage() or what
-        event = self._coordinator.wait(self._look, what, GLANCE_SECONDS if by_itself else None, watch)
+        event = self._coordinator.wait(self._look, what, INTERRUPT_SECONDS if by_itself else None, watch)
         if event is not None and event != "received":
             self._handle(event)
 

@@ -27,7 +27,7 @@ from mpickpt.layout.parts import Part
 from mpickpt.layout.subclasses import check_plain, check_values
 from mpickpt.mpi import Coordinator
 from mpickpt.options import OnRebind, Options, parse_on_rebind
-from mpickpt.protocol import Protocol, rest_seconds
+from mpickpt.protocol import Protocol, idle_poll_seconds
 from mpickpt.protocol.policy import NEVER, Clock
 from mpickpt.report.recorder import Recorder
 from mpickpt.restart import choose
@@ -105,7 +105,7 @@ class Session:
         self._started = False
         self._steps = Steps(start.restored.step if start.restored else 0)
         self._next_step = -1
-        self._next_look = 0.0
+        self._next_poll = 0.0
         atexit.register(self._leave)
         _sessions.add(self)
 
@@ -121,7 +121,7 @@ class Session:
             slots=start.epochs,
             protected=start.protected,
             next_epoch=start.next_epoch,
-            rest=rest_seconds(math.inf if chosen == "auto" else chosen),
+            rest=idle_poll_seconds(math.inf if chosen == "auto" else chosen),
         )
         clock = Clock(None if chosen == "auto" else chosen, options.mtbf)
         first = coordinator.rank == 0
@@ -313,7 +313,7 @@ class Session:
         return value
 
     def drop(self, name: str) -> None:
-        """Stop saving an array or object; its name may be used anew, for example for an array of another size."""
+        """Stop saving an array or object; its name may be used again, for example for an array of another size."""
         self._check_open()
         self._checkpointer.drop(name)
         self._claimed.discard(name)
@@ -365,7 +365,7 @@ class Session:
                 steps.current = step
                 if refresh_guard():
                     tell_unguarded()
-                if step >= self._next_step or clock() >= self._next_look:
+                if step >= self._next_step or clock() >= self._next_poll:
                     self._act(step)
                 yield step
         except GeneratorExit:
@@ -379,7 +379,7 @@ class Session:
         step = self._steps.next()
         if refresh_guard():
             tell_unguarded()
-        if step >= self._next_step or time.perf_counter() >= self._next_look:
+        if step >= self._next_step or time.perf_counter() >= self._next_poll:
             self._act(step)
         return step
 
@@ -422,7 +422,7 @@ class Session:
         try:
             return self._driver.save(step)
         finally:
-            self._next_step, self._next_look = self._driver.next_step, self._driver.next_look
+            self._next_step, self._next_poll = self._driver.next_step, self._driver.next_poll
 
     def wait(self) -> Outcome | None:
         """Wait until the epoch in progress is complete, or failed, on all ranks.
@@ -445,7 +445,7 @@ class Session:
         try:
             return self._driver.wait(self._steps.current)
         finally:
-            self._next_step, self._next_look = self._driver.next_step, self._driver.next_look
+            self._next_step, self._next_poll = self._driver.next_step, self._driver.next_poll
 
     def request(self, *, stop: bool = False) -> None:
         """Ask for a cut at one of the next safe points of all ranks; a call on one rank is enough.
@@ -453,18 +453,18 @@ class Session:
         Parameters
         ----------
         stop : bool
-            End the program when it is whole: all ranks then get `Stopped`, a SystemExit with code 75, at a safe point.
+            End the program when it is complete: all ranks then get `Stopped`, a SystemExit with code 75.
         """
         self._check_open()
         if not self._inherited:
             self._triggers.request(stop=stop)
-            self._next_look = 0.0
+            self._next_poll = 0.0
 
     def _act(self, step: int) -> None:
         """Do what there is to do at the safe point of `step`, and find out when to come here again."""
         driver = self._driver
         if driver.glance(step):
-            self._next_step, self._next_look = driver.next_step, driver.next_look
+            self._next_step, self._next_poll = driver.next_step, driver.next_poll
             return
         self._check_open()
         if not self._started:
@@ -472,10 +472,10 @@ class Session:
         try:
             driver.safe_point(step)
         finally:
-            self._next_step, self._next_look = driver.next_step, driver.next_look
+            self._next_step, self._next_poll = driver.next_step, driver.next_poll
 
     def _idle(self) -> None:
-        """Take in what has come while a call of ``ckpt.comm`` waits, in the midst of a step."""
+        """Take in what has come while a call of ``ckpt.comm`` waits, inside a step."""
         try:
             self._driver.idle(self._steps.current if self._started else -1)
         finally:
@@ -650,7 +650,7 @@ def _disown() -> None:
     """Have the sessions that a child process made by fork has inherited do nothing."""
     for session in _sessions:
         session._inherited = True
-        session._next_step, session._next_look = NEVER, math.inf
+        session._next_step, session._next_poll = NEVER, math.inf
         session._triggers.disown()
 
 

@@ -24,7 +24,7 @@ from mpickpt.errors import StoreError
 from mpickpt.protocol.policy import Clock
 from mpickpt.signals import forks, termination
 from mpickpt.slurm import Environment
-from mpickpt.store import look_anew, replace_text
+from mpickpt.store import replace_text, revalidate
 
 TRIGGER = "trigger"  # the file in the checkpoint directory
 STOP = "stop"  # its content, if the program is to stop
@@ -167,7 +167,7 @@ class Triggers:
         if STOP_SIGNAL in self._before:
             termination.unwatch_term()
         for number, before in self._before.items():
-            now = signal.getsignal(number)  # set anew in any case: the default may stand in C since the fork
+            now = signal.getsignal(number)  # set again in any case: the default may stand in C since the fork
             signal.signal(number, before if now == self._on_signal else now)
         for number, before in self._ignored.items():
             if signal.getsignal(number) == signal.SIG_IGN:
@@ -220,7 +220,7 @@ class Triggers:
 
 def _is_there(file: Path) -> bool:
     """Look for a file that may come from another machine."""
-    look_anew(file.parent)
+    revalidate(file.parent)
     return os.access(file, os.F_OK)
 
 

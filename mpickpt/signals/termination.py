@@ -17,7 +17,7 @@ AGAIN_SECONDS = 10.0  # after the first one, at the least: launchers may send on
 
 
 def watch_term(before: object, limit: float) -> None:
-    """Stand before Python's own handler of SIGTERM, which was just installed in the place of `before`.
+    """Blocked before Python's own handler of SIGTERM, which was just installed in the place of `before`.
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from mpickpt.store.archive import appearing, clones, copy_slot
-from mpickpt.store.files import look_anew, replace_text, reserve
+from mpickpt.store.files import replace_text, reserve, revalidate
 from mpickpt.store.preface import plain
 from mpickpt.store.slots import (
     PayloadKind,
@@ -38,7 +38,7 @@ __all__ = [
     "copy_slot",
     "finish_packed",
     "is_unchanged",
-    "look_anew",
+    "revalidate",
     "open_packed",
     "plain",
     "read_slot",

@@ -159,10 +159,10 @@ def free_bytes(where: int | Path) -> int:
     return found.f_frsize * (found.f_bfree if os.geteuid() == 0 else found.f_bavail)
 
 
-def look_anew(*directories: Path) -> None:
+def revalidate(*directories: Path) -> None:
     """Forget what this machine remembers of directories: NFS asks its server only when one is opened.
 
-    Else what another machine made or replaced in them can stay unseen for a minute.
+    Else what another machine made or replaced in them can stay unknown for a minute.
     """
     for directory in directories:
         with suppress(OSError):

@@ -110,9 +110,9 @@ def check(fd: int, path: Path, checksum: Checksum) -> bytes:
     Raises
     ------
     ValueError
-        If the file is no slot, or its preface is damaged; says so in words that go on from "cannot be read".
+        If the file is no slot, or its preface is corrupt; says so in words that go on from "cannot be read".
     StoreError
-        If the structure is damaged.
+        If the structure is corrupt.
     """
     preface = read_preface(fd, checksum)
     if not preface:
@@ -126,7 +126,7 @@ def check(fd: int, path: Path, checksum: Checksum) -> bytes:
         raise ValueError("it ends before its structure does")
     ranges = _RANGE.iter_unpack(preface[_HEAD.size :])
     if _sum_of(fd, room, end, ranges, checksum) != expected:
-        raise StoreError(f"The structure of {path} is not the one that it was created with: it is damaged.", path=path)
+        raise StoreError(f"The structure of {path} is not the one that it was created with: it is corrupt.", path=path)
     if time.time() - max(status.st_mtime, status.st_ctime) > QUIET_SECONDS:
         if len(_checked) >= REMEMBERED:
             _checked.clear()
@@ -135,7 +135,7 @@ def check(fd: int, path: Path, checksum: Checksum) -> bytes:
 
 
 def read_preface(fd: int, checksum: Checksum) -> bytes:
-    """Read the preface of an open file, without the room behind it; empty if it has none, ValueError if damaged."""
+    """Read the preface of an open file, without the room behind it; empty if it has none, ValueError if corrupt."""
     head = os.pread(fd, _HEAD.size, 0)
     if head.startswith(HDF5_SIGNATURE):
         return b""
@@ -144,7 +144,7 @@ def read_preface(fd: int, checksum: Checksum) -> bytes:
     _, version, _, _, count, _, table_sum, own = _HEAD.unpack(head)
     table = os.pread(fd, count * _RANGE.size, _HEAD.size) if checksum(head[:-4]) == own else None
     if table is None or checksum(table) != table_sum:
-        raise ValueError("its preface is damaged")
+        raise ValueError("its preface is corrupt")
     if version > FORMAT_VERSION:
         raise ValueError(f"it has format {version}, written by a newer mpickpt; this one reads {FORMAT_VERSION}")
     return head + table

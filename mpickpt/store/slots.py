@@ -63,14 +63,14 @@ class SlotInfo:
     digest : bytes
         Digest of the layout.
     records : ndarray of RECORD, shape (world_size,)
-        Sound records by rank; damaged and never written ones are all zero.
+        Sound records by rank; corrupt and never written ones are all zero.
     epoch, step : int or None
-        Of the whole epoch in the slot; None unless `whole`.
-    whole : bool
+        Of the complete epoch in the slot; None unless `complete`.
+    complete : bool
         All ranks' records say that the epoch is complete.
     why_not : str
-        Why the slot holds no whole epoch; empty if it does.
-    damaged : bool
+        Why the slot holds no complete epoch; empty if it does.
+    corrupt : bool
         A record is neither as a rank wrote it nor untouched.
     packed : bool
         The file is a compressed archive.
@@ -88,16 +88,16 @@ class SlotInfo:
     records: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, RECORD), compare=False)
     epoch: int | None = None
     step: int | None = None
-    whole: bool = False
+    complete: bool = False
     why_not: str = ""
-    damaged: bool = False
+    corrupt: bool = False
     packed: bool = False
     preface: bytes = field(default=b"", compare=False, repr=False)
     records_at: int = 0
 
     @property
     def readable(self) -> bool:
-        """The file is a slot, whether or not it holds a whole epoch."""
+        """The file is a slot, whether or not it holds a complete epoch."""
         return self.world_size > 0
 
     @property
@@ -299,7 +299,7 @@ def read_slot(path: Path, crc32c: Checksum) -> SlotInfo:
     except MpickptError as error:
         return SlotInfo(path, index, why_not=str(error))
     damage = _clear_damaged(records, crc32c)
-    why_not = damage or _why_not_whole(records, head.digest)
+    why_not = damage or _why_not_complete(records, head.digest)
     return SlotInfo(
         path,
         index,
@@ -309,9 +309,9 @@ def read_slot(path: Path, crc32c: Checksum) -> SlotInfo:
         records,
         epoch=None if why_not else int(records["epoch"][0]),
         step=None if why_not else int(records["step"][0]),
-        whole=not why_not,
+        complete=not why_not,
         why_not=why_not,
-        damaged=bool(damage),
+        corrupt=bool(damage),
         packed=head.packed,
         preface=head.preface,
         records_at=head.records,
@@ -354,16 +354,16 @@ def _read_records(path: Path, offset: int, world_size: int) -> NDArray[np.void]:
 
 
 def _clear_damaged(records: NDArray[np.void], crc32c: Checksum) -> str:
-    """Set damaged records to zero, and tell which was the first; records never written are zero already."""
+    """Set corrupt records to zero, and tell which was the first; records never written are zero already."""
     why_not = ""
     for rank, record in enumerate(records):
         if not record_is_valid(record, crc32c) and any(record.tobytes()):
             records[rank : rank + 1].view(np.uint8)[:] = 0
-            why_not = why_not or f"The record of rank {rank} is damaged."
+            why_not = why_not or f"The record of rank {rank} is corrupt."
     return why_not
 
 
-def _why_not_whole(records: NDArray[np.void], digest: bytes) -> str:
+def _why_not_complete(records: NDArray[np.void], digest: bytes) -> str:
     epoch, run, step = (int(records[name][0]) for name in ("epoch", "run", "step"))
     for rank, record in enumerate(records):
         state, here = int(record["state"]), int(record["epoch"])

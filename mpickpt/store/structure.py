@@ -53,7 +53,7 @@ class Head(NamedTuple):
 
 
 def read_head(path: Path, checksum: Checksum) -> Head:
-    """Read the root of a slot; StoreError if the file is not a slot, or its structure is damaged."""
+    """Read the root of a slot; StoreError if the file is not a slot, or its structure is corrupt."""
 
     def read() -> Head:
         with reading(path, checksum) as (file, own):
@@ -78,7 +78,7 @@ def read_structure(path: Path, checksum: Checksum) -> tuple[Layout, list[SlotOff
 
     digest, layout, offsets = read_again(path, read)
     if layout.digest != digest:
-        raise StoreError(f"The structure of {path} is not the one that it was created with: it is damaged.", path=path)
+        raise StoreError(f"The structure of {path} is not the one that it was created with: it is corrupt.", path=path)
     return layout, offsets
 
 
@@ -123,7 +123,7 @@ def opened(path: Path, checksum: Checksum) -> Iterator[tuple[h5f.FileID, bytes]]
     Raises
     ------
     StoreError
-        If the structure is damaged.
+        If the structure is corrupt.
     ValueError, OSError
         If the file is no slot, or cannot be read.
     """
@@ -154,7 +154,7 @@ def reading(path: Path, checksum: Checksum) -> Iterator[tuple[h5f.FileID, bytes]
             yield file, own
     except (KeyError, ValueError, TypeError, RuntimeError, OSError, LayoutError) as error:
         number = system_errno(error)
-        likely = "Look into the storage" if number in TRANSIENT else "It is foreign, truncated or damaged"
+        likely = "Look into the storage" if number in TRANSIENT else "It is foreign, truncated or corrupt"
         message = f"{path} cannot be read as a slot: {reason_of(error)}. {likely}."
         raise StoreError(message, errno=number, path=path) from error
 

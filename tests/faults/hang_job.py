@@ -59,7 +59,7 @@ with mpickpt.open("c", comm, stall_limit=args.limit, **schedule) as ckpt:
         longest, last = max(longest, now - last) if step > first else 0.0, now
     stats = ckpt.stats()
 closing = time.monotonic() - last
-print(f"rank {comm.rank}: longest step {longest:.1f}, close {closing:.1f}, whole {stats.whole}", flush=True)
+print(f"rank {comm.rank}: longest step {longest:.1f}, close {closing:.1f}, complete {stats.complete}", flush=True)
 if args.abrupt:
     if comm.rank == 0:
         with (Path("c") / "lock").open() as lock:

@@ -1,4 +1,4 @@
-"""The jobs as the crash tests run them: sizes, command lines, and what a whole epoch of each must hold."""
+"""The jobs as the crash tests run them: sizes, command lines, and what a complete epoch of each must hold."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ Field = NDArray[np.float64]
 class Job:
     """A job, its size, and how often it is cut: at every so many steps, or after an interval if there is one.
 
-    `holds` is called with a slot that holds a whole epoch and the twin's result, and asserts that the values in the
+    `holds` is called with a slot that holds a complete epoch and the twin's result, and asserts that the values in the
     slot are those of the step at which it was cut.
     """
 
@@ -49,7 +49,7 @@ HEAT_ROWS, HEAT_COLS, HEAT_STEPS, HEAT_EVERY = 501, 256, 2400, 80
 
 @cache
 def heat_fields() -> dict[int, Field]:
-    """Compute the whole plate in one piece, by other code than the job's, and keep it at every possible cut."""
+    """Compute the complete plate in one piece, by other code than the job's, and keep it at every possible cut."""
     u = np.empty((HEAT_ROWS + 2, HEAT_COLS))
     u[1:-1] = np.outer(np.arange(HEAT_ROWS), np.arange(HEAT_COLS)) % 101
     u[0] = u[-1] = 20.0

@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 from kill_jobs import Job
 from mpijob import MpiJob, mpi_job
-from slots import Seen, h5dump, is_whole, newest_whole, read_all, read_records
+from slots import Seen, h5dump, is_complete, newest_complete, read_all, read_records
 
 from conftest import Twin
 
-# Kinds of instants: a random time after the start, after the first cut of this start, or after its first whole epoch;
-# and the longest time.
-START, CUT, WHOLE = ("start", 1.0), ("cut", 0.1), ("whole", 0.25)
-KINDS = [START, CUT, WHOLE, WHOLE, WHOLE]
+# Kinds of instants: a random time after the start, after the first cut of this start, or after its first
+# complete epoch; and the longest time.
+START, CUT, COMPLETE = ("start", 1.0), ("cut", 0.1), ("complete", 0.25)
+KINDS = [START, CUT, COMPLETE, COMPLETE, COMPLETE]
 
 
-def runs(directory: Path, *, whole: bool) -> set[int]:
-    """Give the runs that have left a record in the directory, or a whole epoch."""
-    found = [records for records in read_records(directory) if is_whole(records) or not whole]
+def runs(directory: Path, *, complete: bool) -> set[int]:
+    """Give the runs that have left a record in the directory, or a complete epoch."""
+    found = [records for records in read_records(directory) if is_complete(records) or not complete]
     return {int(run) for records in found for run in records["run"]}
 
 
@@ -28,28 +28,28 @@ def wait_for_first(kind: str, job: MpiJob, directory: Path) -> None:
     """Wait until this start of the job has got as far as `kind` says, or the job ended."""
     if kind == "start":
         return
-    before = runs(directory, whole=False)
+    before = runs(directory, complete=False)
     limit = time.monotonic() + 60
-    while job.running() and runs(directory, whole=kind == "whole") <= before:
+    while job.running() and runs(directory, complete=kind == "complete") <= before:
         assert time.monotonic() < limit, f"no checkpoint in 60 s\n{job.output()}"
         time.sleep(0.01)
 
 
 def check_slots(job: Job, directory: Path, twin_result: np.ndarray, before: Seen | None) -> Seen | None:
-    """Read all slots; compare the whole ones with the truth; give the newest whole one.
+    """Read all slots; compare the complete ones with the truth; give the newest complete one.
 
-    What was whole before must not have been lost, and a start that went on from step s must not cut before s.
+    What was complete before must not have been lost, and a start that went on from step s must not cut before s.
     """
     slots = read_all(directory)
     for slot in slots:
         shapes = {name: field.shape for name, field in slot.fields.items()}
         assert shapes and all(shapes.values()), f"{slot.path} has no global arrays: {shapes}"
-        if slot.whole:
+        if slot.complete:
             job.holds(slot, twin_result)
         h5dump(slot.path)
-    newest = newest_whole(slots)
+    newest = newest_complete(slots)
     if before is not None:
-        assert newest is not None, f"epoch {before.epoch} was whole and is lost: {slots}"
+        assert newest is not None, f"epoch {before.epoch} was complete and is lost: {slots}"
         assert newest.epoch >= before.epoch
         known = set(before.records["run"].tolist())
         for slot in slots:
@@ -87,7 +87,7 @@ def kill_time_and_again(seed: str, job: Job, ranks: int, folder: Path, twin: Twi
             resumed += newest is not None
             if killed:
                 break
-            check_result(run, out, expected)  # the job was quicker than the dice: that was no instant; begin anew
+            check_result(run, out, expected)  # the job was quicker than the dice: that was no instant; try again
             shutil.rmtree(directory)
             newest = None
         printed.append(run.output())

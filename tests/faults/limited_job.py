@@ -27,7 +27,7 @@ def main() -> None:
         comm.Barrier()
         for _ in ckpt.range(6):
             u += 1
-    print(f"rank {comm.rank}: {ckpt.stats().whole} whole", flush=True)
+    print(f"rank {comm.rank}: {ckpt.stats().complete} complete", flush=True)
 
 
 main()

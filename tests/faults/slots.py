@@ -19,13 +19,13 @@ class Seen:
 
     path: Path
     records: NDArray[Any]
-    whole: bool
+    complete: bool
     fields: dict[str, NDArray[Any]] = field(default_factory=dict)
     data_sets: int = 0
 
     @property
     def epoch(self) -> int:
-        """Epoch of rank 0's record; that of the slot if it is whole."""
+        """Epoch of rank 0's record; that of the slot if it is complete."""
         return int(self.records["epoch"][0])
 
     @property
@@ -39,7 +39,7 @@ class Seen:
         return f"restored epoch {self.epoch} (step {self.step}) of {self.path.parent} on "
 
 
-def is_whole(records: NDArray[Any]) -> bool:
+def is_complete(records: NDArray[Any]) -> bool:
     """Tell whether all ranks' records say COMPLETE for the same epoch of the same run."""
     same = all((records[name] == records[name][0]).all() for name in ("epoch", "run", "digest"))
     return same and bool((records["state"] == COMPLETE).all())
@@ -49,7 +49,7 @@ def read(path: Path) -> Seen:
     """Read every dataset of a slot, and the global arrays as a whole."""
     with h5py.File(path, "r", locking=False) as file:
         records = file["records"][()]
-        seen = Seen(path, records, is_whole(records))
+        seen = Seen(path, records, is_complete(records))
 
         def take(name: str, item: h5py.Group | h5py.Dataset) -> None:
             if isinstance(item, h5py.Dataset):
@@ -61,7 +61,7 @@ def read(path: Path) -> Seen:
         file.visititems(take)  # does not follow into the virtual datasets' sources: those are under /ranks anyway
         again = file["records"][()]
     # A slot that changed under the reader proves nothing about the values, only that it can be read.
-    seen.whole = seen.whole and bool((again == records).all())
+    seen.complete = seen.complete and bool((again == records).all())
     return seen
 
 
@@ -79,9 +79,9 @@ def read_records(directory: Path) -> list[NDArray[Any]]:
     return records
 
 
-def newest_whole(seen: list[Seen]) -> Seen | None:
-    """Give the slot with the newest whole epoch."""
-    return max((slot for slot in seen if slot.whole), key=lambda slot: slot.epoch, default=None)
+def newest_complete(seen: list[Seen]) -> Seen | None:
+    """Give the slot with the newest complete epoch."""
+    return max((slot for slot in seen if slot.complete), key=lambda slot: slot.epoch, default=None)
 
 
 def h5dump(path: Path) -> str | None:

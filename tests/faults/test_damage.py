@@ -1,4 +1,4 @@
-"""Full disks, missing permission and damaged slots: a clear error or the older epoch, and nothing lost."""
+"""Full disks, missing permission and corrupt slots: a clear error or the older epoch, and nothing lost."""
 
 import os
 import re
@@ -157,11 +157,11 @@ DAMAGE: dict[str, tuple[Callable[[Path, int, int], None], str]] = {
     ),
     "record": (
         lambda d, i, r: flip(slot_path(d, i), offsets(d, i, r).record + 3000),
-        "slot-{index}.h5: The record of rank {rank} is damaged.",
+        "slot-{index}.h5: The record of rank {rank} is corrupt.",
     ),
     "structure": (
         lambda d, i, r: flip(slot_path(d, i), year_of_creation(slot_path(d, i))),
-        "slot-{index}.h5 is not the one that it was created with: it is damaged",
+        "slot-{index}.h5 is not the one that it was created with: it is corrupt",
     ),
     "half the file": (
         lambda d, i, r: cut_off(slot_path(d, i), slot_path(d, i).stat().st_size // 2),
@@ -304,7 +304,7 @@ def test_no_room_for_any_slot(ranks: int, disk: Path, folder: Path) -> None:
 
 @on_ranks
 def test_room_for_one_slot_only(ranks: int, disk: Path, folder: Path, expected: Callable[[int], Expected]) -> None:
-    """Keep the first epoch whole while the second slot has no room; go on from it when there is."""
+    """Keep the first epoch complete while the second slot has no room; go on from it when there is."""
     directory = disk / "ckpt"
     filler = fill(disk, 10 << 20)
     done = run(ranks, folder, directory, STOP)
@@ -337,7 +337,7 @@ def test_objects_that_outgrow_the_disk(
             r"Epoch 2 stays, and the program goes on",
             done.output,
         ), done.output
-    assert [s.step for s in slots(directory) if s.whole] == [20]
+    assert [s.step for s in slots(directory) if s.complete] == [20]
     again = run(ranks, folder, directory, LATER)
     went_well(again)
     assert f"restored epoch 2 (step 20) of {directory}" in again.output
@@ -364,7 +364,7 @@ def test_a_directory_without_permission(missing: bool, ranks: int, folder: Path)
 
 @on_ranks
 def test_slots_that_may_not_be_read(ranks: int, folder: Path, expected: Callable[[int], Expected]) -> None:
-    """Refuse to start anew over what somebody else may still be able to read."""
+    """Refuse to start from the beginning over what somebody else may still be able to read."""
     directory = folder / "ckpt"
     shutil.copytree(expected(ranks).directory, directory)
     before = {path: path.read_bytes() for path in directory.glob("slot-*")}
@@ -387,7 +387,7 @@ def test_a_directory_that_loses_its_permission(ranks: int, folder: Path, expecte
     assert "Epoch 2 (step 20) failed: Slot file" in done.output
     assert "slot-1.h5" in done.output
     assert "Permission denied" in done.output
-    assert [(s.epoch, s.step) for s in slots(directory) if s.whole] == [(1, 10)]
+    assert [(s.epoch, s.step) for s in slots(directory) if s.complete] == [(1, 10)]
     directory.chmod(0o755)
     again = run(ranks, folder, directory, LATER)
     went_well(again)

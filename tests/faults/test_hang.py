@@ -119,4 +119,4 @@ def test_a_file_system_that_hangs_in_the_kernel(tmp_path: Path, freezable: Path)
     assert _told(job, "longest step") < LIMIT, job.output()
     assert "the storage hangs" in job.output()
     assert "the storage answers again" in job.output()
-    assert _told(job, "whole") > 3
+    assert _told(job, "complete") > 3

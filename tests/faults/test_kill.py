@@ -39,7 +39,7 @@ def test_slots_open_at_any_instant(job: Job, folder: Path, twin: Twin) -> None:
             while run.running():
                 for slot in read_all(directory):
                     looks += 1
-                    in_progress += not slot.whole
+                    in_progress += not slot.complete
                     h5dump(slot.path)
             check_result(run, out, expected)
         if looks > 20 and in_progress:
@@ -47,6 +47,6 @@ def test_slots_open_at_any_instant(job: Job, folder: Path, twin: Twin) -> None:
     assert looks > 20, f"only {looks} looks at a slot\n{run.output()}"
     assert in_progress, "no look met a checkpoint in progress"
     slots = read_all(directory)
-    assert [slot.whole for slot in slots] == [True, True]
+    assert [slot.complete for slot in slots] == [True, True]
     for slot in slots:
         job.holds(slot, expected)

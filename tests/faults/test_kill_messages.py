@@ -23,14 +23,14 @@ INTERVAL = "0.1s"
 def test_checkpoints_do_not_change_the_result(
     job: Job, ranks: int, interval: str | None, folder: Path, twin: Twin
 ) -> None:
-    """Leave the job alone; each epoch that it leaves is whole and holds what its step had come to."""
+    """Leave the job alone; each epoch that it leaves is complete and holds what its step had come to."""
     directory, out = folder / "ckpt", folder / "out.npy"
     expected = twin(job, ranks)
     with mpi_job(ranks, replace(job, interval=interval).checkpointed(directory, out), folder / "log") as run:
         check_result(run, out, expected)
     assert "Warning" not in run.output()
     slots = read_all(directory)
-    assert [slot.whole for slot in slots] == [True, True]
+    assert [slot.complete for slot in slots] == [True, True]
     for slot in slots:
         job.holds(slot, expected)
 

@@ -1,4 +1,4 @@
-"""Lazy restarts of several ranks: killed while they load, or from a damaged slot."""
+"""Lazy restarts of several ranks: killed while they load, or from a corrupt slot."""
 
 import random
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from lazy_job import expected
 from mpijob import MpiJob, mpi_job
-from slots import is_whole, newest_whole, read_all, read_records
+from slots import is_complete, newest_complete, read_all, read_records
 from test_damage import BLOCK, flip, offsets
 
 import mpickpt
@@ -41,8 +41,8 @@ def save(folder: Path) -> Path:
 
 
 def epochs(directory: Path) -> list[int]:
-    """Give the whole epochs, the oldest first."""
-    return sorted(int(records["epoch"][0]) for records in read_records(directory) if is_whole(records))
+    """Give the complete epochs, the oldest first."""
+    return sorted(int(records["epoch"][0]) for records in read_records(directory) if is_complete(records))
 
 
 @pytest.mark.sampled
@@ -61,7 +61,7 @@ def test_sigkill_while_loading(chain: int, folder: Path) -> None:
             assert job.kill_rank(dice.randrange(RANKS)), job.output()
             job.wait(LIMIT)
         assert epochs(directory)[-1] == 2
-        newest = newest_whole(read_all(directory))
+        newest = newest_complete(read_all(directory))
         assert newest is not None and newest.step == 400
     with mpi_job(RANKS, command(directory, LATER, "--lazy"), folder / "log") as job:
         ends_well(job, LATER)
@@ -79,14 +79,14 @@ def test_damage_ends_all_ranks(rank: int, block: int, stop: int, folder: Path) -
     directory = save(folder)
     flip(directory / "slot-1.h5", offsets(directory, 1, rank).arrays[0] + block * BLOCK + 4321)
     with mpi_job(RANKS, command(directory, stop, "--lazy"), folder / "log") as job:
-        assert job.wait(LIMIT) == mpickpt.DamageError.exit_code, job.output()
+        assert job.wait(LIMIT) == mpickpt.CorruptionError.exit_code, job.output()
         told = job.output()
-    assert f"Epoch 2 in {directory}/slot-1.h5 is damaged: rank {rank}, array 'u', block {block}: wrong checksum" in told
-    assert told.count("is damaged") == 1
+    assert f"Epoch 2 in {directory}/slot-1.h5 is corrupt: rank {rank}, array 'u', block {block}: wrong checksum" in told
+    assert told.count("is corrupt") == 1
     assert "Start again without --lazy" in told
     assert "result" not in told
     assert epochs(directory) == [1, 2]
     with mpi_job(RANKS, command(directory, LATER), folder / "log") as job:
         ends_well(job, LATER)
-        assert f"slot-1.h5: epoch 2 is damaged: rank {rank}, array 'u', block {block}" in job.output()
+        assert f"slot-1.h5: epoch 2 is corrupt: rank {rank}, array 'u', block {block}" in job.output()
         assert "restored epoch 1 (step 200)" in job.output()

@@ -44,7 +44,7 @@ def test_the_pool_fits_into_what_is_left(ranks: int, mib: int, limited: tuple[Pa
     with suppress(OSError):
         assert "oom_kill 0" in (group / "memory.oom_control").read_text()
     assert code == 0, said
-    assert said.count(": 5 whole") == ranks
+    assert said.count(": 5 complete") == ranks
     assert said.count(f"in place of {mib / 4:.1f} MiB, which is what the limit of ") == ranks
     assert f"of the cgroup {group} ({control}) leaves{f' for {ranks} ranks' if ranks > 1 else ''}" in said
     assert mpickpt.Checkpoint(tmp_path / "ckpt").verify() == []

@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 from kill_jobs import CG, HEAT, NBODY, Job, with_size
 from mpijob import mpi_job
-from slots import Seen, is_whole, newest_whole, read_all, read_records
+from slots import Seen, is_complete, newest_complete, read_all, read_records
 
 from conftest import Twin
 
 
 def run_and_kill(ranks: int, job: Job, directory: Path, pause: float) -> Seen:
-    """Run a job until an epoch of so many ranks is whole, and a little longer; kill a rank; give what is left."""
+    """Run a job until an epoch of so many ranks is complete, and a little longer; kill a rank; give what is left."""
     log = directory.parent / "log"
     with mpi_job(ranks, job.checkpointed(directory, directory.parent / "killed.npy"), log) as run:
         limit = time.monotonic() + 30
-        while not any(len(records) == ranks and is_whole(records) for records in read_records(directory)):
-            assert run.running() and time.monotonic() < limit, f"no epoch became whole\n{run.output()}"
+        while not any(len(records) == ranks and is_complete(records) for records in read_records(directory)):
+            assert run.running() and time.monotonic() < limit, f"no epoch became complete\n{run.output()}"
             time.sleep(0.01)
         time.sleep(pause)
         assert run.kill_rank(ranks - 1), f"the job ended before it could be killed\n{run.output()}"
         run.wait(100)
-    newest = newest_whole(read_all(directory))
-    assert newest is not None and len(newest.records) == ranks, f"a whole epoch was lost\n{run.output()}"
+    newest = newest_complete(read_all(directory))
+    assert newest is not None and len(newest.records) == ranks, f"a complete epoch was lost\n{run.output()}"
     return newest
 
 
@@ -37,7 +37,7 @@ def resume(job: Job, ranks: int, directory: Path, folder: Path) -> tuple[np.ndar
     with mpi_job(ranks, job.checkpointed(copy, out), folder / "log") as run:
         assert run.wait(150) == 0, run.output()
     slots = read_all(copy)
-    newest = newest_whole(slots)
+    newest = newest_complete(slots)
     assert newest is not None
     assert len(newest.records) == ranks
     job.holds(newest, np.load(out))
@@ -97,7 +97,7 @@ def test_random_numbers_of_4_ranks_are_not_guessed_for_2(folder: Path, twin: Twi
         assert run.wait(150) != 0
     assert "'rng'" in run.output(), run.output()
     assert "remap" in run.output(), run.output()
-    untouched = newest_whole(read_all(directory))
+    untouched = newest_complete(read_all(directory))
     assert untouched is not None and untouched.epoch == saved.epoch
     result, _ = resume(job, 4, directory, folder)
     assert result.tobytes() == twin(job, 4).tobytes()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from mpijob import mpi_job
-from slots import newest_whole, read_all
+from slots import newest_complete, read_all
 
 JOB = Path(__file__).parent / "rules_job.py"
 
@@ -17,7 +17,7 @@ JOB = Path(__file__).parent / "rules_job.py"
         ("receive", ["rank 1 has a pending Irecv", "at the cut. Wait for it before the safe point"]),
     ],
 )
-def test_the_epoch_fails_by_name_and_the_last_whole_one_stays(
+def test_the_epoch_fails_by_name_and_the_last_complete_one_stays(
     broken: str, reasons: list[str], ranks: int, tmp_path: Path
 ) -> None:
     """And a restart goes on from that one."""
@@ -29,7 +29,7 @@ def test_the_epoch_fails_by_name_and_the_last_whole_one_stays(
     for reason in reasons:
         assert reason in output, output
     assert output.count("went on to its end") == ranks
-    kept = newest_whole(read_all(tmp_path / "c"))
+    kept = newest_complete(read_all(tmp_path / "c"))
     assert kept is not None
     assert (kept.epoch, kept.step) == (1, 10)
 

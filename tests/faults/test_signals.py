@@ -43,12 +43,12 @@ def test_sigusr1(tmp_path: Path, who: str) -> None:
         pids = job.rank_pids()
         for rank in [2] if who == "one" else range(RANKS):
             os.kill(pids[rank], signal.SIGUSR1)
-        _wait_until(lambda: "  whole" in _ls(tmp_path, "ls", "c"), job)
+        _wait_until(lambda: "  complete" in _ls(tmp_path, "ls", "c"), job)
         os.kill(pids[0], signal.SIGTERM)
         assert job.wait(150) != 0
     table = _ls(tmp_path, "ls", "c")
     assert "in use" not in table
-    assert table.count("  whole") == 2
+    assert table.count("  complete") == 2
 
 
 @pytest.mark.parametrize("who", ["one", "all"])
@@ -71,7 +71,7 @@ def test_the_command_from_another_shell(tmp_path: Path) -> None:
     with mpi_job(RANKS, ["-m", "mpickpt", "run", JOB], tmp_path / "log") as job:
         _wait_until(lambda: _started(job), job)
         assert "asked process" in _ls(tmp_path, "trigger", "c")
-        _wait_until(lambda: "  whole" in _ls(tmp_path, "ls", "c"), job)
+        _wait_until(lambda: "  complete" in _ls(tmp_path, "ls", "c"), job)
         assert "and to stop" in _ls(tmp_path, "trigger", "--stop", "c")
         assert job.wait(150) == 75, job.output()
     assert "stopped as asked, after epoch 2" in job.output()
@@ -90,10 +90,10 @@ def test_a_signal_to_mpiexec(tmp_path: Path) -> None:
     with mpi_job(RANKS, [JOB], tmp_path / "log") as job:
         _wait_until(lambda: _started(job), job)
         job.process.send_signal(signal.SIGUSR1)
-        _wait_until(lambda: "  whole" in _ls(tmp_path, "ls", "c"), job)
+        _wait_until(lambda: "  complete" in _ls(tmp_path, "ls", "c"), job)
         job.process.send_signal(signal.SIGTERM)
         assert job.wait(150) != 0
-    assert "  whole" in _ls(tmp_path, "ls", "c"), "whatever became of the ranks, the last whole epoch stays"
+    assert "  complete" in _ls(tmp_path, "ls", "c"), "whatever became of the ranks, the last complete epoch stays"
 
 
 def _lives_for(job: MpiJob, seconds: float) -> bool:

@@ -95,7 +95,7 @@ def test_arrays_that_stay_unreadable_cost_the_epoch_in_one_line(library: Path, t
     calls = int(act(library, "count", tmp_path).split()[-2])
     plan = {"name": "slot-1.h5", "times": 10**6, "errno": errno.EIO}
     told = act(library, "open", tmp_path, skip=calls - 4, **plan)  # the last two read the objects that are asked for
-    assert "slot-1.h5: epoch 4 is damaged: rank 0: Input/output error\n" in told
+    assert "slot-1.h5: epoch 4 is corrupt: rank 0: Input/output error\n" in told
     assert re.search(r"^restored 3 30 ", told, re.MULTILINE)
     assert max(map(len, told.splitlines())) < 600, told
     told = act(library, "open", tmp_path, code=1, skip=calls - 2, **plan)

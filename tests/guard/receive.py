@@ -41,7 +41,7 @@ class Report:
 
     def run(self, name: str, size: int, comm: MPI.Intracomm, folder: Path) -> None:
         """One case with a guard, a session and a region of its own: a buffer of an older case may still be held."""
-        start = BLOCK + 13  # in the midst of a page, whose other bytes are another buffer's
+        start = BLOCK + 13  # inside a page, whose other bytes are another buffer's
         total = size * comm.size if size < LARGE else size // comm.size * comm.size
         open_guard()
         bench = Bench(start + total + 2 * BLOCK, folder, comm.rank)

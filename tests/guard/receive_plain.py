@@ -19,7 +19,7 @@ from protected import BLOCK, Bench
 
 from mpickpt.snapshot.guard import close_guard, open_guard
 
-START = BLOCK + 13  # in the midst of a page
+START = BLOCK + 13  # inside a page
 END_BYTES = 1000
 APART = 3 * BLOCK  # of the two ends of an element
 

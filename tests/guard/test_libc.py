@@ -27,7 +27,7 @@ BLOCKS = 8
 SOURCE = Path(__file__).with_name("guarded_calls.c")
 NAMES = re.findall(r"^int call_(\w+)", SOURCE.read_text(), re.MULTILINE)
 SIZES = (1, 1000, 2 * BLOCK + 77)
-AT = BLOCK + 13  # in the midst of a page
+AT = BLOCK + 13  # inside a page
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
@@ -59,7 +59,7 @@ def messages(tmp_path: Path) -> Path:
     return path
 
 
-class Armed:
+class Protected:
     """A region that has just been cut: all of its pages are protected, and what they held is known."""
 
     def __init__(self, folder: Path) -> None:
@@ -97,9 +97,9 @@ def guard() -> Iterator[None]:
 
 
 @pytest.fixture
-def armed(tmp_path: Path) -> Iterator[Armed]:
+def protected(tmp_path: Path) -> Iterator[Protected]:
     """A region that has just been cut."""
-    it = Armed(tmp_path)
+    it = Protected(tmp_path)
     yield it
     it.snapshotter.close()
 
@@ -107,29 +107,29 @@ def armed(tmp_path: Path) -> Iterator[Armed]:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", NAMES)
 def test_call_into_protected_memory(
-    guard: None, armed: Armed, library: Path, messages: Path, name: str, size: int
+    guard: None, protected: Protected, library: Path, messages: Path, name: str, size: int
 ) -> None:
     """Each call of the table, from a library that was loaded after the guard was opened."""
     calls = ctypes.CDLL(str(library))
     refresh_guard()
-    into = armed.region[AT : AT + size]
+    into = protected.region[AT : AT + size]
     pointer = into.ctypes.data_as(ctypes.c_void_p)
     assert getattr(calls, f"call_{name}")(bytes(messages), pointer, ctypes.c_size_t(size)) == 0
     if name != "getrandom":
         assert into.tobytes() == messages.read_bytes()[:size]
     elif size > 100:
-        assert not np.array_equal(into, armed.expected[AT : AT + size])
-    untouched = np.delete(armed.region, np.s_[AT : AT + size])
-    assert np.array_equal(untouched, np.delete(armed.expected, np.s_[AT : AT + size]))
-    assert np.array_equal(armed.image(), armed.expected)
+        assert not np.array_equal(into, protected.expected[AT : AT + size])
+    untouched = np.delete(protected.region, np.s_[AT : AT + size])
+    assert np.array_equal(untouched, np.delete(protected.expected, np.s_[AT : AT + size]))
+    assert np.array_equal(protected.image(), protected.expected)
 
 
-def test_without_the_guard_the_call_fails(armed: Armed, library: Path, messages: Path) -> None:
+def test_without_the_guard_the_call_fails(protected: Protected, library: Path, messages: Path) -> None:
     """Which is what the guard is for; a kernel that let it pass would make the tests above prove nothing."""
     calls = ctypes.CDLL(str(library))
-    into = armed.region[AT:].ctypes.data_as(ctypes.c_void_p)
+    into = protected.region[AT:].ctypes.data_as(ctypes.c_void_p)
     assert calls.call_read(bytes(messages), into, ctypes.c_size_t(100)) == -errno.EFAULT
-    with pinned(armed.region[AT : AT + 100]):
+    with pinned(protected.region[AT : AT + 100]):
         assert calls.call_read(bytes(messages), into, ctypes.c_size_t(100)) == 0
 
 
@@ -165,13 +165,13 @@ def _by_h5py(path: Path, into: NDArray[np.uint8]) -> None:
 @pytest.mark.parametrize("read", [_by_readinto, _by_buffered_readinto, _by_preadv, _by_socket, _by_h5py])
 @pytest.mark.parametrize("size", SIZES)
 def test_reading_as_python_does(
-    guard: None, armed: Armed, messages: Path, size: int, read: Callable[[Path, NDArray[np.uint8]], None]
+    guard: None, protected: Protected, messages: Path, size: int, read: Callable[[Path, NDArray[np.uint8]], None]
 ) -> None:
     """What the interpreter, its sockets and the HDF5 library call is guarded too."""
-    into = armed.region[AT : AT + size]
+    into = protected.region[AT : AT + size]
     read(messages, into)
     assert into.tobytes() == messages.read_bytes()[:size]
-    assert np.array_equal(armed.image(), armed.expected)
+    assert np.array_equal(protected.image(), protected.expected)
 
 
 def _linkage(library: Path) -> dict[str, bytes]:
@@ -188,7 +188,7 @@ def _linkage(library: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["library", "read_only_library"])
-def test_all_is_put_back(armed: Armed, messages: Path, kind: str, request: pytest.FixtureRequest) -> None:
+def test_all_is_put_back(protected: Protected, messages: Path, kind: str, request: pytest.FixtureRequest) -> None:
     """Relocation entries, and the protection of the pages that they lie in."""
     library = request.getfixturevalue(kind)
     calls = ctypes.CDLL(str(library))
@@ -212,17 +212,17 @@ def test_one_guard_at_a_time(guard: None) -> None:
         open_guard()
 
 
-def test_held_memory_stays_writable_over_cuts(armed: Armed, library: Path, messages: Path) -> None:
-    """Memory that somebody unseen may write to is copied at the cut; afterwards it is protected as before."""
+def test_held_memory_stays_writable_over_cuts(protected: Protected, library: Path, messages: Path) -> None:
+    """Memory that an untracked writer may write to is copied at the cut; afterwards it is protected as before."""
     calls = ctypes.CDLL(str(library))  # the guard is closed: nobody knows of this caller
-    into = armed.region[AT : AT + 100]
-    with pinned(armed.region[:AT]), pinned(into), pinned(into):
-        armed.snapshotter.wait()
-        armed.cut()
+    into = protected.region[AT : AT + 100]
+    with pinned(protected.region[:AT]), pinned(into), pinned(into):
+        protected.snapshotter.wait()
+        protected.cut()
         pointer = into.ctypes.data_as(ctypes.c_void_p)
         assert calls.call_read(bytes(messages), pointer, ctypes.c_size_t(100)) == 0
         assert into.tobytes() == messages.read_bytes()[:100]
-        assert np.array_equal(armed.image(), armed.expected)
-    armed.cut()
+        assert np.array_equal(protected.image(), protected.expected)
+    protected.cut()
     assert calls.call_read(bytes(messages), pointer, ctypes.c_size_t(100)) == -errno.EFAULT
-    assert np.array_equal(armed.image(), armed.expected)
+    assert np.array_equal(protected.image(), protected.expected)

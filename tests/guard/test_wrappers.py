@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from mpijob import mpi_job
 from placing import map_at, unmap
-from test_libc import AT, SOURCE, Armed, armed, messages  # noqa: F401  (fixtures)
+from test_libc import AT, SOURCE, Protected, messages, protected  # noqa: F401  (fixtures)
 from test_mpi import MPICC, OPEN_MPI
 
 from mpickpt.snapshot.guard import close_guard, open_guard
@@ -91,13 +91,13 @@ def test_eztrace_sees_each_call(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def guarded(armed: Armed) -> Iterator[Armed]:  # noqa: F811
+def guarded(protected: Protected) -> Iterator[Protected]:  # noqa: F811
     """A protected region; the guard is closed at the end, whoever opened it."""
-    yield armed
+    yield protected
     close_guard()
 
 
-def _receive(library: ctypes.CDLL, counter: ctypes.CDLL, into: Armed, messages: Path) -> int:  # noqa: F811
+def _receive(library: ctypes.CDLL, counter: ctypes.CDLL, into: Protected, messages: Path) -> int:  # noqa: F811
     """Have `library` read into protected memory; give how many calls the wrapper in `counter` saw of that."""
     part = into.region[AT : AT + N]
     part[:] = 0
@@ -119,7 +119,7 @@ def _own_wrapper(folder: Path, index: int) -> ctypes.CDLL:
     return ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_DEEPBIND)
 
 
-def test_objects_with_different_definitions(guarded: Armed, messages: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_objects_with_different_definitions(guarded: Protected, messages: Path, tmp_path: Path) -> None:  # noqa: F811
     """A library goes on to its own wrapper, the rest of the process to the C library."""
     own = _own_wrapper(tmp_path, 0)
     common = ctypes.CDLL(str(_build("cc", tmp_path / "libcommon.so", SOURCE)))
@@ -128,7 +128,7 @@ def test_objects_with_different_definitions(guarded: Armed, messages: Path, tmp_
     assert _receive(common, own, guarded, messages) == 0
 
 
-def test_definitions_come_and_go(guarded: Armed, messages: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_definitions_come_and_go(guarded: Protected, messages: Path, tmp_path: Path) -> None:  # noqa: F811
     """More definitions in the life of a process than there can be at once, each at an address of its own."""
     kept, addresses = [], set()
     for index in range(6):
@@ -149,28 +149,28 @@ TOLD = """
 import ctypes, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[1:3]
-from test_libc import Armed
+from test_libc import Protected
 from test_wrappers import _own_wrapper, _receive
 from mpickpt.snapshot.guard import close_guard, open_guard
 folder = Path(sys.argv[3])
 messages = folder / "messages"
 messages.write_bytes(bytes(range(250)) * 8)
-armed = Armed(folder)
+protected = Protected(folder)
 """
 ONE = """
 dlopen = ctypes.CDLL(None).dlopen  # ctypes itself has all entries bound at once
 dlopen.restype = ctypes.c_void_p
 library = ctypes.CDLL(sys.argv[4], handle=dlopen(sys.argv[4].encode(), 1))  # RTLD_LAZY
 open_guard()
-print("counted", _receive(library, ctypes.CDLL(None), armed, messages))
-armed.snapshotter.close()
+print("counted", _receive(library, ctypes.CDLL(None), protected, messages))
+protected.snapshotter.close()
 close_guard()
 """
 MANY = """
 own = [_own_wrapper(folder, index) for index in range(6)]
 open_guard()
-assert _receive(own[0], own[0], armed, messages) == 1
-armed.snapshotter.close()
+assert _receive(own[0], own[0], protected, messages) == 1
+protected.snapshotter.close()
 close_guard()
 """
 

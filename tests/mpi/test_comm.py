@@ -1,4 +1,4 @@
-"""Messages that cross a cut: counted, copied, served again and swallowed, for every kind of call."""
+"""Messages that cross a cut: counted, copied, served again and suppressed, for every kind of call."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_late_message(run: Run, space: None, kind: str, wild: bool) -> None:
 @pairs
 @pytest.mark.parametrize("kind", KINDS)
 def test_early_message(run: Run, space: None, kind: str) -> None:
-    """Received before the cut and sent after it: swallowed when it is sent again."""
+    """Received before the cut and sent after it: suppressed when it is sent again."""
     send, receive = KINDS[kind]
     if SENDS:
         run.cut()
@@ -71,7 +71,7 @@ def test_early_message(run: Run, space: None, kind: str) -> None:
     assert all(None not in e.checksums for e in early), "the content is known"
     for _ in range(2):
         run.restart()
-        run.cut()  # before it is sent again: it is to be swallowed still
+        run.cut()  # before it is sent again: it is to be suppressed still
         run.settle()
     run.restart()
     if SENDS:

@@ -126,7 +126,7 @@ def test_column_by_a_nonblocking_receive(run: Run) -> None:
     run.settle()
     run.restart()
     if SENDS:
-        run.comm.Send(message(2), OTHER, TAG)  # swallowed, and nobody can tell
+        run.comm.Send(message(2), OTHER, TAG)  # suppressed, and nobody can tell
         run.comm.Send(message(3), OTHER, TAG)
     if RECEIVES:
         run.comm.Recv(matrix[0:2].reshape(4)[:3], OTHER, TAG)

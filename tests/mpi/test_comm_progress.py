@@ -160,7 +160,7 @@ def test_pair_is_complete_when_both_are(run: Run) -> None:
 
 
 def test_damaged_data_is_an_error_on_all_ranks(run: Run) -> None:
-    data = b"damaged" if COMM.rank == COMM.size - 1 else b""
+    data = b"corrupt" if COMM.rank == COMM.size - 1 else b""
     with pytest.raises(EpochError, match=rf"^Rank {COMM.size - 1}: The messages in flight .* cannot be read") as caught:
         run.traffic.restore(data, run.coordinator.gather, run.coordinator.scatter)
     assert caught.value.everywhere

@@ -113,7 +113,7 @@ def test_commits_and_meetings_do_not_wait_for_each_other(ranks: Coordinator) -> 
         ranks.commits.post(Share(1, 10, 0, True))
     found = ranks.wait(ranks.commits.next, "all")
     assert found is not None
-    assert found.whole
+    assert found.complete
 
 
 @pytest.mark.mpi(min_size=2)

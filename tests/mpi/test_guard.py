@@ -106,7 +106,7 @@ def test_receive_over_cuts(mpi_tmp_path: Path, prepare: Prepare) -> None:
 def test_memory_kept_writable(mpi_tmp_path: Path) -> None:
     """A call fetched as a pointer goes past the guard; the image is right if the program says what it writes to."""
     comm = MPI.COMM_WORLD
-    unseen = ctypes.CDLL(None, use_errno=True).read
+    untracked = ctypes.CDLL(None, use_errno=True).read
     with (
         mpickpt.open(mpi_tmp_path / "kept", comm, every=1) as ckpt,
         Path("/dev/zero").open("rb", buffering=0) as zeros,
@@ -118,7 +118,7 @@ def test_memory_kept_writable(mpi_tmp_path: Path) -> None:
             for step in range(3):
                 expected = u.copy()
                 assert next(steps) == step
-                got = unseen(zeros.fileno(), kept.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(kept.size))
+                got = untracked(zeros.fileno(), kept.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(kept.size))
                 assert got == kept.size, ctypes.get_errno()
                 u += np.uint8(step + 1)
         with pytest.raises(mpickpt.LayoutError, match="contiguous"):

@@ -50,7 +50,7 @@ def test_same_ranks(mpi_tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
 def test_nothing_is_written_before_all_ranks_are_sound(
     mpi_tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last rank is late, and then its arrays are damaged: all ranks say so, and have both epochs still."""
+    """The last rank is late, and then its arrays are corrupt: all ranks say so, and have both epochs still."""
     directory = mpi_tmp_path / "c"
     run(COMM, directory, 12)
     COMM.Barrier()
@@ -62,10 +62,10 @@ def test_nothing_is_written_before_all_ranks_are_sound(
         finish(self)
         if COMM.rank == COMM.size - 1:
             time.sleep(0.5)
-            raise mpickpt.DamageError("as if", rank=COMM.rank)
+            raise mpickpt.CorruptionError("as if", rank=COMM.rank)
 
     monkeypatch.setattr(Loading, "finish", late)
-    with pytest.raises(mpickpt.DamageError, match=f"Rank {COMM.size - 1}: as if") as found:
+    with pytest.raises(mpickpt.CorruptionError, match=f"Rank {COMM.size - 1}: as if") as found:
         run(COMM, directory, 10 + stop, lazy=True)
     assert found.value.everywhere
     COMM.Barrier()

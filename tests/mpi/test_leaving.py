@@ -28,7 +28,7 @@ class Lost(Exception):
 
 @pytest.fixture(autouse=True)
 def _wait_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long for what works, and short for a rank that waits in vain."""
+    """Long for what works, and short for a rank that waits for what never comes."""
     monkeypatch.setenv("MPICKPT_WAIT_LIMIT", "20")
 
 

@@ -17,7 +17,7 @@ COMM = MPI.COMM_WORLD
 LAST = COMM.size - 1
 
 
-@pytest.fixture(params=[True, False], ids=["persistent", "posted anew"])
+@pytest.fixture(params=[True, False], ids=["persistent", "posted again"])
 def rounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Rounds:
     """Give those of this library, and those of one that has no persistent collectives."""
     if not request.param:

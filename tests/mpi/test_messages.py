@@ -25,7 +25,7 @@ def test_the_end_comes_just_after_the_counts(mpi_tmp_path: Path, calls: int) -> 
             for _ in range(calls):
                 assert comm.sendrecv(step, dest=(COMM.rank + 1) % COMM.size, source=(COMM.rank - 1) % COMM.size) == step
     COMM.barrier()
-    assert [slot.epoch for slot in Store(mpi_tmp_path, crc32c).slots() if slot.whole] == [1]
+    assert [slot.epoch for slot in Store(mpi_tmp_path, crc32c).slots() if slot.complete] == [1]
 
 
 def test_what_was_not_sent_again_before_the_next_cut_either(mpi_tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_notes_agree_with_the_stats(mpi_tmp_path: Path, options: dict[str, objec
     notes = run.ranks[COMM.rank]
     assert notes.end is not None
     assert (notes.header.rank, notes.header.ranks) == (COMM.rank, COMM.size)
-    assert (notes.end.whole, notes.end.failed, notes.end.by_itself) == (stats.whole, stats.failed, False)
+    assert (notes.end.complete, notes.end.failed, notes.end.by_itself) == (stats.complete, stats.failed, False)
     assert len(notes.epochs) == stats.cuts > 0
     costs = total([*notes.epochs, notes.end])
     assert costs.blocked == pytest.approx(stats.blocked_seconds, abs=1e-3)
@@ -54,7 +54,7 @@ def test_notes_agree_with_the_stats(mpi_tmp_path: Path, options: dict[str, objec
 
     figures = figures_of(run)
     assert figures.ended
-    assert [epoch.epoch for epoch in figures.epochs if epoch.complete] == list(range(1, stats.whole + 1))
+    assert [epoch.epoch for epoch in figures.epochs if epoch.complete] == list(range(1, stats.complete + 1))
     assert sum(epoch.nbytes for epoch in figures.epochs) == COMM.allreduce(stats.bytes_written)
     for before, after in zip(notes.epochs, notes.epochs[1:], strict=False):
         assert before.cut < before.drained <= after.cut + 1e-3

@@ -62,13 +62,13 @@ def test_same_bits(mpi_tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
 
 
 def test_ranks_may_be_far_apart(mpi_tmp_path: Path) -> None:
-    """Ranks that share no message drift apart by many steps; the epochs are whole all the same."""
+    """Ranks that share no message drift apart by many steps; the epochs are complete all the same."""
     with mpickpt.open(mpi_tmp_path, COMM, every=5) as ckpt:
         u = ckpt.array("u", 100_000)
         for step in ckpt.range(31):
             u += step
             time.sleep(0.004 * COMM.rank)
-    assert ckpt.stats().whole == 6
+    assert ckpt.stats().complete == 6
     COMM.barrier()
     assert slots(mpi_tmp_path) == {0: (5, 25), 1: (6, 30)}
 
@@ -81,7 +81,7 @@ def test_interval_on_skewed_ranks(mpi_tmp_path: Path) -> None:
             time.sleep(0.003 * (1 + COMM.rank) + 0.01)
     stats = ckpt.stats()
     assert COMM.allgather(stats.cuts) == [stats.cuts] * COMM.size
-    assert stats.whole == stats.cuts >= 2
+    assert stats.complete == stats.cuts >= 2
     COMM.barrier()
     with mpickpt.open(mpi_tmp_path, COMM) as ckpt:
         assert ckpt.restored is not None
@@ -102,7 +102,7 @@ def test_sessions_of_parts_of_the_ranks(mpi_tmp_path: Path) -> None:
     for stop in (25, 35):
         result = program(mpi_tmp_path / str(color), stop, comm)
     assert result["first"] == 20
-    assert result["ckpt"].stats().whole == 1
+    assert result["ckpt"].stats().complete == 1
     comm.Free()
 
 

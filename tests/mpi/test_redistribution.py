@@ -185,7 +185,7 @@ def test_damage_is_found_whoever_reads_the_share(mpi_tmp_path: Path, capfd: pyte
                 assert ckpt.restored is not None
                 assert ckpt.restored.epoch == 1
             if comm.rank == 0:
-                assert f"epoch 2 is damaged: rank {rank}, array 'u', block 0" in capfd.readouterr().err
+                assert f"epoch 2 is corrupt: rank {rank}, array 'u', block 0" in capfd.readouterr().err
 
 
 @pytest.mark.mpi(min_size=2)

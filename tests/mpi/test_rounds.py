@@ -1,4 +1,4 @@
-"""Cuts that nobody can foresee: asked for by one rank, by all, by a signal, in the midst of a drain."""
+"""Cuts that nobody can foresee: asked for by one rank, by all, by a signal, inside a drain."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ COMM = MPI.COMM_WORLD
 LAST = COMM.size - 1
 
 
-def run(directory: Path, stop: int, wish: object, pause: float = 0.002, **options: object) -> mpickpt.Session:
-    """Take steps, with `wish` called in each; all ranks compute the same, and meet in each step."""
+def run(directory: Path, stop: int, request: object, pause: float = 0.002, **options: object) -> mpickpt.Session:
+    """Take steps, with `request` called in each; all ranks compute the same, and meet in each step."""
     with mpickpt.open(directory, COMM, **options) as ckpt:
         u = ckpt.array("u", 100_000)
         for step in ckpt.range(stop):
-            wish(ckpt, step)  # type: ignore[operator]
+            request(ckpt, step)  # type: ignore[operator]
             u += 1
             time.sleep(pause)
             COMM.allreduce(step)
@@ -38,20 +38,20 @@ def check_restart(directory: Path, ckpt: mpickpt.Session) -> None:
     COMM.barrier()
     with mpickpt.open(directory, COMM) as again:
         assert again.restored is not None
-        assert again.restored.epoch == ckpt.stats().last_whole
+        assert again.restored.epoch == ckpt.stats().last_complete
         assert COMM.allgather(again.restored.step) == [again.restored.step] * COMM.size
         assert (again.array("u", 100_000) == again.restored.step).all()
 
 
 @pytest.mark.parametrize("who", [0, LAST])
 def test_request_on_one_rank(mpi_tmp_path: Path, who: int) -> None:
-    def wish(ckpt: mpickpt.Session, step: int) -> None:
+    def request(ckpt: mpickpt.Session, step: int) -> None:
         if step == 20 and COMM.rank == who:
             ckpt.request()
 
-    ckpt = run(mpi_tmp_path, 400, wish)
+    ckpt = run(mpi_tmp_path, 400, request)
     stats = ckpt.stats()
-    assert (stats.cuts, stats.whole, stats.rounds) == (1, 1, 1)
+    assert (stats.cuts, stats.complete, stats.rounds) == (1, 1, 1)
     check_restart(mpi_tmp_path, ckpt)
 
 
@@ -59,59 +59,59 @@ def test_a_signal_to_all_ranks_makes_one_epoch(mpi_tmp_path: Path) -> None:
     seen = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
 
-    def wish(ckpt: mpickpt.Session, step: int) -> None:
+    def request(ckpt: mpickpt.Session, step: int) -> None:
         if step in (20, 250):
             os.kill(os.getpid(), signal.SIGUSR1)
 
-    ckpt = run(mpi_tmp_path, 500, wish)
+    ckpt = run(mpi_tmp_path, 500, request)
     assert signal.signal(signal.SIGUSR1, before) is not before, "the handler that was there before is back"
     assert len(seen) == 2, "and was called all the time"
-    assert ckpt.stats().whole == 2
+    assert ckpt.stats().complete == 2
     check_restart(mpi_tmp_path, ckpt)
 
 
-def test_wishes_beside_every(mpi_tmp_path: Path) -> None:
-    def wish(ckpt: mpickpt.Session, step: int) -> None:
+def test_requests_beside_every(mpi_tmp_path: Path) -> None:
+    def request(ckpt: mpickpt.Session, step: int) -> None:
         if step in (121, 521, 921) and COMM.rank == step // 100 % COMM.size:
             ckpt.request()
 
-    ckpt = run(mpi_tmp_path, 1600, wish, every=400)
-    assert (ckpt.stats().whole, ckpt.stats().rounds) == (6, 3)
+    ckpt = run(mpi_tmp_path, 1600, request, every=400)
+    assert (ckpt.stats().complete, ckpt.stats().rounds) == (6, 3)
     check_restart(mpi_tmp_path, ckpt)
 
 
-def test_wishes_hold_up_nobody(mpi_tmp_path: Path) -> None:
+def test_requests_hold_up_nobody(mpi_tmp_path: Path) -> None:
     """Ranks that meet in each step are not kept waiting for an answer until somebody's patience ends."""
 
-    def wish(ckpt: mpickpt.Session, step: int) -> None:
+    def request(ckpt: mpickpt.Session, step: int) -> None:
         if step % 97 == 50 and COMM.rank == step % COMM.size:
             ckpt.request()
 
-    ckpt = run(mpi_tmp_path, 4000, wish, pause=0.001)
+    ckpt = run(mpi_tmp_path, 4000, request, pause=0.001)
     stats = ckpt.stats()
-    assert stats.whole >= 5
+    assert stats.complete >= 5
     assert stats.waited_seconds < PATIENCE
     check_restart(mpi_tmp_path, ckpt)
 
 
 def test_the_command(mpi_tmp_path: Path) -> None:
-    def wish(ckpt: mpickpt.Session, step: int) -> None:
+    def request(ckpt: mpickpt.Session, step: int) -> None:
         if step == 10 and COMM.rank == LAST:
             leave_file(mpi_tmp_path, stop=False)
 
-    ckpt = run(mpi_tmp_path, 600, wish)
-    assert ckpt.stats().whole == 1
+    ckpt = run(mpi_tmp_path, 600, request)
+    assert ckpt.stats().complete == 1
     assert not (mpi_tmp_path / "trigger").exists()
 
 
 @pytest.mark.parametrize("who", [0, LAST])
 def test_stop(mpi_tmp_path: Path, who: int) -> None:
-    def wish(ckpt: mpickpt.Session, step: int) -> None:
+    def request(ckpt: mpickpt.Session, step: int) -> None:
         if step == 30 and COMM.rank == who:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(mpickpt.Stopped) as caught:
-        run(mpi_tmp_path, 100_000, wish)
+        run(mpi_tmp_path, 100_000, request)
     assert caught.value.code == 75
     assert caught.value.epoch == 1
     assert COMM.allgather(caught.value.epoch) == [1] * COMM.size
@@ -120,15 +120,15 @@ def test_stop(mpi_tmp_path: Path, who: int) -> None:
         assert (again.array("u", 100_000) == again.restored.step).all()
 
 
-def test_a_wish_while_the_last_epoch_drains(mpi_tmp_path: Path) -> None:
-    """It is fulfilled when that epoch is settled."""
+def test_a_request_while_the_last_epoch_drains(mpi_tmp_path: Path) -> None:
+    """It is fulfilled when that epoch is decided."""
 
-    def wish(ckpt: mpickpt.Session, step: int) -> None:
+    def request(ckpt: mpickpt.Session, step: int) -> None:
         if step in (30, 32) and COMM.rank == 0:
             ckpt.request()
 
-    ckpt = run(mpi_tmp_path, 600, wish, pool=1)
-    assert 1 <= ckpt.stats().whole <= 2
+    ckpt = run(mpi_tmp_path, 600, request, pool=1)
+    assert 1 <= ckpt.stats().complete <= 2
     check_restart(mpi_tmp_path, ckpt)
 
 
@@ -147,11 +147,11 @@ def test_what_is_agreed_on_while_a_rank_waits_counts_at_its_next_safe_point(mpi_
             else:
                 assert comm.recv(source=0) == step
     stats = ckpt.stats()
-    assert (stats.cuts, stats.whole, stats.failed) == (1, 1, 0)
+    assert (stats.cuts, stats.complete, stats.failed) == (1, 1, 0)
 
 
 @pytest.mark.mpi(min_size=2)
-def test_a_wish_that_comes_while_rank_0_waits(mpi_tmp_path: Path) -> None:
+def test_a_request_that_comes_while_rank_0_waits(mpi_tmp_path: Path) -> None:
     with mpickpt.open(mpi_tmp_path, COMM) as ckpt:
         u = ckpt.array("u", 1000)
         comm = ckpt.comm
@@ -166,7 +166,7 @@ def test_a_wish_that_comes_while_rank_0_waits(mpi_tmp_path: Path) -> None:
                 threading.Timer(0.001, os.kill, (os.getpid(), signal.SIGUSR1)).start()
             assert comm.recv(source=1) == step
     stats = ckpt.stats()
-    assert (stats.cuts, stats.whole, stats.failed) == (1, 1, 0)
+    assert (stats.cuts, stats.complete, stats.failed) == (1, 1, 0)
 
 
 def test_ranks_rest_before_anything_has_happened(mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,9 +179,9 @@ def test_ranks_rest_before_anything_has_happened(mpi_tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Driver, "glance", look)
     run(mpi_tmp_path, 600, lambda ckpt, step: None)
-    settled = looks[0] + 0.3  # after so long the pace is known
-    later = [look for look in looks if look >= settled]
-    assert len(later) <= 5 + (looks[-1] - settled) / 0.05, "twice as many as at most, and some at the end"
+    decided = looks[0] + 0.3  # after so long the pace is known
+    later = [look for look in looks if look >= decided]
+    assert len(later) <= 5 + (looks[-1] - decided) / 0.05, "twice as many as at most, and some at the end"
 
 
 def test_a_rank_fifty_times_slower(mpi_tmp_path: Path) -> None:
@@ -192,8 +192,8 @@ def test_a_rank_fifty_times_slower(mpi_tmp_path: Path) -> None:
             time.sleep(0.05 if COMM.rank == LAST else 0.001)
             COMM.allreduce(step)
     stats = ckpt.stats()
-    assert stats.whole >= 3
-    assert COMM.allgather(stats.whole) == [stats.whole] * COMM.size
+    assert stats.complete >= 3
+    assert COMM.allgather(stats.complete) == [stats.complete] * COMM.size
     check_restart(mpi_tmp_path, ckpt)
 
 
@@ -208,28 +208,28 @@ def test_a_rank_that_runs_ahead(mpi_tmp_path: Path) -> None:
             u += 1
             time.sleep(0.02 if COMM.rank == LAST else 0.004)
     stats = ckpt.stats()
-    assert COMM.allgather(stats.whole) == [stats.whole] * COMM.size
-    assert stats.whole >= 1
+    assert COMM.allgather(stats.complete) == [stats.complete] * COMM.size
+    assert stats.complete >= 1
 
 
 def test_interval_auto(mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mpickpt.protocol.policy.FIRST_INTERVAL", 0.2)
     ckpt = run(mpi_tmp_path, 400, lambda ckpt, step: None, interval="auto", mtbf=120)
-    assert ckpt.stats().whole >= 1
+    assert ckpt.stats().complete >= 1
     if COMM.rank == 0:
         assert ckpt._driver.clock.interval != 0.2, "after the first epoch it is computed"
     check_restart(mpi_tmp_path, ckpt)
 
 
 def test_ranks_that_end_early(mpi_tmp_path: Path) -> None:
-    """A wish that comes when some ranks are closing already makes no epoch, and does no harm."""
+    """A request that comes when some ranks are closing already makes no epoch, and does no harm."""
     with mpickpt.open(mpi_tmp_path, COMM) as ckpt:
         _u = ckpt.array("u", 1000)
         for step in ckpt.range(20):
             if step == 19 and COMM.rank == LAST:
                 time.sleep(0.2)
                 ckpt.request()
-    assert ckpt.stats().whole <= 1
+    assert ckpt.stats().complete <= 1
 
 
 def test_rank_0_alone_tells_where_the_program_is(mpi_tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

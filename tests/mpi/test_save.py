@@ -122,7 +122,7 @@ def test_a_rank_that_does_not_call_it_is_named(
     with warnings.catch_warnings(action="ignore"):  # the messages in flight of the epoch are not known
         ckpt._leave()
     COMM.barrier()
-    assert not any(slot.whole for slot in Store(mpi_tmp_path, crc32c).slots())
+    assert not any(slot.complete for slot in Store(mpi_tmp_path, crc32c).slots())
 
 
 @pytest.mark.mpi(min_size=2)
@@ -137,7 +137,7 @@ def test_ranks_that_save_at_different_steps(mpi_tmp_path: Path) -> None:
     found_out = isinstance(caught.value, mpickpt.UsageError)
     assert any(COMM.allgather(found_out))
     assert caught.match("All ranks must take the same steps" if found_out else "left the session by an exception")
-    assert not any(slot.whole for slot in Store(mpi_tmp_path, crc32c).slots())
+    assert not any(slot.complete for slot in Store(mpi_tmp_path, crc32c).slots())
 
 
 @pytest.mark.mpi(min_size=2)

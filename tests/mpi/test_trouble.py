@@ -32,7 +32,7 @@ def test_object_that_cannot_be_pickled_at_the_start(mpi_tmp_path: Path) -> None:
 
 
 def test_object_that_cannot_be_pickled_later(mpi_tmp_path: Path) -> None:
-    """The rank is told which object it is; on the others the epoch fails, and the next one is whole."""
+    """The rank is told which object it is; on the others the epoch fails, and the next one is complete."""
     with mpickpt.open(mpi_tmp_path, COMM, every=1) as ckpt:
         box: list[object] = ckpt.object("box", [])
         ckpt.step()
@@ -46,7 +46,7 @@ def test_object_that_cannot_be_pickled_later(mpi_tmp_path: Path) -> None:
             ckpt.step()
         ckpt.step()  # epoch 3
     stats = ckpt.stats()
-    assert (stats.whole, stats.failed, stats.last_whole) == (2, 1, 3)
+    assert (stats.complete, stats.failed, stats.last_complete) == (2, 1, 3)
     COMM.barrier()
     assert {slot.index: slot.epoch for slot in Store(mpi_tmp_path, crc32c).slots()} == {0: 1, 1: 3}
 
@@ -67,7 +67,7 @@ def test_one_rank_does_not_hold_what_it_saves(mpi_tmp_path: Path) -> None:
         u = ckpt.array("u", 1000, fill=u)
         ckpt.step()  # epoch 3
     stats = ckpt.stats()
-    assert (stats.whole, stats.failed, stats.last_whole) == (2, 1, 3)
+    assert (stats.complete, stats.failed, stats.last_complete) == (2, 1, 3)
     COMM.barrier()
     assert sorted(slot.epoch or 0 for slot in Store(mpi_tmp_path, crc32c).slots()) == [1, 3]
 
@@ -124,11 +124,11 @@ def test_ranks_that_take_different_steps(mpi_tmp_path: Path) -> None:
     found_out = isinstance(caught.value, mpickpt.UsageError)
     assert any(COMM.allgather(found_out))
     assert caught.match("cut for it at step .* at another step" if found_out else "left the session by an exception")
-    assert not any(slot.whole for slot in Store(mpi_tmp_path, crc32c).slots())
+    assert not any(slot.complete for slot in Store(mpi_tmp_path, crc32c).slots())
 
 
 def settle(ckpt: mpickpt.Session) -> None:
-    """Wait for the last epoch in the midst of a step, as a call of ckpt.comm would."""
+    """Wait for the last epoch inside a step, as a call of ckpt.comm would."""
     while ckpt._driver._protocol.epoch is not None:
         ckpt._driver.idle()
         time.sleep(0.001)
@@ -140,7 +140,7 @@ def test_storage_that_fails_one_rank(mpi_tmp_path: Path) -> None:
         u = ckpt.array("u", 1_000_000, fill=1.0)
         ckpt.step()
         ckpt.step()  # epoch 1
-        ckpt.step()  # epoch 2, both slots exist and epoch 1 is whole
+        ckpt.step()  # epoch 2, both slots exist and epoch 1 is complete
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)
         handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         u += 1
@@ -161,7 +161,7 @@ def test_storage_that_fails_one_rank(mpi_tmp_path: Path) -> None:
         COMM.barrier()
         ckpt.step()
     stats = ckpt.stats()
-    assert (stats.whole, stats.failed) == (3, 1)
+    assert (stats.complete, stats.failed) == (3, 1)
     COMM.barrier()
     assert {slot.index: slot.epoch for slot in Store(mpi_tmp_path, crc32c).slots()} == {0: 4, 1: 2}
 
@@ -172,7 +172,7 @@ def test_storage_that_fails_one_rank(mpi_tmp_path: Path) -> None:
 def test_slots_that_are_lost_are_made_anew(
     mpi_tmp_path: Path, indices: list[int], how: str, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """Somebody tidies up while the program runs: one epoch fails for each slot, and the next ones are whole."""
+    """Somebody tidies up while the program runs: one epoch fails for each slot, and the next ones are complete."""
     with mpickpt.open(mpi_tmp_path, COMM, every=1) as ckpt:
         u = ckpt.array("u", 100_000)
         for step in ckpt.range(12):
@@ -274,12 +274,12 @@ def nothing_can_be_written(refused: bool) -> Iterator[None]:
 
 @pytest.mark.parametrize("how", ["close", "save", "goes on"])
 def test_the_last_epoch_fails(mpi_tmp_path: Path, how: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """At the end rank 0 says why, and what is saved; nothing if a later epoch is whole."""
+    """At the end rank 0 says why, and what is saved; nothing if a later epoch is complete."""
     ckpt = mpickpt.open(mpi_tmp_path, COMM, every=1, record=False)
     u = ckpt.array("u", 100_000)
     for _ in range(3):
         ckpt.step()
-    ckpt.wait()  # epoch 2, at step 2, is whole
+    ckpt.wait()  # epoch 2, at step 2, is complete
     u += 1
     COMM.barrier()
     with nothing_can_be_written(COMM.rank == LAST):

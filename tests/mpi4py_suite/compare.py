@@ -51,7 +51,7 @@ def compare(ranks: int, alone: list[dict[str, Any]], in_session: list[dict[str, 
             if one[name] != other[name]
         ]
         found += other["session"]["wrong"]
-        if other["session"]["compared"] == 0 or other["session"]["whole"] < other["run"] // 2:
+        if other["session"]["compared"] == 0 or other["session"]["complete"] < other["run"] // 2:
             found.append(f"{ranks} ranks, rank {rank}: the session hardly saved anything: {other['session']}")
     return found
 

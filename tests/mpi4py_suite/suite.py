@@ -75,7 +75,7 @@ class Saved:
         self.wrong: list[str] = []
 
     def safe_point(self) -> None:
-        """Cut; now and then compare the newest whole epoch with the memory at its cut."""
+        """Cut; now and then compare the newest complete epoch with the memory at its cut."""
         self.tests["begun"] += 1
         checksum = zlib.crc32(self.pool.memory)
         self.steps[self.ckpt.step()] = checksum
@@ -83,7 +83,7 @@ class Saved:
             self.compare()
 
     def compare(self) -> None:
-        """Read this rank's share of the newest whole epoch."""
+        """Read this rank's share of the newest complete epoch."""
         saved = mpickpt.Checkpoint(self.folder)
         image = np.ascontiguousarray(saved.rank(COMM.rank)["pool"][:])
         self.compared += 1
@@ -95,7 +95,7 @@ class Saved:
         self.ckpt.close()
         self.compare()
         stats = self.ckpt.stats()
-        told = {"cuts": stats.cuts, "whole": stats.whole, "failed": stats.failed}
+        told = {"cuts": stats.cuts, "complete": stats.complete, "failed": stats.failed}
         return told | {"compared": self.compared, "wrong": self.wrong}
 
 

@@ -97,7 +97,7 @@ def preemption(cluster: Cluster, folder: Path) -> None:
 
 
 def cancelled(cluster: Cluster, folder: Path) -> None:
-    """No requeue, and the last epoch whole."""
+    """No requeue, and the last epoch complete."""
     options = ("--nodes=1", "--ntasks=2", "--nodelist=n5", "--time=10", "--signal=TERM@1")
     job = submit(cluster, folder, *options, SCRIPTS / "simple.sbatch", *PLATE, "--steps", "100000")
     job.wait_until(lambda: steps_done(folder / "heat.ckpt") > 100, "steps")
@@ -144,11 +144,11 @@ def crash_loop(cluster: Cluster, folder: Path) -> None:
     assert (shown["JobState"], shown["ExitCode"], shown["Restarts"]) == ("FAILED", "10:0", "3"), output
     assert output.count("ended by an uncaught FloatingPointError") == 4
     assert f"job {job.id} is given up: 3 restarts in a row saved no newer step" in output
-    assert re.search(r"epoch 1 \(step 1\d\d\) of heat.ckpt is whole", output)
+    assert re.search(r"epoch 1 \(step 1\d\d\) of heat.ckpt is complete", output)
 
 
 def node_failure(cluster: Cluster, folder: Path) -> None:
-    """A node dies; the job goes on at once from the last whole epoch, on the one that is left."""
+    """A node dies; the job goes on at once from the last complete epoch, on the one that is left."""
     arguments = (*PLATE, "--steps", "1500")
     options = ("--nodelist=n7,n8", "--time=10")
     command = (*options, SCRIPTS / "node-failure.sbatch", *arguments, "--out", "u.npy")
@@ -206,7 +206,7 @@ def no_scontrol(cluster: Cluster, folder: Path) -> None:
     output = job.output()
     assert (shown["JobState"], shown["ExitCode"], shown["Restarts"]) == ("FAILED", "75:0", "0"), output
     assert "its end is not known, so that only SIGTERM stops it in time: there is no scontrol in PATH" in output
-    assert f"job {job.id} is not queued again: there is no scontrol in PATH. To go on, submit it anew: epoch" in output
+    assert f"job {job.id} is not queued again: there is no scontrol in PATH. To go on, submit it again: epoch" in output
     assert mpickpt.Checkpoint(folder / "heat.ckpt").step == steps_done(folder / "heat.ckpt")
 
 

@@ -44,7 +44,7 @@ def main() -> None:
     if LIMIT > 1 << 20:
         print(f"vm.max_map_count is {LIMIT}: too many to use up")
         sys.exit(77)
-    around = np.zeros(CELLS + 65536)  # what is saved lies in the midst of a mapping: to protect it takes two more
+    around = np.zeros(CELLS + 65536)  # what is saved lies inside a mapping: to protect it takes two more
     inner = around[32768 : 32768 + CELLS]
     each = np.zeros(CELLS)
     each[:: 2 * 32768] = 1  # a cell in every second block

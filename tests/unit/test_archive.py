@@ -18,7 +18,7 @@ from mpi4py import MPI
 
 import mpickpt
 from mpickpt.cli.main import main
-from mpickpt.errors import DamageError, EpochError
+from mpickpt.errors import CorruptionError, EpochError
 from mpickpt.layout.arrays import ArraySpec, Layout, Order, RankLayout
 from mpickpt.layout.parts import Box, Part, boxes_of_run
 from mpickpt.reading import archive as archive_module
@@ -316,7 +316,7 @@ def test_export_says_what_it_cannot_do(store: Store, tmp_path: Path, capsys: pyt
 # -- prune -------------------------------------------------------------------------------------------------------------
 
 
-def test_prune_keeps_the_newest_whole_epochs(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prune_keeps_the_newest_complete_epochs(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     make(store, 0, epoch=7)
     make(store, 1, epoch=8)
     (store.directory / "slot-2.h5").write_bytes(b"nonsense")
@@ -358,7 +358,7 @@ def test_prune_leaves_a_running_program_its_slots(tmp_path: Path, capsys: pytest
 
 
 def wait_for(directory: Path, epoch: int) -> None:
-    """Wait until an epoch, or a later one, is whole; commits need no safe point."""
+    """Wait until an epoch, or a later one, is complete; commits need no safe point."""
     limit = time.monotonic() + 20
     while not any((slot.epoch or 0) >= epoch for slot in Store(directory, crc32c).slots()):
         assert time.monotonic() < limit
@@ -432,5 +432,5 @@ def test_errors_are_those_of_the_reader(store: Store) -> None:
     with path.open("r+b") as file:
         file.seek(store.offsets(0)[1].arrays[1])
         file.write(b"damage")
-    with pytest.raises(DamageError, match="rank 1, array 'odd', block 0"):
+    with pytest.raises(CorruptionError, match="rank 1, array 'odd', block 0"):
         compare(Checkpoint(store.directory), Checkpoint(store.directory))

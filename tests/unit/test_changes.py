@@ -48,10 +48,10 @@ class Run:
         before = self.session.stats()
         self.session.request()
         image = self.u.copy()
-        while self.session.stats().whole + self.session.stats().failed == before.whole + before.failed:
+        while self.session.stats().complete + self.session.stats().failed == before.complete + before.failed:
             self.session.step()
         checkpoint = mpickpt.Checkpoint(self.directory)
-        assert checkpoint.epoch == self.session.stats().last_whole
+        assert checkpoint.epoch == self.session.stats().last_complete
         assert checkpoint.verify() == []
         assert (checkpoint.rank(0)["u"][...] == image).all()
         written = self.session.stats().bytes_written - before.bytes_written
@@ -167,11 +167,11 @@ def test_a_writer_that_nobody_sees_while_blocks_are_saved(tmp_path: Path) -> Non
             run.u += 1
             before = run.session.stats()
             run.session.request()
-            while run.session.stats().whole + run.session.stats().failed == before.whole + before.failed:
+            while run.session.stats().complete + run.session.stats().failed == before.complete + before.failed:
                 run.session.step()
                 time.sleep(0.0001)  # the writer is to have the interpreter, too
         saved = mpickpt.Checkpoint(tmp_path)
-        assert (saved.epoch, saved.verify()) == (run.session.stats().last_whole, [])
+        assert (saved.epoch, saved.verify()) == (run.session.stats().last_complete, [])
         stop.set()
         writer.join()
         run.u += 1
@@ -194,9 +194,9 @@ def test_a_writer_that_nobody_sees(tmp_path: Path) -> None:
     image = run.u.copy()
     with pytest.warns(RuntimeWarning, match=f"Rank 0: array 'u', in the block at byte {3 * BLOCK} was written"):
         for _ in range(10 * BLOCKS):
-            before = run.session.stats().whole
+            before = run.session.stats().complete
             run.session.request()
-            while run.session.stats().whole == before:
+            while run.session.stats().complete == before:
                 run.session.step()
             time.sleep(0.01)
             if (mpickpt.Checkpoint(tmp_path).rank(0)["u"][...] == image).all():

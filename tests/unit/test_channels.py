@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict, deque
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from sampling import examples
 
 from mpickpt.errors import EpochError
-from mpickpt.messages.inflight import Early, InFlight, Late, Swallow, route
+from mpickpt.messages.inflight import Early, InFlight, Late, Suppressed, route
 from mpickpt.messages.ledger import REMEMBERED, Calls, Channel, Ledger
 from mpickpt.snapshot import crc32c
 
@@ -73,14 +74,14 @@ class World:
         self.ledgers = [Ledger(rank, crc32c) for rank in range(self.size)]
         self.network: dict[tuple[int, int, int], deque[bytes]] = defaultdict(deque)
         self.cuts = [0] * self.size
-        self.settled = [0] * self.size
+        self.reconciled = [0] * self.size
         self.tell: dict[int, dict[int, list[tuple[int, str, int, int]]]] = defaultdict(lambda: defaultdict(list))
         self.positions: dict[int, list[int]] = defaultdict(lambda: [-1] * self.size)
         self.stored: dict[int, list[bytes | None]] = defaultdict(lambda: [None] * self.size)
         if stored is not None:
             found = [InFlight.from_bytes(data) for data in stored]
-            for ledger, own, swallow in zip(self.ledgers, found, route([f.early for f in found]), strict=True):
-                ledger.replay.load(own.late, (*own.swallow, *swallow))
+            for ledger, own, suppressed in zip(self.ledgers, found, route([f.early for f in found]), strict=True):
+                ledger.replay.load(own.late, (*own.suppressed, *suppressed))
 
     def run(self, rank: int) -> bool:
         """Take one step of the program; False if it is at its end, or waits for a message."""
@@ -89,7 +90,7 @@ class World:
         op, ledger = self.program[rank][self.at[rank]], self.ledgers[rank]
         if op.sends:
             data = content(rank, op.other, op.tag, op.number)
-            if not ledger.replay.swallow("0", op.other, op.tag, lambda: data):
+            if not ledger.replay.suppress("0", op.other, op.tag, lambda: data):
                 self.network[rank, op.other, op.tag].append(data)
                 ledger.sent(("0", op.other, op.tag))
         else:
@@ -114,7 +115,7 @@ class World:
 
     def cut(self, rank: int) -> None:
         """Cut the rank, if it has struck its last balance."""
-        if self.settled[rank] < self.cuts[rank]:
+        if self.reconciled[rank] < self.cuts[rank]:
             return
         self.look(rank)
         self.cuts[rank] += 1
@@ -126,17 +127,17 @@ class World:
     def settle(self, rank: int) -> None:
         """Strike the balance, if all have been cut."""
         epoch = self.cuts[rank]
-        if self.settled[rank] == epoch or min(self.cuts) < epoch:
+        if self.reconciled[rank] == epoch or min(self.cuts) < epoch:
             return
         for told in self.tell[epoch][rank]:
             self.ledgers[rank].told(*told)
         self.ledgers[rank].settle()
-        self.settled[rank] = epoch
+        self.reconciled[rank] = epoch
         self.look(rank)
 
     def look(self, rank: int) -> None:
         """Store what was in flight, if all of it is here."""
-        epoch = self.settled[rank]
+        epoch = self.reconciled[rank]
         if epoch and self.cuts[rank] == epoch and self.stored[epoch][rank] is None:
             ledger = self.ledgers[rank]
             if not ledger.outstanding(lambda channel: None):
@@ -160,9 +161,9 @@ class World:
         assert self.at == [len(p) for p in self.program], "all that was to come has come"
         for rank in range(self.size):
             self.look(rank)
-        assert max(self.cuts) in {0, *self.whole()}, "all that was late has come"
+        assert max(self.cuts) in {0, *self.complete()}, "all that was late has come"
 
-    def whole(self) -> list[int]:
+    def complete(self) -> list[int]:
         return [epoch for epoch in self.stored if all(data is not None for data in self.stored[epoch])]
 
     def check_epoch(self, epoch: int) -> str:
@@ -175,7 +176,7 @@ class World:
         early: dict[tuple[int, int, int], list[int | None]] = defaultdict(list)
         found = [InFlight.from_bytes(data or b"") for data in self.stored[epoch]]
         for rank, own in enumerate(found):
-            for s in own.swallow:
+            for s in own.suppressed:
                 early[rank, s.dest, s.tag] += s.checksums
         for rank, own in enumerate(found):
             for m in own.late:
@@ -187,8 +188,8 @@ class World:
             sent, received = done[True][key], done[False][key]
             assert late[key] == [content(*key, number) for number in range(received, sent)]
             assert early[key] == [crc32c(content(*key, number)) for number in range(sent, received)]
-        swallow = any(own.swallow for own in found)
-        return f"late {any(late.values())}, early {any(own.early for own in found)}, to swallow {swallow}"
+        suppressed = any(own.suppressed for own in found)
+        return f"late {any(late.values())}, early {any(own.early for own in found)}, to suppress {suppressed}"
 
 
 @settings(max_examples=examples(400), deadline=None)
@@ -200,7 +201,7 @@ def test_every_epoch_holds_what_was_in_flight_and_can_be_replayed(
     for schedule in [*generations, []]:
         world.play(schedule)
         world.finish()
-        epochs = world.whole()
+        epochs = world.complete()
         for epoch in epochs:
             event("in flight: " + world.check_epoch(epoch))
         if not epochs:
@@ -294,8 +295,8 @@ def test_more_early_messages_than_are_remembered() -> None:
     (early,) = ledger.in_flight().early
     assert early.count == total
     assert early.checksums == tuple(crc32c(b"%d" % number) for number in range(total - REMEMBERED, total))
-    swallow = route([[early], []])[1]
-    assert swallow[0].checksums == (None,) * (total - REMEMBERED) + early.checksums
+    suppressed = route([[early], []])[1]
+    assert suppressed[0].checksums == (None,) * (total - REMEMBERED) + early.checksums
 
 
 def test_content_that_is_not_known() -> None:
@@ -317,15 +318,15 @@ def test_content_that_is_not_known() -> None:
 
 def test_a_message_that_is_not_the_one_that_arrived() -> None:
     ledger = Ledger(3, crc32c)
-    ledger.replay.load((), [Swallow("0/1", 2, 7, (crc32c(b"a"), None, crc32c(b"c")))])
-    assert ledger.replay.swallow("0/1", 2, 7, lambda: b"a")
-    assert ledger.replay.swallow("0/1", 2, 7, lambda: b"anything")
+    ledger.replay.load((), [Suppressed("0/1", 2, 7, (crc32c(b"a"), None, crc32c(b"c")))])
+    assert ledger.replay.suppress("0/1", 2, 7, lambda: b"a")
+    assert ledger.replay.suppress("0/1", 2, 7, lambda: b"anything")
     with pytest.raises(
         EpochError, match=r"^Rank 3: message 3 after the restart to rank 2 with tag 7 on communicator 0/1 is not"
     ):
-        ledger.replay.swallow("0/1", 2, 7, lambda: b"d")
-    assert not ledger.replay.swallowing
-    assert not ledger.replay.swallow("0/1", 2, 7, lambda: b"e")
+        ledger.replay.suppress("0/1", 2, 7, lambda: b"d")
+    assert not ledger.replay.suppresses
+    assert not ledger.replay.suppress("0/1", 2, 7, lambda: b"e")
 
 
 def test_served_by_wildcards_in_order() -> None:
@@ -352,9 +353,20 @@ def test_served_by_wildcards_in_order() -> None:
 )
 def test_as_bytes_and_back(late: list[Late], checksums: list[int | None]) -> None:
     early = (Early("0", 1, 2, len(checksums) + 5, tuple(checksums)),)
-    found = InFlight(tuple(late), early, (Swallow("0/3", 4, 5, tuple(checksums)),))
+    found = InFlight(tuple(late), early, (Suppressed("0/3", 4, 5, tuple(checksums)),))
     assert InFlight.from_bytes(found.to_bytes()) == found
     assert InFlight.from_bytes(InFlight().to_bytes()) == InFlight()
+
+
+def test_bytes_of_version_1() -> None:
+    """Its list of messages to suppress had another name."""
+    found = InFlight((Late("0", 1, 2, b"abc"),), (), (Suppressed("0/3", 4, 5, (None, 7)),))
+    now = found.to_bytes()
+    old = json.loads(now[16:-3])
+    old["swallow"] = old.pop("suppressed")
+    text = json.dumps(old).encode()
+    header = now[:4] + (1).to_bytes(4, "little") + len(text).to_bytes(8, "little")
+    assert InFlight.from_bytes(header + text + b"abc") == found
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:10], lambda b: b[:-1], lambda b: b + b"x", lambda b: b"P" + b[1:]])

@@ -137,7 +137,7 @@ def test_interrupted_program(tmp_path: Path) -> None:
         (("ls", "nothing"), 2, "mpickpt: There is no file or directory nothing.\n"),
         (("ls", "app.py"), 2, "mpickpt: app.py is not a directory.\n"),
         (("show", "app.py"), 1, None),
-        (("show", "."), 1, "mpickpt: There is no whole epoch in .. It holds no slots.\n"),
+        (("show", "."), 1, "mpickpt: There is no complete epoch in .. It holds no slots.\n"),
     ],
 )
 def test_errors_are_sentences(tmp_path: Path, arguments: tuple[str, ...], code: int, told: str | None) -> None:
@@ -187,7 +187,7 @@ def test_ls(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls", str(directory)]) == 1
     text = capsys.readouterr().out
     rows = cells(text, "file")
-    assert [row[:4] for row in rows[:2]] == [["slot-0.h5", "1", "10", "whole"], ["slot-1.h5", "2", "20", "whole"]]
+    assert [row[:4] for row in rows[:2]] == [["slot-0.h5", "1", "10", "complete"], ["slot-1.h5", "2", "20", "complete"]]
     assert all(row[5].endswith("ago") and row[6] == "1" for row in rows[:2])
     assert rows[2][:4] == ["slot-2.h5", "-", "-", "unreadable"]
     assert "slot-2.h5: " in text

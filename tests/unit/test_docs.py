@@ -175,8 +175,8 @@ def test_the_messages_are_found_in_the_sources() -> None:
     for text, where in (
         ("… is not a directory.", "cli/places.py"),  # raised
         ("Epoch … (step …) failed: …", "session/epoch.py"),  # warned of
-        ("stopped as asked, but no epoch in … could be made whole", "session/driver.py"),  # printed
-        ("begins anew; epoch … in … stays until a new epoch is whole", "restart/choose.py"),  # an attribute
+        ("stopped as asked, but no epoch in … became complete", "session/driver.py"),  # printed
+        ("starts from the beginning; epoch … in … stays until a new epoch is complete", "restart/choose.py"),
         ("restored epoch … (step …) of … on …", "restart/choose.py"),  # what a function returns
         ("Rank … has written nothing yet.", ""),  # what a property returns, in the parts of a text without words
     ):
@@ -215,7 +215,7 @@ def test_plain_h5py_reads_a_slot_as_the_format_says(
     monkeypatch.chdir(tmp_path)
     variables: dict[str, object] = {}
     exec(compile(program, "docs/format.md", "exec"), variables)
-    assert capsys.readouterr().out == "epoch 1 cut at step 1 whole\n"
+    assert capsys.readouterr().out == "epoch 1 cut at step 1 complete\n"
     np.testing.assert_array_equal(variables["u"], np.zeros((6, 5)))
 
 

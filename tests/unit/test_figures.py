@@ -32,7 +32,7 @@ def run(*ranks: RankNotes) -> RunNotes:
     return RunNotes("run", {notes.header.rank: notes for notes in ranks})
 
 
-END = EndNote(closing=30.0, closed=30.5, whole=2, late_faults=6, late_fault_seconds=0.06)
+END = EndNote(closing=30.0, closed=30.5, complete=2, late_faults=6, late_fault_seconds=0.06)
 USUAL = run(
     rank(0, epoch(1, 10.0), epoch(2, 20.0, late_faults=4, late_fault_seconds=0.04), end=END),
     rank(1, epoch(1, 11.0, blocked=0.1, waited=0.5, drain=4.0), epoch(2, 22.0, bytes_written=3000), end=END),

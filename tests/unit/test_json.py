@@ -43,7 +43,7 @@ def test_ls(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, epoch in enumerate(found["epochs"]):
         path = directory / f"slot-{number}.h5"
         assert (epoch["file"], epoch["epoch"], epoch["step"]) == (path.name, number + 1, 10 * (number + 1))
-        assert (epoch["state"], epoch["why"], epoch["ranks"], epoch["archived"]) == ("whole", None, 1, False)
+        assert (epoch["state"], epoch["why"], epoch["ranks"], epoch["archived"]) == ("complete", None, 1, False)
         assert epoch["bytes"] == path.stat().st_size
         assert abs(path.stat().st_mtime_ns - epoch["cut_time_ns"]) < 600e9  # the file system tells it less exactly
 
@@ -51,7 +51,7 @@ def test_ls(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_show(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = told(capsys, "show", f"{directory}:1")
     assert (found["file"], found["epoch"], found["step"]) == (str(directory / "slot-0.h5"), 1, 10)
-    assert (found["whole"], found["why"], found["packed"], found["block_bytes"]) == (True, None, False, 256 << 10)
+    assert (found["complete"], found["why"], found["packed"], found["block_bytes"]) == (True, None, False, 256 << 10)
     (rank,) = found["ranks"]
     u, own = rank["arrays"]
     assert (u["name"], u["dtype"], u["shape"], u["order"]) == ("u", "float64", [102, 200], "C")
@@ -145,8 +145,8 @@ def test_a_damaged_record_makes_the_verbs_fail(directory: Path, capsys: pytest.C
         file.write(b"\xff")
     for arguments in (["ls", directory], ["show", directory / "slot-1.h5"], ["verify", directory]):
         found = told(capsys, *arguments, status=1)
-        assert "The record of rank 0 is damaged." in json.dumps(found), arguments
-    assert told(capsys, "show", directory)["epoch"] == 1  # the newest whole one
+        assert "The record of rank 0 is corrupt." in json.dumps(found), arguments
+    assert told(capsys, "show", directory)["epoch"] == 1  # the newest complete one
 
 
 def test_diff_tells_a_from_b(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -333,7 +333,7 @@ def test_record_is_one_page_and_its_fields_do_not_overlap() -> None:
     [
         errors.StoreError("full", errno=28, path="/a"),
         errors.InUseError("held", path="/a"),
-        errors.DamageError("bad", rank=1, array="u", block=2, epoch=3, path="/a"),
+        errors.CorruptionError("bad", rank=1, array="u", block=2, epoch=3, path="/a"),
         errors.WaitTimeout("late"),
         errors.UsageError("what"),
     ],

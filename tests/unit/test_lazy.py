@@ -87,8 +87,8 @@ def damage(directory: Path, array: int, block: int) -> None:
 
 
 def epochs(directory: Path) -> list[int | None]:
-    """Give the whole epochs by slot."""
-    return [slot.epoch if slot.whole else None for slot in Store(directory, crc32c).slots()]
+    """Give the complete epochs by slot."""
+    return [slot.epoch if slot.complete else None for slot in Store(directory, crc32c).slots()]
 
 
 def test_goes_on_to_the_same_result(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +124,7 @@ def test_damage_is_told_and_nothing_is_saved_after_it(tmp_path: Path, array: int
     damage(directory, array, block)
     name = ["u", "short"][array]
     with (
-        pytest.raises(mpickpt.DamageError, match=rf"rank 0, array '{name}', block {block}: .*--no-lazy") as found,
+        pytest.raises(mpickpt.CorruptionError, match=rf"rank 0, array '{name}', block {block}: .*--no-lazy") as found,
         mpickpt.open(directory, every=every, lazy=True) as ckpt,
     ):
         state = declare(ckpt)
@@ -145,7 +145,7 @@ def test_damage_is_told_while_the_program_runs(tmp_path: Path) -> None:
     ckpt = mpickpt.open(tmp_path / "c", every=NEVER, lazy=True)
     declare(ckpt)
     limit = time.monotonic() + 60
-    with pytest.raises(mpickpt.DamageError, match="array 'u', block 40"), ckpt:
+    with pytest.raises(mpickpt.CorruptionError, match="array 'u', block 40"), ckpt:
         for _ in ckpt.range(NEVER):
             time.sleep(0.01)
             assert time.monotonic() < limit, "nothing was told in a minute"
@@ -156,7 +156,7 @@ def test_damage_in_what_is_read_at_once(tmp_path: Path, capfd: pytest.CaptureFix
     run(tmp_path / "c", 25)
     damage(tmp_path / "c", 3, 1)
     with (
-        pytest.raises(mpickpt.DamageError, match="array 'odd', block 1"),
+        pytest.raises(mpickpt.CorruptionError, match="array 'odd', block 1"),
         mpickpt.open(tmp_path / "c", every=1, lazy=True) as ckpt,
     ):
         declare(ckpt)

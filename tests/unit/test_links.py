@@ -101,7 +101,7 @@ def test_a_link_that_comes_while_the_program_runs(tmp_path: Path) -> None:
         for step in ckpt.range(4):
             u += 1
             if step == 2:
-                assert ckpt.stats().whole >= 1
+                assert ckpt.stats().complete >= 1
                 path, target = slot_path(tmp_path / "c", 0), tmp_path / "elsewhere"
                 path.rename(target)
                 path.symlink_to(target)
@@ -217,7 +217,7 @@ def test_impossible_notes_end_in_a_sentence(
             pictures = [] if changed is names else ["--json"]
             status = main(["report", str(tmp_path), "-o", str(tmp_path / "page.html"), *pictures])
             told = capsys.readouterr().err
-            assert status == 0 or (status == 1 and "rank-00000.jsonl is damaged" in told and told.count("\n") == 1)
+            assert status == 0 or (status == 1 and "rank-00000.jsonl is corrupt" in told and told.count("\n") == 1)
 
 
 def test_notes_without_end_are_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,4 +229,4 @@ def test_notes_without_end_are_not_read(tmp_path: Path, capsys: pytest.CaptureFi
     assert "notes do not become longer than 4194304 bytes." in capsys.readouterr().err
     for header in ({"host": "x" * 256}, {"rank": 3}, {"ranks": 0}):
         assert report(tmp_path, HEADER | header, [EPOCH]) == 1
-        assert "rank-00000.jsonl is damaged" in capsys.readouterr().err
+        assert "rank-00000.jsonl is corrupt" in capsys.readouterr().err

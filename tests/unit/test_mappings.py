@@ -82,7 +82,7 @@ def test_a_private_file_that_is_too_short(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_child_that_writes_during_the_cut(tmp_path: Path) -> None:
-    """The epoch fails by name while it does, and is whole when it has ended."""
+    """The epoch fails by name while it does, and is complete when it has ended."""
     shared = mmap.mmap(-1, 8 * CELLS)
     u = np.frombuffer(shared, np.float64)
     child = os.fork()

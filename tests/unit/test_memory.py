@@ -210,7 +210,7 @@ with mpickpt.open(sys.argv[1], every=1) as ckpt:
     resource.setrlimit(limit, (used + (mib << 20), resource.RLIM_INFINITY))
     for step in ckpt.range(3):
         u += 1
-print("whole", ckpt.stats().whole)
+print("complete", ckpt.stats().complete)
 """
 
 
@@ -224,7 +224,7 @@ def test_limits_of_the_process(limit: str, field: str, tmp_path: Path) -> None:
         if mib == 90:
             assert done.returncode == 0, done.stderr
             assert f"which is what {limit} (ulimit" in done.stderr
-            assert "whole 2" in done.stdout
+            assert "complete 2" in done.stdout
         else:
             assert done.returncode != 0
             assert f"The pool needs 1.0 MiB at the least, and {limit} (ulimit" in done.stderr

@@ -85,7 +85,7 @@ class Run:
         self.recorder.drained(progress(number))
 
     def end(self) -> None:
-        self.recorder.end(self.at + 1.0, Stats(whole=3), progress(faults=11, fault_seconds=0.5), by_itself=False)
+        self.recorder.end(self.at + 1.0, Stats(complete=3), progress(faults=11, fault_seconds=0.5), by_itself=False)
 
     def read(self) -> RankNotes:
         return read_run(self.folder, run_name(7, STARTED)).ranks[0]
@@ -120,7 +120,7 @@ def test_sums_keep_what_they_are_the_sum_of(epochs: list[EpochNote], first: int)
         line_of(EpochNote()).replace('"blocked":0.000000', '"blocked":NaN'),
         line_of(EpochNote()).replace('"waits":[]', '"waits":[[1]]'),
         line_of(EndNote()).replace('"by_itself":false', '"by_itself":0'),
-        line_of(EndNote()).replace('"whole":0', '"whole":true'),
+        line_of(EndNote()).replace('"complete":0', '"complete":true'),
     ],
 )
 def test_what_is_no_note_is_told(line: str) -> None:
@@ -153,7 +153,7 @@ def test_what_was_told_is_noted(tmp_path: Path) -> None:
     assert second.bytes_idle == 1002 - 200 - 300
     assert notes.end is not None
     assert (notes.end.closing, notes.end.late_faults, notes.end.late_fault_seconds) == (3.0, 4, 0.496)
-    assert (notes.end.whole, notes.end.by_itself) == (3, False)
+    assert (notes.end.complete, notes.end.by_itself) == (3, False)
 
 
 def test_only_the_owner_may_read_the_notes(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_damaged_notes_are_told_with_their_line(tmp_path: Path) -> None:
     lines = run.path.read_text().splitlines(keepends=True)
     for number in range(3):
         run.path.write_text("".join([*lines[:number], "nonsense\n", *lines[number + 1 :]]))
-        with pytest.raises(StoreError, match=rf"rank-00000.jsonl is damaged in line {number + 1}: "):
+        with pytest.raises(StoreError, match=rf"rank-00000.jsonl is corrupt in line {number + 1}: "):
             run.read()
     run.path.write_text(lines[1])
     with pytest.raises(StoreError, match="does not say which rank"):
@@ -371,7 +371,7 @@ def test_notes_can_be_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_program_goes_on_where_no_notes_can_be_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "runs").touch()
-    assert compute(tmp_path).stats().whole == 4
+    assert compute(tmp_path).stats().complete == 4
     assert capsys.readouterr().err.count("takes no more notes") == 1
 
 

@@ -21,7 +21,7 @@ from mpickpt.options import (
     parse_switch,
     resolve,
 )
-from mpickpt.protocol.policy import DOWNTIME, FIRST_INTERVAL, Clock, best_interval, choose_slot, should_hurry
+from mpickpt.protocol.policy import DOWNTIME, FIRST_INTERVAL, Clock, best_interval, choose_slot, should_boost
 
 # -- options -----------------------------------------------------------------------------------------------------------
 
@@ -219,44 +219,44 @@ def test_choice_of_slot() -> None:
 @settings(deadline=None)
 @given(
     keep=st.integers(2, 5),
-    outcomes=st.lists(st.sampled_from(["whole", "failed", "crash", "crash, then damage"]), max_size=40),
+    outcomes=st.lists(st.sampled_from(["complete", "failed", "crash", "crash, then damage"]), max_size=40),
 )
-def test_the_only_whole_epoch_is_never_overwritten(keep: int, outcomes: list[str]) -> None:
-    """Follow the slots through runs that fail and crash: what was whole once, or something newer, is always there."""
+def test_the_only_complete_epoch_is_never_overwritten(keep: int, outcomes: list[str]) -> None:
+    """Follow the slots through runs that fail and crash: what was complete, or something newer, is always there."""
     disk: dict[int, int | None] = {}
     known = dict(disk)
     protected: int | None = None
-    ever_whole = False
+    ever_complete = False
     for epoch, outcome in enumerate(outcomes, 1):
         target = choose_slot(keep, known, protected)
         assert target < keep
         newest = max((e for e in disk.values() if e), default=None)
         disk[target] = known[target] = None  # the drain has begun: what was there is gone
         left = [e for e in disk.values() if e]
-        assert left or not ever_whole
+        assert left or not ever_complete
         if newest is not None:
             assert newest in left
-        if outcome == "whole":
+        if outcome == "complete":
             disk[target] = known[target] = epoch
-            protected, ever_whole = target, True
+            protected, ever_complete = target, True
         elif outcome.startswith("crash"):
-            whole = sorted(((e, i) for i, e in disk.items() if e), reverse=True)
-            if outcome == "crash, then damage" and len(whole) > 1:
-                disk[whole[0][1]] = None  # the restart falls back to the older one
-                whole = whole[1:]
+            complete = sorted(((e, i) for i, e in disk.items() if e), reverse=True)
+            if outcome == "crash, then damage" and len(complete) > 1:
+                disk[complete[0][1]] = None  # the restart falls back to the older one
+                complete = complete[1:]
             known = dict(disk)
-            protected = whole[0][1] if whole else None
+            protected = complete[0][1] if complete else None
 
 
 @settings(deadline=None)
 @given(saved=st.floats(0, 1), elapsed=st.floats(0, 1e6), left=st.floats(0, 1e6))
-def test_hurry(saved: float, elapsed: float, left: float) -> None:
-    hurry = should_hurry(saved, elapsed, left)
+def test_boost(saved: float, elapsed: float, left: float) -> None:
+    boost = should_boost(saved, elapsed, left)
     if saved == 1.0 or elapsed < left:
-        assert not hurry
+        assert not boost
     if saved == 0.0 and elapsed >= left and elapsed > 0:
-        assert hurry
+        assert boost
 
 
-def test_no_hurry_without_an_end() -> None:
-    assert not should_hurry(0.0, 5.0, float("inf"))
+def test_no_boost_without_an_end() -> None:
+    assert not should_boost(0.0, 5.0, float("inf"))

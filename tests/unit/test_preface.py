@@ -1,6 +1,6 @@
 """Damage in the structure of a slot is found before HDF5 opens it, by whatever reads slots.
 
-Nothing here harms HDF5: what is damaged never reaches it, and a test fails if it would.
+Nothing here harms HDF5: what is corrupt never reaches it, and a test fails if it would.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from prefaces import HEAD_BYTES, drop_preface, raw_ranges, renew_preface, room_o
 import mpickpt
 import mpickpt.store
 from mpickpt.cli.main import main
-from mpickpt.errors import DamageError, EpochError, NothingToRestore, StoreError
+from mpickpt.errors import CorruptionError, EpochError, NothingToRestore, StoreError
 from mpickpt.layout.arrays import ArraySpec, Layout, RankLayout
 from mpickpt.reading.checkpoint import Checkpoint
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store, preface, read_slot, slot_path, spill_path
 
 PACKAGE = Path(mpickpt.__file__).parent
-DAMAGED = "The structure of {path} is not the one that it was created with: it is damaged."
+DAMAGED = "The structure of {path} is not the one that it was created with: it is corrupt."
 
 
 class Opened:
@@ -44,7 +44,7 @@ class Opened:
 
     def __call__(self, name: bytes, *args: object, **options: object) -> h5py.h5f.FileID:
         inode = Path(os.fsdecode(name)).stat().st_ino
-        assert inode not in self.forbidden, "HDF5 opens a damaged file"
+        assert inode not in self.forbidden, "HDF5 opens a corrupt file"
         self.count += 1
         return self._open(name, *args, **options)
 
@@ -115,7 +115,7 @@ def test_any_flipped_byte_of_the_structure_is_found_before_hdf5_reads_it(
             store.structure(path)
         flip(path, n)
     opened.forbidden = set()
-    assert read_slot(path, crc32c).whole
+    assert read_slot(path, crc32c).complete
 
 
 def test_any_flipped_byte_of_the_preface_is_found(store: Store, opened: Opened) -> None:
@@ -125,10 +125,10 @@ def test_any_flipped_byte_of_the_preface_is_found(store: Store, opened: Opened) 
     for n in range(used):
         flip(path, n)
         why_not = read_slot(path, crc32c).why_not
-        assert "its preface is damaged" in why_not or (n < 8 and "begins neither as a slot nor as an HDF5" in why_not)
+        assert "its preface is corrupt" in why_not or (n < 8 and "begins neither as a slot nor as an HDF5" in why_not)
         flip(path, n)
     opened.forbidden = set()
-    assert read_slot(path, crc32c).whole
+    assert read_slot(path, crc32c).complete
 
 
 def test_what_the_preface_calls_raw_is_only_raw_data(store: Store) -> None:
@@ -146,7 +146,7 @@ def test_what_the_preface_calls_raw_is_only_raw_data(store: Store) -> None:
 
 
 def test_chunks_are_no_structure(store: Store) -> None:
-    """An archive's chunks are found damaged when they are read, as blocks; the structure stands without them."""
+    """An archive's chunks are found corrupt when they are read, as blocks; the structure stands without them."""
     layout = Layout((RankLayout((ArraySpec("u", (40, 20_000), np.dtype("f8")),)),))
     noise = np.random.default_rng(1).random((40, 20_000))
     write_epoch(store, 0, layout, [{"u": noise}], epoch=5)
@@ -157,7 +157,7 @@ def test_chunks_are_no_structure(store: Store) -> None:
     assert sum(stop - start for start, stop in raw_ranges(path)) > 0.9 * path.stat().st_size
     np.testing.assert_array_equal(Checkpoint(path).rank(0)["u"][...], noise)
     flip(path, chunk.byte_offset + chunk.size // 2)
-    with pytest.raises(DamageError, match="rank 0, array 'u', block"):
+    with pytest.raises(CorruptionError, match="rank 0, array 'u', block"):
         Checkpoint(path).rank(0)["u"][...]
 
 
@@ -174,7 +174,7 @@ def test_every_way_to_read_a_slot_finds_it_first(
         why = "it ends before its structure does"
     else:
         flip(bad, harmless(bad) if kind == "structure" else 40)
-        why = "is not the one that it was created with" if kind == "structure" else "its preface is damaged"
+        why = "is not the one that it was created with" if kind == "structure" else "its preface is corrupt"
     opened.forbidden = {bad.stat().st_ino}
     for place, verb in [(directory, "ls"), (directory, "verify"), (bad, "verify"), (bad, "show")]:
         assert main([verb, str(place)]) != 0
@@ -188,7 +188,7 @@ def test_every_way_to_read_a_slot_finds_it_first(
     with pytest.raises(EpochError, match=why):
         Checkpoint(directory, epoch=2)
     assert Checkpoint(directory).epoch == 1
-    save(directory, steps=35)  # goes on from the older epoch, and makes the damaged slot anew
+    save(directory, steps=35)  # goes on from the older epoch, and makes the corrupt slot again
     assert f"restored epoch 1 (step 10) of {directory}" in (told := capsys.readouterr().err)
     assert why in told
     opened.forbidden = set()
@@ -200,7 +200,7 @@ def test_damage_in_all_slots_is_no_fresh_start(tmp_path: Path, opened: Opened) -
     for index in (0, 1):
         flip(slot_path(tmp_path, index), harmless(slot_path(tmp_path, index)))
         opened.forbidden |= {slot_path(tmp_path, index).stat().st_ino}
-    with pytest.raises(NothingToRestore, match="(?s)slot-0.h5.*it is damaged.*slot-1.h5.*it is damaged"):
+    with pytest.raises(NothingToRestore, match="(?s)slot-0.h5.*it is corrupt.*slot-1.h5.*it is corrupt"):
         save(tmp_path)
 
 
@@ -235,7 +235,7 @@ def test_an_open_checkpoint_notices_another_file_with_the_same_records(store: St
 
 def test_a_file_that_just_changed_is_not_remembered(store: Store) -> None:
     path = write(store)
-    assert read_slot(path, crc32c).whole
+    assert read_slot(path, crc32c).complete
     assert str(path) not in preface._checked
 
 
@@ -321,7 +321,7 @@ def test_a_structure_that_another_program_changed_is_refused(store: Store) -> No
         file.attrs["remark"] = "mine"
     assert read_slot(path, crc32c).why_not == DAMAGED.format(path=path)
     renew_preface(path)
-    assert read_slot(path, crc32c).whole
+    assert read_slot(path, crc32c).complete
 
 
 def fifo(path: Path) -> None:

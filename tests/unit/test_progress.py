@@ -144,14 +144,14 @@ def test_the_line_is_redrawn_in_place_and_the_programs_own_lines_stay_whole(tmp_
     assert steps == sorted(steps) and steps[0] == 0 and steps[-1] > 0
     assert len(drawn) <= lasted / progress.REDRAW_SECONDS + 1
     assert drawn[0] == "mpickpt: step 0; no epoch yet"
-    assert any(re.search(r"\(\S+/s\); .*epoch \d: whole, \d\S* m?s old$", line) for line in drawn)
+    assert any(re.search(r"\(\S+/s\); .*\d: complete, \d\S* m?s old$", line) for line in drawn)
 
 
 def test_the_line_is_on_the_screen_while_the_program_works(tmp_path: Path) -> None:
     with terminal() as screen:
         process = run_on(screen, tmp_path, "print('begins', flush=True) if step == 0 else sys.stdin.read()")
         until = time.monotonic() + 60
-        while not (screen.shown and LINE.match(screen.shown[-1]) and "whole" in screen.shown[-1]):
+        while not (screen.shown and LINE.match(screen.shown[-1]) and "complete" in screen.shown[-1]):
             assert time.monotonic() < until, screen.shown
             screen.read(0.1)
         assert screen.shown[0] == "begins"
@@ -182,12 +182,12 @@ def test_what_goes_to_a_file_goes_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", [80, 40, 20])
 def test_the_line_fits(columns: int) -> None:
-    state = RunState(step=123_456, epoch=1235, share=0.456, whole=1234, age=192.0)
+    state = RunState(step=123_456, epoch=1235, share=0.456, complete=1234, age=192.0)
     with terminal(columns) as screen, standard(screen) as patch:
         patch.setenv("COLUMNS", str(columns))
         line = RunLine()
-        line.show(RunState(step=0), now=0.0, settled=0)
-        line.show(state, now=10.0, settled=0)
+        line.show(RunState(step=0), now=0.0, decided=0)
+        line.show(state, now=10.0, decided=0)
         while screen.read(0.2):
             pass
         (shown,) = screen.shown
@@ -195,7 +195,7 @@ def test_the_line_fits(columns: int) -> None:
         while screen.read(0.2):
             pass
         assert screen.shown == []
-    whole = "step 123456 (12,346/s); epoch 1235: 46% saved; epoch 1234: whole, 3.2 min old"
+    whole = "step 123456 (12,346/s); epoch 1235: 46% saved; 1234: complete, 3.2 min old"
     assert shown == (whole if columns == 80 else f"{whole[: columns - 2]}…")
 
 
@@ -279,10 +279,10 @@ def test_in_a_log_a_line_comes_rarely_and_when_an_epoch_is_settled(capsys: pytes
     line = RunLine()
     shown = []
     for tenth in range(400):
-        now, settled = tenth / 10, (tenth >= 152) + (tenth >= 154) + (tenth >= 300)
-        if line.due(now, settled):
+        now, decided = tenth / 10, (tenth >= 152) + (tenth >= 154) + (tenth >= 300)
+        if line.due(now, decided):
             shown.append(now)
-            line.show(RunState(step=3 * tenth), now, settled)
+            line.show(RunState(step=3 * tenth), now, decided)
     assert shown == [0.0, 10.0, 15.2, 16.2, 26.2, 30.0]  # the second of two epochs in a row a second after the first
     told = capsys.readouterr().err.splitlines()
     assert len(told) == len(shown)
@@ -303,9 +303,9 @@ def test_the_pace_is_that_of_the_last_ten_seconds(capsys: pytest.CaptureFixture[
     [
         (RunState(0), "no epoch yet"),
         (RunState(0, 1, 0.25), "epoch 1: 25% saved"),
-        (RunState(0, 2, 1.0, 1, 90.0), "epoch 2: saved here; epoch 1: whole, 1.5 min old"),
-        (RunState(0, None, 0.0, 2, 3.0), "epoch 2: whole, 3.0 s old"),
-        (RunState(0, 8, 0.5, 7), "epoch 8: 50% saved; epoch 7: whole, before this run"),
+        (RunState(0, 2, 1.0, 1, 90.0), "epoch 2: saved here; 1: complete, 1.5 min old"),
+        (RunState(0, None, 0.0, 2, 3.0), "epoch 2: complete, 3.0 s old"),
+        (RunState(0, 8, 0.5, 7), "epoch 8: 50% saved; 7: complete, before this run"),
     ],
 )
 def test_what_is_told_of_epochs(state: RunState, text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -321,7 +321,7 @@ def test_the_line_of_a_run_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
                 pass
     told = [line for line in capsys.readouterr().err.splitlines() if LINE.match(line)]
     assert told[0] == "mpickpt: step 0; no epoch yet"
-    assert "mpickpt: step 3; epoch 1: whole, before this run" in told
+    assert "mpickpt: step 3; epoch 1: complete, before this run" in told
 
 
 # -- bars --------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from sampling import examples
 from simulator import Job, Simulation
 
 from mpickpt import protocol as p
-from mpickpt.protocol.lookahead import REST_SECONDS, Lookahead
+from mpickpt.protocol.lookahead import IDLE_POLL_SECONDS, Lookahead
 
 
 def _ran(job: Job) -> Simulation:
@@ -68,7 +68,7 @@ def _jobs(draw: st.DrawFn) -> Job:
     if draw(st.booleans()) and asks:  # a signal to all
         asks += [(asks[0][0] + rnd.random() * unit, rank, asks[0][2]) for rank in range(size)]
     dies = (rnd.uniform(0, length), rnd.randrange(size)) if draw(st.integers(0, 5)) == 0 else None
-    # Who waits for what another rank sends in a later step waits in vain for one that is in a save before.
+    # Who waits for what another rank sends in a later step waits for ever for one that is in a save before.
     habits = ("", "", "", "head", "end") if kind != "early" and draw(st.booleans()) else ("",)
     saves = [rnd.choice(habits) for _ in range(steps + 1)]
     return Job(
@@ -98,10 +98,10 @@ def _jobs(draw: st.DrawFn) -> Job:
 @settings(max_examples=examples(300), deadline=None)
 @given(_jobs())
 def test_nothing_breaks(job: Job) -> None:
-    """The simulation itself asserts equal cuts, a whole epoch on disk at all times, and an end of all waits."""
+    """The simulation itself asserts equal cuts, a complete epoch on disk at all times, and an end of all waits."""
     simulation = _ran(job)
-    if simulation.whole:
-        assert simulation.whole_on_disk()
+    if simulation.complete:
+        assert simulation.complete_on_disk()
     if simulation.aborted:
         why = job.dies or job.tracked or any(rank.gave_up for rank in simulation.ranks)
         assert why, "ranks were ended that would have come"
@@ -110,7 +110,7 @@ def test_nothing_breaks(job: Job) -> None:
     for number, cuts in simulation.cuts.items():
         assert len(cuts) == job.size or any(rank.protocol.missed for rank in simulation.ranks), f"epoch {number}"
     _check_saves(simulation)
-    stops = {(rank.stopped is None, rank.stop_whole) for rank in simulation.ranks}
+    stops = {(rank.stopped is None, rank.stop_complete) for rank in simulation.ranks}
     assert len(stops) == 1, "some ranks were told to stop, others not"
     if not job.tracked and not any(rank.gave_up for rank in simulation.ranks):
         assert len({rank.stopped for rank in simulation.ranks}) == 1, "ranks stopped at different steps"
@@ -122,15 +122,15 @@ def _check_saves(simulation: Simulation) -> None:
     for rank in simulation.ranks:
         assert rank.saved == longest[: len(rank.saved)]
         assert len(rank.saved) >= len(longest) - (rank.stopped is not None)
-    for step, number, whole in longest:
-        assert whole == (number in simulation.whole)
+    for step, number, complete in longest:
+        assert complete == (number in simulation.complete)
         if number not in simulation.skipped:
             assert set(simulation.cuts[number].values()) == {step}
 
 
 @settings(max_examples=examples(30), deadline=None)
 @given(st.sampled_from([2, 5, 13]), st.integers(0, 2**32), st.sampled_from([1.0, 50.0]), st.booleans())
-def test_every_wish_is_fulfilled(size: int, seed: int, skew: float, tracked: bool) -> None:
+def test_every_request_is_fulfilled(size: int, seed: int, skew: float, tracked: bool) -> None:
     """Long before the end, each rank that was asked is cut thereafter, and one signal to all makes one epoch."""
     rnd = random.Random(seed)
     pace = [skew ** rnd.random() for _ in range(size)]
@@ -151,7 +151,7 @@ def test_every_wish_is_fulfilled(size: int, seed: int, skew: float, tracked: boo
     for rank in simulation.ranks:
         for moment in rank.asked_at:
             assert any(cut >= moment for cut in rank.cut_at), f"rank {rank.rank}, asked at {moment}"
-    assert simulation.whole
+    assert simulation.complete
     missed = sum(rank.protocol.missed for rank in simulation.ranks)
     assert len(simulation.cuts) == 3 or missed
 
@@ -164,7 +164,7 @@ def test_a_hang_is_waited_for_once(size: int) -> None:
     simulation = _ran(job)
     assert sorted(simulation.skipped) == list(range(4, 18)), "from step 40 to step 170, when 160 s had gone by"
     assert all(len(ranks) == size for ranks in simulation.skipped.values())
-    assert simulation.whole == [1, 2, *range(18, 30)]
+    assert simulation.complete == [1, 2, *range(18, 30)]
     for rank in simulation.ranks:
         assert rank.stood <= job.stall_limit + 12 * job.longest_drain
     assert simulation.now < 300 + job.stall_limit + 30
@@ -177,7 +177,7 @@ def test_after_a_hang_a_cut_that_was_asked_for_is_made_at_once(tracked: bool) ->
     job = Job(4, 600, lambda rank, step: 1.0, asks=asks, tracked=tracked, hangs=lambda *which: hangs.get(which, 0.0))
     simulation = _ran(job)
     assert sorted(simulation.skipped) == [3, 4, 5], "asked for at 300, 400, and 500 s; the hang ends at some 435 s"
-    assert simulation.whole == [1, 6]
+    assert simulation.complete == [1, 6]
 
 
 def test_after_a_hang_a_save_is_made_at_once() -> None:
@@ -198,8 +198,8 @@ def test_a_program_that_is_to_stop_does_so_while_storage_hangs() -> None:
     asks = [(45.0, 1, True)]
     job = Job(3, 1000, lambda rank, step: 1.0, every=10, asks=asks, hangs=lambda rank, epoch: 1e6 * (epoch > 1))
     simulation = _ran(job)
-    assert [rank.stop_whole for rank in simulation.ranks] == [False] * 3
-    assert simulation.whole == [1]
+    assert [rank.stop_complete for rank in simulation.ranks] == [False] * 3
+    assert simulation.complete == [1]
     assert simulation.now < 150
 
 
@@ -209,7 +209,7 @@ def test_stop(size: int, tracked: bool) -> None:
     rnd = random.Random(size)
     everybody = [(20.0 + rnd.random(), rank, True) for rank in range(size)]
     simulation = _ran(Job(size, 1000, lambda rank, step: 0.5 + rnd.random(), tracked=tracked, asks=everybody))
-    assert [rank.stop_whole for rank in simulation.ranks] == [True] * size
+    assert [rank.stop_complete for rank in simulation.ranks] == [True] * size
     assert len(simulation.cuts) == 1, "one signal to all ranks makes one epoch"
     assert max(rank.step for rank in simulation.ranks) < 1000 or simulation.now < 200
 
@@ -219,13 +219,13 @@ def test_stop_hurries_past_an_epoch_that_still_drains() -> None:
     simulation = _ran(Job(4, 1000, lambda rank, step: 1.0, asks=asks, longest_drain=300.0))
     assert len(simulation.cuts) == 2
     assert max(simulation.cuts[2].values()) <= 40, "the marker does not wait for the drain"
-    assert simulation.whole == [1, 2]
+    assert simulation.complete == [1, 2]
 
 
 def test_a_stop_that_storage_refuses_ends_all_the_same() -> None:
     job = Job(3, 1000, lambda rank, step: 1.0, asks=[(10.0, 1, True)], fails=lambda rank, epoch: rank == 2)
     simulation = _ran(job)
-    assert [rank.stop_whole for rank in simulation.ranks] == [False] * 3
+    assert [rank.stop_complete for rank in simulation.ranks] == [False] * 3
     assert len(simulation.cuts) == p.STOP_ATTEMPTS
 
 
@@ -241,7 +241,7 @@ def test_a_rank_that_others_wait_for_is_not_waited_for_without_end() -> None:
     )
     simulation = _ran(job)
     assert simulation.ranks[0].stood >= p.PATIENCE, "otherwise this tests nothing"
-    assert simulation.whole
+    assert simulation.complete
 
 
 def test_the_lookahead_adapts_to_a_slow_rank() -> None:
@@ -256,7 +256,7 @@ def test_the_lookahead_adapts_to_a_slow_rank() -> None:
             asks=asks,
         )
     )
-    assert len(simulation.whole) == 12
+    assert len(simulation.complete) == 12
     assert sum(rank.protocol.waits for rank in simulation.ranks) <= 4
 
 
@@ -264,7 +264,7 @@ def test_the_lookahead_adapts_to_a_slow_rank() -> None:
 @given(SIZES, st.sampled_from([1e-3, 5e-3, 0.02]), st.sampled_from([0.0, 0.01, 0.1]), st.integers(0, 2**32))
 @example(6, 0.02, 0.1, 1911)  # needs steps for each level of the tree
 @example(2, 1e-3, 0.1, 521)  # needs looks by steps as well as by time, or a pace that is not forgotten
-@example(2, 1e-3, 0.1, 443)  # needs a pace that is not forgotten in a lull
+@example(2, 1e-3, 0.1, 443)  # needs a pace that is not forgotten in a idle
 def test_ranks_that_rest_hold_up_nobody(size: int, unit: float, uneven: float, seed: int) -> None:
     """Ranks that wait for each other in each step never stand until their patience ends, however seldom they look.
 
@@ -295,7 +295,7 @@ def test_ranks_that_rest_hold_up_nobody(size: int, unit: float, uneven: float, s
 @pytest.mark.parametrize(
     ("first", "slow", "then"), [(1, 0.06, 1e-3), (1, 0.06, 0.02), (100, 0.06, 1e-3), (50, 0.5, 0.5)]
 )
-def test_a_wish_before_steps_become_quick_holds_up_nobody(size: int, first: int, slow: float, then: float) -> None:
+def test_a_request_before_steps_become_quick_holds_up_nobody(size: int, first: int, slow: float, then: float) -> None:
     """The pace that is known is that of slow steps: of the first one, or of a hundred, and quick ones follow."""
     for seed in range(20):
         rnd = random.Random(seed)
@@ -333,11 +333,11 @@ def test_slow_steps_after_quick_ones_are_cut_soon(quick: float) -> None:
     assert 25.0 < cut < 150.0
 
 
-def test_a_dead_rank_leaves_a_whole_epoch() -> None:
+def test_a_dead_rank_leaves_a_complete_epoch() -> None:
     for moment in range(5, 95, 3):
         job = Job(4, 100, lambda rank, step: 1.0, every=5, longest_drain=4.0, dies=(moment, moment % 4))
         simulation = _ran(job)
-        assert simulation.whole_on_disk() or not simulation.whole
+        assert simulation.complete_on_disk() or not simulation.complete
 
 
 def test_ranks_that_end_early_stop_the_rounds() -> None:
@@ -382,34 +382,34 @@ def test_answers_that_came_quickly_by_chance_leave_the_lookahead_as_long() -> No
 
 
 def test_a_rank_rests_unless_a_step_is_to_be_agreed_on() -> None:
-    """Ranks that are some steps ahead of others wait long for an epoch to be settled."""
+    """Ranks that are some steps ahead of others wait long for an epoch to be decided."""
     machine = p.Protocol(1, 2, look=0.004, rest=0.1)
 
     def pause() -> float:
-        return machine.seconds_to_next_look(quiet=True)
+        return machine.seconds_to_next_poll(quiet=True)
 
     for step in range(31):
         assert (pause() == 0.0) == (step <= 16), "it looks at each step until its pace is known"
         machine.handle(p.Reached(step, float(step)))
     machine.handle(p.Left())
-    assert (pause(), machine.seconds_to_next_look(quiet=False)) == (0.1, 0.004)
-    assert machine.handle(p.Asked()) == [p.PassOn(0, False)]
+    assert (pause(), machine.seconds_to_next_poll(quiet=False)) == (0.1, 0.004)
+    assert machine.handle(p.Requested()) == [p.Forward(0, False)]
     assert pause() == 0.004
     assert machine.handle(p.Marked(False, 30.0)) == [p.Propose(35)]
     assert pause() == 0.004
     machine.handle(p.Agreed(35, None, 30.5))
     assert pause() == 0.1
     assert machine.handle(p.Reached(35, 35.0)) == [p.Cut(1, 35, 0)]
-    assert pause() == REST_SECONDS
+    assert pause() == IDLE_POLL_SECONDS
     machine.handle(p.Drained(True))
-    assert pause() == REST_SECONDS
-    machine.handle(p.Settled(True, False))
+    assert pause() == IDLE_POLL_SECONDS
+    machine.handle(p.Decided(True, False))
     assert pause() == 0.1
 
 
 @pytest.mark.parametrize(("interval", "rest"), [(0.375, 0.02), (10.0, 0.05), (600.0, 0.1), (math.inf, 0.1)])
 def test_ranks_rest_for_a_share_of_the_interval(interval: float, rest: float) -> None:
-    assert p.rest_seconds(interval) == pytest.approx(rest)
+    assert p.idle_poll_seconds(interval) == pytest.approx(rest)
 
 
 def test_a_glance_is_a_look_that_finds_nothing() -> None:
@@ -420,7 +420,7 @@ def test_a_glance_is_a_look_that_finds_nothing() -> None:
             machine.handle(p.Left())
     assert whole.handle(p.Reached(40, 37.0)) == []
     whole.handle(p.Left())
-    short.glanced(40, 37.0)
+    short.polled(40, 37.0)
     assert short.seconds_to_next_cut() == whole.seconds_to_next_cut() < 10
     assert whole.handle(p.Marked(False, 37.0)) == short.handle(p.Marked(False, 37.0))
 
@@ -431,11 +431,11 @@ def _rank_1_that_gave_up(every: int | None) -> p.Protocol:
     for step in range(31):  # enough of them for its pace to be known
         assert machine.handle(p.Reached(step, float(step))) == []
     assert machine.handle(p.Marked(False, 30.0)) == [p.Propose(34)]
-    assert machine.stands is p.Stand.NO
+    assert machine.blocked is p.Blocked.NO
     machine.handle(p.Reached(34, 34.0))
-    assert machine.stands is p.Stand.LIMITED
+    assert machine.blocked is p.Blocked.LIMITED
     assert machine.handle(p.GaveUp()) == []
-    assert machine.stands is p.Stand.NO
+    assert machine.blocked is p.Blocked.NO
     machine.handle(p.Left())
     assert machine.next_step == 35
     machine.handle(p.Reached(35, 35.0))
@@ -460,12 +460,12 @@ def test_a_cut_by_its_step_while_the_answer_is_unknown() -> None:
     machine = _rank_1_that_gave_up(36)
     machine.handle(p.Left())
     assert machine.handle(p.Reached(36, 36.0)) == []
-    assert machine.stands is p.Stand.NO
+    assert machine.blocked is p.Blocked.NO
     assert machine.handle(p.Agreed(34, None, 36.5)) == [p.Miss(1, 36, 0)]
     first, *more = machine.handle(p.Drained(False))
     assert isinstance(first, p.Post)
     assert more == []
-    assert machine.handle(p.Settled(False, True)) == [p.Miss(2, 36, 0)]
+    assert machine.handle(p.Decided(False, True)) == [p.Miss(2, 36, 0)]
 
 
 def test_a_cut_by_its_step_that_is_the_one_agreed_on() -> None:
@@ -476,14 +476,14 @@ def test_a_cut_by_its_step_that_is_the_one_agreed_on() -> None:
     machine.handle(p.Reached(37, 37.0))
     assert machine.handle(p.Agreed(36, None, 37.5)) == [p.Miss(1, 37, 0)]
     machine.handle(p.Drained(False))
-    assert machine.handle(p.Settled(False, True)) == []
+    assert machine.handle(p.Decided(False, True)) == []
 
 
 def test_no_cut_by_its_step_after_one_that_is_to_stop() -> None:
     machine = p.Protocol(0, 1, every=10)
     machine.hold = False
     machine.handle(p.Reached(3, 3.0))
-    assert machine.handle(p.Asked(True)) == [p.Announce(True)]
+    assert machine.handle(p.Requested(True)) == [p.Announce(True)]
     machine.handle(p.Marked(True, 3.0))
     assert p.Cut(1, 3, 0) in machine.handle(p.Agreed(3, None, 3.0))
     assert machine.next_step > 10**9
@@ -495,23 +495,23 @@ def test_a_save_waits_for_what_was_begun_before() -> None:
     assert machine.epoch is None
     machine.handle(p.Left())
     assert machine.handle(p.Reached(35, 36.0, save=True)) == []
-    assert machine.stands is p.Stand.PATIENT
+    assert machine.blocked is p.Blocked.PATIENT
     assert machine.handle(p.Agreed(34, None, 36.5)) == [p.Miss(1, 35, 0)]
     machine.handle(p.Drained(False))
-    assert machine.handle(p.Settled(False, True)) == [p.Cut(2, 35, 0), p.Hurry()]
-    assert machine.stands is p.Stand.PATIENT
+    assert machine.handle(p.Decided(False, True)) == [p.Cut(2, 35, 0), p.Boost()]
+    assert machine.blocked is p.Blocked.PATIENT
     machine.handle(p.Drained(True))
-    assert machine.handle(p.Settled(True, False)) == [p.EndSave()]
-    assert machine.stands is p.Stand.NO
+    assert machine.handle(p.Decided(True, False)) == [p.EndSave()]
+    assert machine.blocked is p.Blocked.NO
 
 
 def test_a_cut_that_is_due_at_a_save_is_the_same_one() -> None:
     machine = _rank_1_that_gave_up(None)
     assert machine.handle(p.Agreed(37, None, 35.5)) == []
     machine.handle(p.Left())
-    assert machine.handle(p.Reached(37, 37.0, save=True)) == [p.Cut(1, 37, 0), p.Hurry()]
+    assert machine.handle(p.Reached(37, 37.0, save=True)) == [p.Cut(1, 37, 0), p.Boost()]
     machine.handle(p.Drained(True))
-    assert machine.handle(p.Settled(True, False)) == [p.EndSave()]
+    assert machine.handle(p.Decided(True, False)) == [p.EndSave()]
 
 
 def test_a_save_behind_the_safe_point_of_its_step_misses_what_was_agreed_on_for_that() -> None:
@@ -527,10 +527,10 @@ def test_a_request_in_a_save_of_a_rank_alone_is_for_a_later_step(stop: bool) -> 
     machine = p.Protocol(0, 1)
     machine.handle(p.Reached(4, 4.0))
     machine.handle(p.Left())
-    assert machine.handle(p.Reached(4, 4.0, save=True)) == [p.Cut(1, 4, 0), p.Hurry()]
-    machine.handle(p.Asked(stop))
+    assert machine.handle(p.Reached(4, 4.0, save=True)) == [p.Cut(1, 4, 0), p.Boost()]
+    machine.handle(p.Requested(stop))
     machine.handle(p.Drained(True))
-    todo = machine.handle(p.Settled(True, False))
+    todo = machine.handle(p.Decided(True, False))
     if not stop:
         assert todo == [p.EndSave(), p.Announce(False)]
     assert p.Propose(5) in machine.handle(p.Marked(stop, 4.0))
@@ -540,13 +540,13 @@ def test_a_program_that_was_stopped_saves_no_more() -> None:
     machine = p.Protocol(0, 1)
     machine.hold = False
     machine.handle(p.Reached(3, 3.0))
-    machine.handle(p.Asked(True))
+    machine.handle(p.Requested(True))
     machine.handle(p.Marked(True, 3.0))
     machine.handle(p.Agreed(3, None, 3.0))
     machine.handle(p.Drained(True))
     machine.handle(p.Left())
     assert machine.handle(p.Reached(4, 4.0, save=True)) == []
-    assert machine.handle(p.Settled(True, False)) == [p.Stop(True)]
+    assert machine.handle(p.Decided(True, False)) == [p.Stop(True)]
 
 
 def test_first_safe_point_is_no_cut() -> None:
@@ -558,7 +558,7 @@ def test_first_safe_point_is_no_cut() -> None:
 
 @pytest.mark.parametrize("size", [16, 128, 1024])
 def test_messages_grow_no_faster_than_log_n(size: int) -> None:
-    """A wish up the tree, a marker down, two reductions up and down: three to each child, three to the parent."""
+    """A request up the tree, a marker down, two reductions up and down: three to each child, three to the parent."""
     job = Job(size, 200, lambda rank, step: 1.0, asks=[(5.0, size - 1, False)], longest_drain=0.5)
     simulation = _ran(job)
     assert simulation.cuts

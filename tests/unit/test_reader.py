@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from make_epoch import record, write_epoch
 from sampling import examples
 
-from mpickpt.errors import DamageError, EpochError, LayoutError, StoreError, UsageError
+from mpickpt.errors import CorruptionError, EpochError, LayoutError, StoreError, UsageError
 from mpickpt.layout.arrays import PAGE_BYTES, ArraySpec, Layout, Order, RankLayout, RecordState
 from mpickpt.layout.parts import Part
 from mpickpt.reading import image as image_module
@@ -79,7 +79,7 @@ def test_a_checkpoint_reads_as_it_was_written(store: Store, order: Order) -> Non
     assert "epoch 3, step 30, 3 ranks" in repr(ck)
 
 
-def test_the_newest_whole_epoch_is_chosen_or_the_one_asked_for(store: Store) -> None:
+def test_the_newest_complete_epoch_is_chosen_or_the_one_asked_for(store: Store) -> None:
     example(store, 0, epoch=8)
     other = example(store, 1, epoch=7, ranks=2)
     example(store, 2, epoch=9)
@@ -88,9 +88,9 @@ def test_the_newest_whole_epoch_is_chosen_or_the_one_asked_for(store: Store) -> 
     assert (ck.epoch, ck.epochs) == (8, (7, 8))
     old = Checkpoint(store.directory, epoch=7)
     np.testing.assert_array_equal(old["u"], other["world"])
-    with pytest.raises(EpochError, match="no epoch 9 .*epoch 7 is whole.*slot-2.h5: The record of rank 0 is damaged"):
+    with pytest.raises(EpochError, match="no epoch 9 .*epoch 7 is complete.*slot-2.h5: The record of rank 0 is c"):
         Checkpoint(store.directory, epoch=9)
-    with pytest.raises(EpochError, match="no whole epoch .*The record of rank 0 is damaged"):
+    with pytest.raises(EpochError, match="no complete epoch .*The record of rank 0 is corrupt"):
         Checkpoint(slot_path(store.directory, 2))
 
 
@@ -122,14 +122,14 @@ def test_damaged_blocks_are_named(store: Store) -> None:
     flip(made["path"], at + 3 * block_bytes + 17)
     flip(made["path"], store.offsets(0)[2].objects + 5)
     ck = Checkpoint(store.directory)
-    with pytest.raises(DamageError, match=r"Epoch 3 in .*slot-0.h5 .* rank 1, array 'u', block 3: wrong") as caught:
+    with pytest.raises(CorruptionError, match=r"Epoch 3 in .*slot-0.h5 .* rank 1, array 'u', block 3: wrong") as caught:
         ck.rank(1)["u"][...]
     error = caught.value
     assert (error.rank, error.array, error.block, error.epoch, error.path) == (1, "u", 3, 3, made["path"])
-    with pytest.raises(DamageError, match="rank 1, array 'u', block 3"):
+    with pytest.raises(CorruptionError, match="rank 1, array 'u', block 3"):
         ck["u"][...]
     np.testing.assert_array_equal(ck.rank(0)["u"], made["arrays"][0]["u"])
-    with pytest.raises(DamageError, match="rank 2, objects in slot-0.h5: wrong checksum"):
+    with pytest.raises(CorruptionError, match="rank 2, objects in slot-0.h5: wrong checksum"):
         ck.objects(2)
     assert [str(d) for d in ck.verify()] == [
         "rank 1, array 'u', block 3: wrong checksum",
@@ -151,7 +151,7 @@ def test_a_slot_cut_off_after_it_was_opened(store: Store) -> None:
     (damage,) = image.read_array(0, np.empty(4 * COLS * 8, np.uint8))
     assert str(damage) == "rank 2, array 'u': the file ends within its checksums"
     assert "the file ends too early" in str(image.read_objects()[1][0])
-    with pytest.raises(DamageError, match="the file ends within its checksums"):
+    with pytest.raises(CorruptionError, match="the file ends within its checksums"):
         ck.rank(2)["u"][...]
 
 
@@ -162,12 +162,12 @@ def test_spilled_objects_and_their_damage(store: Store) -> None:
     ck = Checkpoint(store.directory)
     assert len(ck.objects(1)["filler"]) == 200_000
     flip(spill, 1000)
-    with pytest.raises(DamageError, match="rank 1, objects in slot-0.objects-00001: wrong checksum"):
+    with pytest.raises(CorruptionError, match="rank 1, objects in slot-0.objects-00001: wrong checksum"):
         ck.objects(1)
     os.truncate(spill, 1000)
     assert [str(d) for d in ck.verify()] == ["rank 1, objects in slot-0.objects-00001: the file ends too early"]
     spill.unlink()
-    with pytest.raises(DamageError, match="rank 1, objects in slot-0.objects-00001: the file is missing"):
+    with pytest.raises(CorruptionError, match="rank 1, objects in slot-0.objects-00001: the file is missing"):
         ck.objects(1)
 
 
@@ -369,9 +369,9 @@ def test_only_blocks_that_hold_wanted_cells_are_read(store: Store) -> None:
     wanted(slice(0, 3), slice(0, COLS))
     wanted(slice(4, 6), slice(0, COLS))
     wanted(slice(2, 4), slice(0, 18_000))
-    with pytest.raises(DamageError, match="rank 1, array 'u', block 3"):
+    with pytest.raises(CorruptionError, match="rank 1, array 'u', block 3"):
         wanted(slice(2, 4), slice(0, 20_000))
-    with pytest.raises(DamageError, match="rank 1, array 'u', block 3"):
+    with pytest.raises(CorruptionError, match="rank 1, array 'u', block 3"):
         wanted(slice(3, 4), slice(COLS - 1, COLS))
 
 
@@ -454,7 +454,7 @@ def test_indexing_reads_only_the_blocks_that_it_needs(store: Store) -> None:
     np.testing.assert_array_equal(u[4::-2, ::-7], made["world"][4::-2, ::-7])
     assert u[3, 0] == made["world"][3, 0]
     for index in (3, np.s_[1::2], np.s_[:, -1]):
-        with pytest.raises(DamageError, match="rank 1, array 'u', block 3"):
+        with pytest.raises(CorruptionError, match="rank 1, array 'u', block 3"):
             u[index]
 
 
@@ -521,5 +521,5 @@ def test_xarray_reads_when_it_computes(store: Store) -> None:
     rows = dataset["u"][[0, 4], 1:3]  # fancy in xarray, plain for the file
     np.testing.assert_array_equal(rows, made["world"][[0, 4], 1:3])
     assert float(dataset["u"][0].sum()) == pytest.approx(made["world"][0].sum())
-    with pytest.raises(DamageError):
+    with pytest.raises(CorruptionError):
         dataset["u"][3].load()

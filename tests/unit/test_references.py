@@ -250,7 +250,7 @@ def test_damage_in_an_array_that_an_object_holds(tmp_path: Path) -> None:
     with checkpoint.path.open("r+b") as file:
         file.seek(checkpoint.images[0].offsets.arrays[0] + 100)
         file.write(b"damage")
-    with pytest.raises(mpickpt.DamageError, match="array 'u'"):
+    with pytest.raises(mpickpt.CorruptionError, match="array 'u'"):
         mpickpt.Checkpoint(checkpoint.path).objects(0)
     assert box[0] is u
 

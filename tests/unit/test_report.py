@@ -182,8 +182,8 @@ def test_damaged_and_newer_notes(directory: Path, tmp_path: Path, capsys: pytest
     late = re.sub(r'"started_ns":\d+', f'"started_ns":{LAST_NS + 1}', header) + "\n"
     for text, told in (
         (newer, "has format version 99, and this mpickpt reads up"),
-        (late, "is damaged in line 1: its started_ns is missing or wrong"),  # in the year 10000, which no date has
-        (header + "\n\0\0\0\n", "is damaged in line 2"),
+        (late, "is corrupt in line 1: its started_ns is missing or wrong"),  # in the year 10000, which no date has
+        (header + "\n\0\0\0\n", "is corrupt in line 2"),
     ):
         path.write_text(text)
         assert main(["report", "c"]) == 1
@@ -234,7 +234,7 @@ def made_run(ranks: int, epochs: int = 3) -> RunNotes:
             )
             for number in range(1, epochs + 1)
         ]  # fmt: skip
-        end = EndNote(closing=10.0 * epochs + 1, closed=10.0 * epochs + 2, whole=epochs)
+        end = EndNote(closing=10.0 * epochs + 1, closed=10.0 * epochs + 2, complete=epochs)
         noted[rank] = RankNotes(replace(header, rank=rank), tuple(cuts), end=end)
     return RunNotes("made", noted)
 

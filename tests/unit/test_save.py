@@ -197,7 +197,7 @@ def test_a_failure_is_told_and_the_next_save_succeeds(tmp_path: Path) -> None:
                 assert (failed.epoch, failed.step, failed.rank) == (3, 3, 0)
                 assert failed.reason == "Rank 0: File too large"
                 assert ckpt.wait() == failed
-                assert 2 in {slot.epoch for slot in Store(tmp_path, crc32c).slots() if slot.whole}
+                assert 2 in {slot.epoch for slot in Store(tmp_path, crc32c).slots() if slot.complete}
         saved = ckpt.save()
         assert (saved.complete, saved.epoch, saved.step) == (True, 4, 4)
 

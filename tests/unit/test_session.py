@@ -37,8 +37,8 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def whole(directory: Path) -> dict[int, int | None]:
-    """Step of the whole epoch by slot."""
+def complete(directory: Path) -> dict[int, int | None]:
+    """Step of the complete epoch by slot."""
     return {slot.index: slot.step for slot in Store(directory, crc32c).slots()}
 
 
@@ -74,7 +74,7 @@ def run(directory: Path, stop: int = 25, **options: object) -> dict[str, Any]:
 def test_goes_on_where_it_was_cut(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run(tmp_path / "c", stop=25)
     assert capfd.readouterr().err == ""
-    assert whole(tmp_path / "c") == {0: 10, 1: 20}
+    assert complete(tmp_path / "c") == {0: 10, 1: 20}
     again = run(tmp_path / "c", stop=33)
     straight = run(tmp_path / "straight", stop=33)
     assert again["first"] == 20
@@ -83,7 +83,7 @@ def test_goes_on_where_it_was_cut(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert again["log"] == straight["log"]
     assert np.array_equal(again["u"], straight["u"])
     assert np.array_equal(again["v"], straight["v"])
-    assert whole(tmp_path / "c") == {0: 30, 1: 20}
+    assert complete(tmp_path / "c") == {0: 30, 1: 20}
 
 
 def test_image_is_that_of_the_cut(tmp_path: Path) -> None:
@@ -109,8 +109,8 @@ def test_never_begins_anew_and_keeps_the_old_epoch(tmp_path: Path, capfd: pytest
     run(tmp_path, stop=25)
     result = run(tmp_path, stop=5, restart="never")
     assert result["first"] == 0
-    assert "begins anew; epoch 2 in" in capfd.readouterr().err
-    assert whole(tmp_path) == {0: 10, 1: 20}
+    assert "starts from the beginning; epoch 2 in" in capfd.readouterr().err
+    assert complete(tmp_path) == {0: 10, 1: 20}
     run(tmp_path, stop=15, restart="never")
     assert {slot.index: slot.epoch for slot in Store(tmp_path, crc32c).slots()} == {0: 3, 1: 2}
 
@@ -118,17 +118,17 @@ def test_never_begins_anew_and_keeps_the_old_epoch(tmp_path: Path, capfd: pytest
 def test_restart_from_a_given_epoch(tmp_path: Path) -> None:
     run(tmp_path, stop=25)
     assert run(tmp_path, stop=12, restart=1)["first"] == 10
-    with pytest.raises(mpickpt.NothingToRestore, match=r"epoch 7 was asked for(.|\n)*slot-0.h5: epoch 1 .* is whole"):
+    with pytest.raises(mpickpt.NothingToRestore, match=r"epoch 7 was asked for(.|\n)*slot-0.h5: epoch 1 .* is complet"):
         run(tmp_path, restart=7)
     with pytest.raises(mpickpt.NothingToRestore, match="there are no slots"):
         run(tmp_path / "empty", restart=7)
-    assert whole(tmp_path) == {0: 10, 1: 20}
+    assert complete(tmp_path) == {0: 10, 1: 20}
 
 
 def test_after_a_roll_back_the_restored_epoch_is_protected(tmp_path: Path) -> None:
     run(tmp_path, stop=25)
     run(tmp_path, stop=15, restart=1, every=13)
-    assert whole(tmp_path) == {0: 10, 1: 13}
+    assert complete(tmp_path) == {0: 10, 1: 13}
 
 
 def test_damaged_block_falls_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -138,7 +138,7 @@ def test_damaged_block_falls_back(tmp_path: Path, capfd: pytest.CaptureFixture[s
     result = run(tmp_path, stop=12)
     told = capfd.readouterr().err
     assert result["first"] == 10
-    assert "slot-1.h5: epoch 2 is damaged: rank 0, array 'u', block 5: wrong checksum" in told
+    assert "slot-1.h5: epoch 2 is corrupt: rank 0, array 'u', block 5: wrong checksum" in told
     assert f"restored epoch 1 (step 10) of {tmp_path} on 1 rank; passed over slot-1.h5" in told
 
 
@@ -155,8 +155,8 @@ def test_other_damage_falls_back(tmp_path: Path, what: str, capfd: pytest.Captur
     assert "passed over slot-1.h5" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("damaged", [False, True])
-def test_damaged_messages_in_flight_fall_back(tmp_path: Path, damaged: bool) -> None:
+@pytest.mark.parametrize("corrupt", [False, True])
+def test_damaged_messages_in_flight_fall_back(tmp_path: Path, corrupt: bool) -> None:
     run(tmp_path, stop=25)
     slot, message = tmp_path / "slot-1.h5", InFlight((Late("0", 0, 7, b"text"),)).to_bytes()
     at = Store(tmp_path, crc32c).offsets(1)[0].record
@@ -167,7 +167,7 @@ def test_damaged_messages_in_flight_fall_back(tmp_path: Path, damaged: bool) -> 
         file.seek(at)
         file.write(record.tobytes())
     spill_path(slot, 0, "channels").write_bytes(message)
-    if damaged:
+    if corrupt:
         flip(spill_path(slot, 0, "channels"), 4)
         assert run(tmp_path, stop=22)["first"] == 10
     else:
@@ -181,7 +181,7 @@ def test_all_damaged_is_an_error_and_changes_nothing(tmp_path: Path) -> None:
         place = Store(tmp_path, crc32c).offsets(index)[0]
         flip(tmp_path / f"slot-{index}.h5", place.arrays[0])
     before = [(tmp_path / f"slot-{i}.h5").read_bytes() for i in (0, 1)]
-    with pytest.raises(mpickpt.NothingToRestore, match="epoch 2 is damaged(.|\n)*epoch 1 is damaged"):
+    with pytest.raises(mpickpt.NothingToRestore, match="epoch 2 is corrupt(.|\n)*epoch 1 is corrupt"):
         run(tmp_path)
     assert before == [(tmp_path / f"slot-{i}.h5").read_bytes() for i in (0, 1)]
     assert run(tmp_path, stop=5, restart="never")["first"] == 0
@@ -193,7 +193,7 @@ def test_a_foreign_slot_is_no_reason_to_begin_anew(tmp_path: Path) -> None:
         run(tmp_path)
 
 
-def test_died_before_the_first_epoch_was_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_died_before_the_first_epoch_was_complete(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, stop=15)
     slot = tmp_path / "slot-0.h5"
     at = Store(tmp_path, crc32c).offsets(0)[0].record
@@ -207,8 +207,8 @@ def test_died_before_the_first_epoch_was_whole(tmp_path: Path, capfd: pytest.Cap
     result = run(tmp_path, stop=15)
     assert result["first"] == 0
     assert "begins from the start, as no epoch in" in capfd.readouterr().err
-    flip(slot, at + 60)  # a damaged record, on the other hand, may have been that of a whole epoch
-    with pytest.raises(mpickpt.NothingToRestore, match="The record of rank 0 is damaged"):
+    flip(slot, at + 60)  # a corrupt record, on the other hand, may have been that of a complete epoch
+    with pytest.raises(mpickpt.NothingToRestore, match="The record of rank 0 is corrupt"):
         run(tmp_path)
 
 
@@ -220,7 +220,7 @@ def test_epoch_numbers_go_on(tmp_path: Path) -> None:
 
 def test_three_slots(tmp_path: Path) -> None:
     run(tmp_path, stop=45, keep=3)
-    assert whole(tmp_path) == {0: 40, 1: 20, 2: 30}
+    assert complete(tmp_path) == {0: 40, 1: 20, 2: 30}
 
 
 def test_slots_are_private(tmp_path: Path) -> None:
@@ -460,7 +460,7 @@ def test_object_that_cannot_be_pickled(tmp_path: Path) -> None:
             ckpt.step()
         box.clear()
         ckpt.step()
-    assert whole(tmp_path) == {0: 1, 1: 3}
+    assert complete(tmp_path) == {0: 1, 1: 3}
 
 
 def test_objects_of_another_user_are_not_unpickled(tmp_path: Path) -> None:
@@ -557,7 +557,7 @@ def test_environment_wins_over_code(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MPICKPT_DIR", str(tmp_path / "there"))
     monkeypatch.setenv("MPICKPT_EVERY", "7")
     run(tmp_path / "here", stop=10)
-    assert whole(tmp_path / "there") == {0: 7, 1: None}
+    assert complete(tmp_path / "there") == {0: 7, 1: None}
     assert not (tmp_path / "here").exists()
 
 
@@ -590,7 +590,7 @@ def test_stats(tmp_path: Path) -> None:
         for _ in ckpt.range(3):
             u += 1
     stats = ckpt.stats()
-    assert (stats.cuts, stats.whole, stats.failed, stats.last_whole) == (2, 2, 0, 2)
+    assert (stats.cuts, stats.complete, stats.failed, stats.last_complete) == (2, 2, 0, 2)
     assert stats.bytes_written >= 2 * 8 * BLOCK
     assert 0 < stats.blocked_seconds
     assert 0 < stats.drain_seconds
@@ -625,20 +625,20 @@ def test_no_room_later_fails_the_epoch_and_the_program_goes_on(tmp_path: Path) -
         _u = ckpt.array("u", 8 * BLOCK // 8, fill=1.0)
         ckpt.step()
         ckpt.step()  # epoch 1
-        while whole(tmp_path)[0] is None:
+        while complete(tmp_path)[0] is None:
             time.sleep(0.01)
         ckpt.drop("u")
-        _other = ckpt.array("other", 8 * BLOCK // 8, fill=1.0)  # so that slot 1 has to be made anew
+        _other = ckpt.array("other", 8 * BLOCK // 8, fill=1.0)  # so that slot 1 has to be made again
         with (
             largest_file(BLOCK),
             pytest.warns(RuntimeWarning, match=r"Epoch 2 \(step 2\) failed: .*slot-1.h5.* File too large"),
         ):
             ckpt.step()
-        assert whole(tmp_path) == {0: 1, 1: None}
+        assert complete(tmp_path) == {0: 1, 1: None}
         ckpt.step()  # epoch 3
     stats = ckpt.stats()
-    assert (stats.cuts, stats.whole, stats.failed) == (2, 2, 1)
-    assert whole(tmp_path) == {0: 1, 1: 3}
+    assert (stats.cuts, stats.complete, stats.failed) == (2, 2, 1)
+    assert complete(tmp_path) == {0: 1, 1: 3}
 
 
 def test_failed_drain_fails_the_epoch_and_its_slot_is_used_again(tmp_path: Path) -> None:
@@ -656,7 +656,7 @@ def test_failed_drain_fails_the_epoch_and_its_slot_is_used_again(tmp_path: Path)
         assert [warning.filename for warning in told] == [__file__], "it points at the program, not into mpickpt"
         (tmp_path / "away.h5").rename(slot)
     assert ckpt.stats().failed == 1
-    assert whole(tmp_path)[1] == 2
+    assert complete(tmp_path)[1] == 2
 
 
 def test_a_part_is_a_part(tmp_path: Path) -> None:
@@ -680,7 +680,7 @@ def test_who_goes_on_after_being_stopped_is_told_again(tmp_path: Path) -> None:
                 end = time.monotonic() + 20
                 while time.monotonic() < end:
                     ckpt.step()
-    assert whole(tmp_path)[0] == 1
+    assert complete(tmp_path)[0] == 1
 
 
 def test_directory_that_cannot_be_used(tmp_path: Path) -> None:
@@ -724,7 +724,7 @@ def test_closed_session(tmp_path: Path) -> None:
     for call in (ckpt.step, lambda: next(ckpt.range(10, 20)), lambda: ckpt.array("v", 3), ckpt.__enter__):
         with pytest.raises(mpickpt.UsageError, match="The session is closed"):
             call()
-    assert whole(tmp_path) == {0: 1, 1: None}
+    assert complete(tmp_path) == {0: 1, 1: None}
 
 
 def test_exception_in_the_block_passes_and_the_drain_is_finished(tmp_path: Path) -> None:
@@ -733,7 +733,7 @@ def test_exception_in_the_block_passes_and_the_drain_is_finished(tmp_path: Path)
         ckpt.step()
         ckpt.step()
         u += 1 / 0
-    assert whole(tmp_path) == {0: 1, 1: None}
+    assert complete(tmp_path) == {0: 1, 1: None}
     u += 1
 
 
@@ -767,8 +767,8 @@ def test_interrupt_while_waiting(tmp_path: Path) -> None:
     stats = ckpt.stats()
     assert caught > 0
     assert stats.failed == 0
-    assert stats.whole >= 5
-    assert stats.whole + caught >= 11  # each step but the first was cut or interrupted
+    assert stats.complete >= 5
+    assert stats.complete + caught >= 11  # each step but the first was cut or interrupted
 
 
 def test_a_drain_is_seen_to_while_nothing_else_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -778,14 +778,14 @@ def test_a_drain_is_seen_to_while_nothing_else_happens(tmp_path: Path, monkeypat
         seen.append((saved, elapsed, left))
         return False
 
-    monkeypatch.setattr("mpickpt.session.epoch.should_hurry", watch)
+    monkeypatch.setattr("mpickpt.session.epoch.should_boost", watch)
     with mpickpt.open(tmp_path, interval=600) as ckpt:
         _u = ckpt.array("u", 1 << 25, fill=1.0)  # more than a disk takes between two looks
         for step in ckpt.range(10**6):
             time.sleep(0.001)
             if step == 40:
                 ckpt.request()
-            if ckpt.stats().whole:
+            if ckpt.stats().complete:
                 break
     assert seen
     assert len(seen) > 1, "at the cut, and at a look thereafter"
@@ -818,7 +818,7 @@ def test_looks_keep_up_with_steps_that_become_quicker(tmp_path: Path, monkeypatc
             next(steps)
             time.sleep(0.0005)
     assert looks[0] - begin < 0.05, "half of what goes by between two looks in slow steps"
-    assert len(looks) < 60, "three times as many as in slow steps; if the pace were not found out anew, hundreds"
+    assert len(looks) < 60, "three times as many as in slow steps; if the pace were not found out again, hundreds"
 
 
 def test_forked_child_is_inert(tmp_path: Path) -> None:
@@ -841,7 +841,7 @@ def test_forked_child_is_inert(tmp_path: Path) -> None:
         u += 1
         ckpt.step()
         assert os.waitpid(child, 0)[1] == 0
-    assert whole(tmp_path) == {0: 1, 1: 2}
+    assert complete(tmp_path) == {0: 1, 1: 2}
     with mpickpt.open(tmp_path) as ckpt:
         assert (ckpt.array("u", 8 * BLOCK // 8) == 2.0).all()
 
@@ -855,7 +855,7 @@ def test_program_that_forgets_to_close(tmp_path: Path) -> None:
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=150, cwd=tmp_path)
     assert (found.returncode, found.stderr) == (0, "")
-    assert whole(tmp_path / "c") == {0: 1, 1: None}
+    assert complete(tmp_path / "c") == {0: 1, 1: None}
 
 
 def test_two_sessions_at_once_in_one_process(tmp_path: Path) -> None:

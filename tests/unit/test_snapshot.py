@@ -56,8 +56,8 @@ class Rank:
 
     @property
     def image(self) -> RankImage:
-        """The epoch in the slot, which is whole."""
-        assert self.slot.whole, self.slot.why_not
+        """The epoch in the slot, which is complete."""
+        assert self.slot.complete, self.slot.why_not
         return images_of(self.path, self.layout, self.store.offsets(0), self.slot.records)[0]
 
 
@@ -75,7 +75,7 @@ def test_native_code_writes_the_same_record() -> None:
 
 @pytest.mark.parametrize("nbytes", [0, 1, PAGE_BYTES, PAGE_BYTES + 1, 300_000])
 @pytest.mark.parametrize("late", [False, True])
-def test_epoch_is_whole_when_its_messages_are_there(rank: Rank, nbytes: int, late: bool) -> None:
+def test_epoch_is_complete_when_its_messages_are_there(rank: Rank, nbytes: int, late: bool) -> None:
     messages = os.urandom(nbytes)
     rank.cut(1)
     if late:
@@ -158,7 +158,7 @@ def test_messages_that_the_storage_refuses(rank: Rank, tmp_path: Path) -> None:
     assert rank.snapshotter.wait(150)
     now = rank.snapshotter.progress()
     assert (now.state, now.errno) == (DrainState.FAILED, errno.ENOENT)
-    assert not rank.slot.whole
+    assert not rank.slot.complete
 
 
 @pytest.mark.parametrize("saved", [False, True])

@@ -45,7 +45,7 @@ def test_replacing_a_slot_leaves_no_debris_and_no_old_spill(store: Store) -> Non
     assert store.slots()[0].world_size == 3
 
 
-def whole(store: Store, index: int = 0, epoch: int = 5) -> tuple[Layout, Path]:
+def complete(store: Store, index: int = 0, epoch: int = 5) -> tuple[Layout, Path]:
     layout = rows(3)
     arrays = [{s.name: np.ones(s.shape, s.dtype) for s in rank.arrays} for rank in layout.ranks]
     return layout, write_epoch(store, index, layout, arrays, epoch=epoch, step=50)
@@ -58,13 +58,13 @@ def only(store: Store) -> SlotInfo:
 
 def test_slots_tell_epoch_and_step(store: Store) -> None:
     assert store.slots() == []
-    layout, _ = whole(store, 1, epoch=6)
-    whole(store, 0, epoch=5)
+    layout, _ = complete(store, 1, epoch=6)
+    complete(store, 0, epoch=5)
     store.create(2, layout)
     first, second, third = store.slots()
-    assert (first.index, first.epoch, first.step, first.whole, first.why_not) == (0, 5, 50, True, "")
+    assert (first.index, first.epoch, first.step, first.complete, first.why_not) == (0, 5, 50, True, "")
     assert (second.index, second.epoch) == (1, 6)
-    assert (third.epoch, third.whole, third.why_not) == (None, False, "Rank 0 has written nothing yet.")
+    assert (third.epoch, third.complete, third.why_not) == (None, False, "Rank 0 has written nothing yet.")
     assert first.digest == layout.digest
     assert (first.world_size, first.block_bytes) == (3, layout.block_bytes)
     assert [slot.newest for slot in (first, second, third)] == [5, 6, 0]
@@ -83,37 +83,37 @@ def test_slots_tell_epoch_and_step(store: Store) -> None:
         ({"digest": bytes(32)}, "record of rank 1 belongs to another slot"),
     ],
 )
-def test_an_epoch_is_whole_only_if_all_records_agree(store: Store, change: dict[str, Any], why: str) -> None:
-    layout, path = whole(store)
+def test_an_epoch_is_complete_only_if_all_records_agree(store: Store, change: dict[str, Any], why: str) -> None:
+    layout, path = complete(store)
     fields = {"state": RecordState.COMPLETE, "rank": 1, "epoch": 5, "step": 50, "run": 7, "digest": layout.digest}
     with path.open("r+b") as file:
         file.seek(store.offsets(0)[1].record)
         file.write(record(**fields))
-        assert only(store).whole
+        assert only(store).complete
         file.seek(store.offsets(0)[1].record)
         file.write(record(**fields | change))
         file.flush()
         slot = only(store)
-        assert not slot.whole
+        assert not slot.complete
         assert slot.epoch is None
         assert slot.readable
-        assert not slot.damaged
+        assert not slot.corrupt
         assert re.search(why, slot.why_not)
     assert only(store).newest == change.get("epoch", 5)
 
 
 def test_any_flipped_bit_of_a_record_is_noticed(store: Store) -> None:
-    _, path = whole(store)
+    _, path = complete(store)
     at = store.offsets(0)[2].record
     rng = np.random.default_rng(3)
     content = path.read_bytes()
     for bit in [0, 8 * PAGE_BYTES - 1, *rng.integers(0, 8 * PAGE_BYTES, 50).tolist()]:
-        damaged = bytearray(content)
-        damaged[at + bit // 8] ^= 1 << bit % 8
-        path.write_bytes(damaged)
+        corrupt = bytearray(content)
+        corrupt[at + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(corrupt)
         slot = only(store)
-        assert slot.why_not == "The record of rank 2 is damaged."
-        assert slot.damaged
+        assert slot.why_not == "The record of rank 2 is corrupt."
+        assert slot.corrupt
         assert slot.newest == 5
         assert int(slot.records["epoch"][2]) == 0
 
@@ -164,12 +164,12 @@ def other_world_size(path: Path, _: bytes) -> None:
     ],
 )  # fmt: skip
 def test_files_that_are_no_slots_say_why(store: Store, spoil: Callable[[Path, bytes], object], why: str) -> None:
-    _, path = whole(store, 1)
-    whole(store, 0)
+    _, path = complete(store, 1)
+    complete(store, 0)
     spoil(path, path.read_bytes())
     good, bad = store.slots()
-    assert good.whole
-    assert not bad.whole
+    assert good.complete
+    assert not bad.complete
     assert not bad.readable
     assert bad.newest == 0
     assert str(path) in bad.why_not
@@ -184,18 +184,18 @@ def test_files_that_are_no_slots_say_why(store: Store, spoil: Callable[[Path, by
 
 def test_no_flipped_byte_of_the_structure_ends_in_a_traceback(store: Store) -> None:
     """Without a preface, damage in HDF5's own bytes is refused, or does no harm; never taken for another layout."""
-    layout, path = whole(store)
+    layout, path = complete(store)
     drop_preface(path)
     content = path.read_bytes()
     raw = {page for start, nbytes, _ in spans(path) for page in range(start // 4096, (start + nbytes - 1) // 4096 + 1)}
     own = [n for n in range(len(content)) if n // 4096 not in raw and content[n]]
     refused = 0
     for n in np.random.default_rng(5).choice(own, 300, replace=False).tolist():
-        damaged = bytearray(content)
-        damaged[n] ^= 0x41
-        path.write_bytes(damaged)
+        corrupt = bytearray(content)
+        corrupt[n] ^= 0x41
+        path.write_bytes(corrupt)
         slot = read_slot(path, crc32c)
-        assert slot.whole == (not slot.why_not)
+        assert slot.complete == (not slot.why_not)
         try:
             back, _ = read_structure(path, crc32c)
         except StoreError as error:

@@ -15,15 +15,15 @@ from mpickpt.signals import termination
 def test_the_handler_knows_when_a_last_epoch_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[bool] = []
     with pytest.raises(mpickpt.Stopped), mpickpt.open(tmp_path, every=2) as ckpt:
-        cut = ckpt._checkpointer.arm
+        original = ckpt._checkpointer.cut
 
-        def arm(*where: int) -> None:
+        def cut(*where: int) -> None:
             told.append(saved[-1] if saved else False)
-            cut(*where)
+            original(*where)
 
         saved: list[bool] = []
         monkeypatch.setattr(termination, "set_saving", saved.append)
-        monkeypatch.setattr(ckpt._checkpointer, "arm", arm)
+        monkeypatch.setattr(ckpt._checkpointer, "cut", cut)
         u = ckpt.array("u", 10)
         for step in ckpt.range(100):
             u += 1

@@ -33,7 +33,7 @@ with mpickpt.open("{directory}", every=2) as ckpt:
             print("ready", flush=True)
             sys.stdin.read()
 """
-SITUATIONS = ("good", "empty", "running", "damaged", "newer", "random file", "no permission", "missing")
+SITUATIONS = ("good", "empty", "running", "corrupt", "newer", "random file", "no permission", "missing")
 BATCH = {"sbatch", "requeue"}  # what they do is in test_slurm.py
 
 # What each verb is given for a path, and its exit status in each situation, in the order of SITUATIONS.
@@ -89,11 +89,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         process.communicate(timeout=150)
         assert process.returncode == 0
         return
-    if situation in ("good", "damaged", "newer", "no permission"):
+    if situation in ("good", "corrupt", "newer", "no permission"):
         save_all(path)
     if situation == "empty":
         path.mkdir()
-    elif situation == "damaged":
+    elif situation == "corrupt":
         for slot in Store(path, crc32c).slots():
             offset = Store(path, crc32c).offsets(slot.index)[0].arrays[0]
             with slot.path.open("r+b") as file:
@@ -140,7 +140,7 @@ def test_verbs_in_a_situation(place: Place, tmp_path: Path, request: pytest.Fixt
         assert "\x1b" not in run.stdout, "colour in a pipe"
         if run.returncode:
             lines = (run.stderr or run.stdout).strip()
-            assert lines.endswith((".", ")", "differ", "whole")) or verb == "verify", told
+            assert lines.endswith((".", ")", "differ", "complete")) or verb == "verify", told
             assert str(place.path) in told or place.path.name in told
         (tmp_path / "out.h5").unlink(missing_ok=True)
 
@@ -179,7 +179,7 @@ def test_exit_statuses() -> None:
         (mpickpt.StoreError("x", errno=13), 2),
         (mpickpt.StoreError("x", errno=5), 1),
         (mpickpt.StoreError("x"), 1),
-        (mpickpt.DamageError("x"), 1),
+        (mpickpt.CorruptionError("x"), 1),
         (mpickpt.EpochError("x"), 1),
     ):
         assert main_module.exit_status(error) == status

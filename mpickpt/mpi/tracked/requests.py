@@ -66,7 +66,7 @@ class TrackedRequest(MPI.Request):
     _comm: Tracked
     _posted: Posted | None = None
     _origin: Seen | None = None  # of a message that comes by the loopback
-    _stand_in: MPI.Request | None = None  # the real request of a persistent one that was served or swallowed
+    _stand_in: MPI.Request | None = None  # the real request of a persistent one that was served or suppressed
     _partner: MPI.Request | None = None  # the send of an Isendrecv
     _memory: bytearray | None = None  # of an object, that mpi4py does not know to be one
 
@@ -331,8 +331,8 @@ class TrackedPrequest(TrackedRequest, MPI.Prequest):
 
     def _finish(self, seen: MPI.Status, *, failed: bool = False) -> None:
         """Count what is complete, also if it was started by a call outside our sight."""
-        call, unseen = self._call, self._posted is None and self._stand_in is None
-        if unseen and call.kind == "receive" and seen.Get_source() >= 0:
+        call, unnoticed = self._call, self._posted is None and self._stand_in is None
+        if unnoticed and call.kind == "receive" and seen.Get_source() >= 0:
             self._posted = replace(call, stamp=self._comm.traffic.ledger.stamp())
         super()._finish(seen, failed=failed)
 
@@ -353,7 +353,7 @@ class TrackedPrequest(TrackedRequest, MPI.Prequest):
                 self._stand_in, self._origin = comm.serve(late, self._spec)
                 return
             call.stamp = comm.traffic.ledger.stamp()
-        elif call.kind == "send" and comm.swallow(self._spec, call.peer, call.tag):
+        elif call.kind == "send" and comm.suppress(self._spec, call.peer, call.tag):
             self._stand_in = comm.nothing()
             return
         MPI.Prequest.Start(self)

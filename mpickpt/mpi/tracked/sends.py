@@ -1,4 +1,4 @@
-"""The sends of a tracked communicator: counted when they are posted, swallowed if they arrived before a restart."""
+"""The sends of a tracked communicator: counted when they are posted, suppressed if they arrived before a restart."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Sends(Tracked):
 
     def _send(self, isend: Isend, buf: Spec, dest: int, tag: int, pack: Pack | None = None) -> None:
         traffic = self.traffic
-        if traffic.replay.swallowing and self.swallow(buf, dest, tag, pack):
+        if traffic.replay.suppresses and self.suppress(buf, dest, tag, pack):
             return
         request = isend(self, buf, dest, tag)
         if dest != MPI.PROC_NULL:
@@ -33,7 +33,7 @@ class Sends(Tracked):
     def _isend(
         self, isend: Isend, buf: Spec, dest: int, tag: int, pack: Pack | None = None
     ) -> TrackedRequest:
-        if self.swallow(buf, dest, tag, pack):
+        if self.suppress(buf, dest, tag, pack):
             return TrackedRequest.of(self.nothing(), self)
         request = isend(self, buf, dest, tag)
         if dest == MPI.PROC_NULL:
@@ -44,7 +44,7 @@ class Sends(Tracked):
     def _buffered(
         self, send: Callable[..., None], buf: Spec, dest: int, tag: int, pack: Pack | None = None
     ) -> None:
-        if not self.swallow(buf, dest, tag, pack):
+        if not self.suppress(buf, dest, tag, pack):
             send(self, buf, dest, tag)
             if dest != MPI.PROC_NULL:
                 self.note_sent(dest, tag)

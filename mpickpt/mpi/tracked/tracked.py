@@ -175,14 +175,14 @@ class Tracked(MPI.Intracomm):
         self.traffic.replay.serve(late)
         return found
 
-    def swallow(self, buf: Spec, dest: int, tag: int, pack: Pack | None = None) -> bool:
-        """Swallow a send whose message arrived before the restart."""
+    def suppress(self, buf: Spec, dest: int, tag: int, pack: Pack | None = None) -> bool:
+        """Suppressed a send whose message arrived before the restart."""
         traffic = self.traffic
-        if not traffic.replay.swallowing or dest == MPI.PROC_NULL:
+        if not traffic.replay.suppresses or dest == MPI.PROC_NULL:
             return False
         content = traffic.loopback.pack if pack is None else pack
-        return traffic.replay.swallow(self.path, self.world(dest), tag, lambda: content(buf))
+        return traffic.replay.suppress(self.path, self.world(dest), tag, lambda: content(buf))
 
     def nothing(self) -> MPI.Request:
-        """Give a request that is complete, for a send that is swallowed."""
+        """Give a request that is complete, for a send that is suppressed."""
         return MPI.Intracomm.Isend(self, [b"", MPI.BYTE], MPI.PROC_NULL)

@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 from mpi4py import MPI
 
 from mpickpt.errors import EpochError, MpickptError, WaitTimeout, everywhere
-from mpickpt.messages.inflight import InFlight, Swallow, route
+from mpickpt.messages.inflight import InFlight, Suppressed, route
 from mpickpt.messages.ledger import Calls, Channel, Data, Ledger, describe
 from mpickpt.mpi.leftovers import Account
 from mpickpt.mpi.tracked.ahead import receive_ahead
@@ -181,7 +181,7 @@ class Traffic:
         self._end_exchange()
         self._epoch = epoch
         self.fault = None
-        self._look_at_requests()
+        self._check_requests()
         held = [r for r in self._pending.values() if not r.harmless()]
         tell: dict[int, dict[str, Any]] = {}
         for rank, counts in self.ledger.cut().items():
@@ -213,7 +213,7 @@ class Traffic:
         for path, count, name in told.get("calls", ()):
             self._calls.told(rank, path, count, name)
 
-    def _look_at_requests(self) -> None:
+    def _check_requests(self) -> None:
         """Find the requests that a call outside our sight has completed."""
         for request in list(self._pending.values()):
             request.notice()
@@ -230,7 +230,7 @@ class Traffic:
             return False
         if not self.ledger.outstanding(self._oldest_posted):
             return True
-        self._look_at_requests()
+        self._check_requests()
         lost = self.ledger.unknown()
         if self._lost is not None:
             self.fault = self._lost
@@ -270,7 +270,7 @@ class Traffic:
         return self.ledger.in_flight().to_bytes()
 
     def counts(self) -> tuple[int, int]:
-        """Give the numbers of late and early messages of the last epoch on this rank."""
+        """Give the numbers recently and early messages of the last epoch on this rank."""
         return self.ledger.counts
 
     # -- restart and end -----------------------------------------------------------------------------------------
@@ -308,19 +308,19 @@ class Traffic:
         except EpochError as wrong:
             error = EpochError(f"Rank {self.rank}: {wrong}")
         all_found = gather((error, found), what)
-        answers: list[MpickptError | tuple[int, int, list[Swallow]]] | None = None
+        answers: list[MpickptError | tuple[int, int, list[Suppressed]]] | None = None
         if all_found is not None:
             first = next((e for e, _ in all_found if e is not None), None)
             everyone = [each for _, each in all_found]
             late = sum(len(each.late) for each in everyone)
-            swallows = route([each.early for each in everyone])
-            early = sum(len(s.checksums) for each in (*swallows, *(e.swallow for e in everyone)) for s in each)
-            answers = [first or (late, early, swallow) for swallow in swallows]
-        answer: MpickptError | tuple[int, int, list[Swallow]] = scatter(answers, what)
+            suppressed = route([each.early for each in everyone])
+            early = sum(len(s.checksums) for each in (*suppressed, *(e.suppressed for e in everyone)) for s in each)
+            answers = [first or (late, early, one) for one in suppressed]
+        answer: MpickptError | tuple[int, int, list[Suppressed]] = scatter(answers, what)
         if isinstance(answer, MpickptError):
             raise everywhere(answer)
-        late, early, swallow = answer
-        self.replay.load(found.late, (*found.swallow, *swallow))
+        late, early, own = answer
+        self.replay.load(found.late, (*found.suppressed, *own))
         return late, early
 
     def close(self) -> None:
@@ -339,7 +339,7 @@ class Traffic:
 
     def account(self) -> tuple[int, int, int, bool]:
         """Give exchanges, messages, collectives and whether something is pending, as in `Account`."""
-        self._look_at_requests()
+        self._check_requests()
         return self._cuts, self._messages, self._collectives, any(not r.harmless() for r in self._pending.values())
 
     def finish(self, accounts: Sequence[Account], wait: Callable[[Callable[[], bool]], object]) -> None:

@@ -124,7 +124,7 @@ def test_killed_and_started_again_with_the_ranks_on_each_others_nodes() -> None:
     sound("node2")
 
 
-def test_a_wish_from_another_node_is_heard_at_once() -> None:
+def test_a_request_from_another_node_is_heard_at_once() -> None:
     """Node 1 believes for a minute that there is none."""
     with running(mpirun(NODES, *program(100_000, pause=0.02, options="--every 1000000")), "in use by") as job:
         time.sleep(15)  # long enough for rank 0 to have looked for it
@@ -132,18 +132,19 @@ def test_a_wish_from_another_node_is_heard_at_once() -> None:
         assert "asked" in told(on("node2", BIN / "mpickpt", "trigger", "--stop", "/nfs/c.ckpt"))
         assert job.wait(LIMIT) == 75
         assert time.monotonic() - began < 30  # most of it is Python's end
-    assert re.search(r"slot-0.h5\s+1 .*whole", ls("node2"))
+    assert re.search(r"slot-0.h5\s+1 .*complete", ls("node2"))
     sound("node1")
 
 
 def test_slots_are_made_anew_while_somebody_reads_the_old_ones() -> None:
     """Their files live on, and both nodes know them by the name that the new ones have."""
-    with running(mpirun(NODES, *program(120, pause=0.2, grows=45)), r"(?s)slot-0.h5.*whole.*slot-1.h5.*whole") as job:
+    command = mpirun(NODES, *program(120, pause=0.2, grows=45))
+    with running(command, r"(?s)slot-0.h5.*complete.*slot-1.h5.*complete") as job:
         held = [path.open("rb") for path in SERVED.glob("c.ckpt/slot-*.h5")]
         output = job.communicate(timeout=LIMIT)[0]
         assert job.returncode == 0, output
         for file in held:
-            assert os.fstat(file.fileno()).st_nlink == 0  # they were made anew
+            assert os.fstat(file.fileno()).st_nlink == 0  # they were made again
             file.close()
     assert re.findall(r"(\d+) failed", output) == ["0", "0"], output
     sound("node1")
@@ -153,7 +154,7 @@ def test_slots_are_made_anew_while_somebody_reads_the_old_ones() -> None:
 def test_a_node_dies_and_its_lock_is_waited_for() -> None:
     """The server keeps it for some time; the program goes on on the other node."""
     command = mpirun(NODES, *program(1_000_000, pause=0.05))
-    with running(command, r"(?s)slot-0.h5.*whole.*slot-1.h5.*whole"):
+    with running(command, r"(?s)slot-0.h5.*complete.*slot-1.h5.*complete"):
         subprocess.run(["ip", "link", "set", "node1", "down"], check=True)
     for pid in _processes("program.py"):
         os.kill(pid, signal.SIGKILL)
