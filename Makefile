@@ -48,7 +48,7 @@ PAIRED := -n 2 --dist worksteal
 # --kill-after: a pytest that does not end on SIGTERM has ranks of its own to take down first.
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
-.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults test-kills test-slurm test-nfs test-mpi4py lint docs bench bench-quick bench-curves \
+.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults test-kills test-slurm test-nfs test-mpi4py dist lint docs bench bench-quick bench-curves \
         bench-throttled bench-faults bench-guard bench-rounds bench-unchanged bench-restart bench-verify clean
 
 help:
@@ -68,6 +68,7 @@ help:
 	@echo 'make bench-unchanged  what checkpoints cost a program that changes nothing, counted (a minute)'
 	@echo 'make bench-restart what a restart costs, eager and lazy'
 	@echo 'make bench-verify  how fast mpickpt verify reads'
+	@echo 'make dist    sources and a wheel in .build/dist, each installed in an environment of its own and tried there'
 	@echo 'make lint    ruff and mypy --strict'
 	@echo 'make docs    the pages of docs/ as HTML, in .build/docs'
 	@echo 'make clean   remove .build'
@@ -84,9 +85,9 @@ $(VENV)/stamp-install: $(VENV)/stamp-venv $(SOURCES)
 	$(BIN)/python -m pip install --quiet '.[$(EXTRAS)]'
 	touch $@
 
-# The tools alone: the list is that of the extra [dev] or [docs], and the package in it is there already.
+# The tools alone: the list is that of the extra [dev], [dist] or [docs], and the package in it is there already.
 EXTRA := import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]])
-$(VENV)/stamp-dev $(VENV)/stamp-docs: $(VENV)/stamp-%: $(VENV)/stamp-venv pyproject.toml | $(VENV)/stamp-install
+$(VENV)/stamp-dev $(VENV)/stamp-dist $(VENV)/stamp-docs: $(VENV)/stamp-%: $(VENV)/stamp-venv pyproject.toml | $(VENV)/stamp-install
 	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c '$(EXTRA)' $*)
 	touch $@
 
@@ -156,6 +157,13 @@ test-mpi4py: install
 	    tar -xzf $$sources.new/mpi4py-$$version.tar.gz -C $$sources.new --strip-components 1 && mv $$sources.new $$sources; \
 	fi && \
 	$(BIN)/python tests/mpi4py_suite/compare.py $$sources/test $(MPI4PY)
+
+# The wheel is made from the sources as they are packed, so that nothing is missing there.
+dist: $(VENV)/stamp-dist
+	rm -rf $(BUILD)/dist
+	$(BIN)/python -m build --outdir $(BUILD)/dist
+	$(BIN)/python -m twine check --strict $(BUILD)/dist/*
+	cd tests && $(LIMIT) $(PYTEST) $(PAIRED) packaging
 
 lint: $(VENV)/stamp-dev
 	$(BIN)/ruff check .
