@@ -20,11 +20,13 @@ from textwrap import indent
 
 import numpy as np
 import pytest
+from handed_out import handed_out
 from make_epoch import rows, write_epoch
 from messages import messages
 from mpi4py import MPI
 
 import mpickpt
+from mpickpt import errors
 from mpickpt.cli.main import VERBS, parser
 from mpickpt.layout.arrays import RECORD
 from mpickpt.snapshot import crc32c
@@ -187,6 +189,37 @@ def test_the_api_page_names_all_that_is_public() -> None:
     text = (ROOT / "docs" / "api.md").read_text()
     told = re.findall(r"^\.\. auto\w+:: (\w+)(?:\(\))?$", text, re.MULTILINE)
     assert sorted(told) == sorted(mpickpt.__all__)
+
+
+def entries() -> set[object]:
+    """Give the classes and functions that have an entry in the reference."""
+    found: set[object] = set()
+    for path in re.findall(r"^\.\. auto\w+:: ([\w.]+)", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE):
+        module, _, name = path.rpartition(".")
+        found.add(getattr(import_module(module or "mpickpt"), name))
+    return found
+
+
+def test_each_class_that_a_program_is_handed_is_on_the_api_page(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path, every=1) as ckpt:
+        comm = ckpt.comm
+        request = comm.isend(1, comm.rank)
+        message = comm.mprobe(comm.rank)
+        message.recv()
+        request.wait()
+    handed = handed_out(type(comm), type(request), type(message))
+    told = entries()
+    assert {kind.__name__ for kind in handed} >= {"StoredArray", "ArrayInfo", "Outcome", "Box", "TrackedMessage"}
+    missing = {kind.__name__: place for kind, place in handed.items() if kind not in told}
+    assert missing == {}, "each class that a program is handed needs an entry in docs/api.md"
+
+
+def test_the_errors_and_their_exit_codes_are_on_the_api_page() -> None:
+    kinds = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, BaseException)}
+    kinds = {kind for kind in kinds if kind.__module__ == errors.__name__}
+    assert kinds <= entries()
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \|$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert {name: int(code) for name, code in rows} == {kind.__name__: kind.exit_code for kind in kinds}
 
 
 def test_decision_records_are_listed_and_have_the_same_sections() -> None:
