@@ -1,7 +1,7 @@
 """The native snapshotter as Python sees it: with `mpickpt.snapshot.guard`, all that imports the extension.
 
 A `Snapshotter` holds one-dimensional byte views of a rank's arrays. `Snapshotter.cut` fixes the image of all of them
-at one instant; drain threads save it while the program goes on. How, is told in ``native/src/session.h``. What was
+at one instant; drain threads save it while the program goes on. How, is told in ``native/src/blocks.h``. What was
 saved comes back by `read_blocks`, or by a `Loader` while the program computes.
 """
 

@@ -1,9 +1,10 @@
 /* CRC-32C (Castagnoli), as of RFC 3720. Three streams at a time on processors that have the instruction, because it
  * takes one word a cycle but gives its result three cycles later; eight tables elsewhere. Pure functions. */
-#include <pthread.h>
-#include <string.h>
+#include "crc32c.h"
 
-#include "session.h"
+#include <pthread.h>
+#include <stdbool.h>
+#include <string.h>
 
 #define POLYNOMIAL 0x82f63b78u /* bits reversed */
 #define STREAM ((size_t)512) /* bytes of each of the three streams between two joins */

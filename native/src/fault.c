@@ -4,10 +4,14 @@
  *
  * A fault that is not ours belongs to the handler that was there before (faulthandler, Julia, a JVM). */
 #define _GNU_SOURCE
+#include "fault.h"
+
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
 
+#include "chaos.h"
+#include "fork.h"
 #include "session.h"
 
 _Atomic(mpk_session *) mpk__watched;
@@ -44,11 +48,11 @@ static void die_in_handler(const char *text) {
 /* Waits for room in the pool: the one place where the program waits for the drain. */
 static void wait_for_room_in_handler(mpk_session *s, uint32_t b, uint64_t word, mpk__patience *patience) {
     uint32_t given = atomic_load(&s->pool.given);
-    if (atomic_load(&s->pool.used) < s->pool.n_entries || atomic_load(&s->blocks[b]) != word) return;
+    if (atomic_load(&s->pool.used) < s->pool.n_entries || atomic_load(&s->blocks.words[b]) != word) return;
     uint64_t start = mpk__prim_now_ns();
     mpk__pool_wait_in_handler(&s->pool, given);
     uint64_t waited = mpk__prim_now_ns() - start;
-    atomic_fetch_add(&s->stall_ns, waited);
+    atomic_fetch_add(&s->epoch.stall_ns, waited);
     mpk__drain_waited_in_handler(s, patience, waited);
 }
 
@@ -56,8 +60,8 @@ static void wait_for_room_in_handler(mpk_session *s, uint32_t b, uint64_t word, 
  * account for: it still uses the memory, if only to read it. False: the state changed. */
 static bool give_block_up_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
     mpk__chaos();
-    if (!atomic_compare_exchange_strong(&s->blocks[b], &word, mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE))) return false;
-    if (mpk__state_of(word) == MPK__PROTECTED) mpk__drain_finished_in_handler(s, 1);
+    if (!atomic_compare_exchange_strong(&s->blocks.words[b], &word, mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE))) return false;
+    if (mpk__state_of(word) == MPK__PROTECTED) mpk__epoch_finished_in_handler(s, 1);
     return true;
 }
 
@@ -68,12 +72,12 @@ static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word, mpk
         wait_for_room_in_handler(s, b, word, patience);
         return false;
     }
-    if (mpk__pool_is_pressed(&s->pool)) mpk__drain_wake_in_handler(s);
-    mpk__place place = mpk__block_place(s, b);
-    if (atomic_load(&s->history[b].crc_is_known))
+    if (mpk__pool_is_pressed(&s->pool)) mpk__drain_wake_in_handler(&s->drain);
+    mpk__place place = mpk__block_place_in_handler(&s->blocks, b);
+    if (atomic_load(&s->history.block[b].crc_is_known))
         mpk__pool_put_in_handler(&s->pool, entry, place.memory, place.bytes);
     else
-        mpk__pool_put_checked_in_handler(&s->pool, entry, place.memory, place.bytes, mpk__bytes_before_border(s, &place));
+        mpk__pool_put_checked_in_handler(&s->pool, entry, place.memory, place.bytes, mpk__bytes_before_border(&s->blocks, &place));
     mpk__chaos();
     /* While the word is PROTECTED or DRAINING of this cut nobody has opened the page, so the copy is the image: also when
      * a drain thread took the block up, or let go of it, in the meantime. */
@@ -82,8 +86,8 @@ static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word, mpk
         enum mpk__block_state state = mpk__state_of(now);
         if (mpk__cut_of(now) != mpk__cut_of(word) || (state != MPK__PROTECTED && state != MPK__DRAINING)) break;
         enum mpk__block_state next = state == MPK__PROTECTED ? MPK__COPIED : MPK__DRAINING_COPY;
-        if (atomic_compare_exchange_weak(&s->blocks[b], &now, mpk__word(mpk__cut_of(now), entry, next))) {
-            atomic_fetch_add(&s->blocks_copied, 1);
+        if (atomic_compare_exchange_weak(&s->blocks.words[b], &now, mpk__word(mpk__cut_of(now), entry, next))) {
+            atomic_fetch_add(&s->epoch.blocks_copied, 1);
             return true;
         }
     }
@@ -93,21 +97,21 @@ static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word, mpk
 
 /* Takes a CLEAN block for its first write. False: it is in another state. */
 static bool take_clean_block_in_handler(mpk_session *s, uint32_t b) {
-    uint64_t word = atomic_load(&s->blocks[b]);
+    uint64_t word = atomic_load(&s->blocks.words[b]);
     mpk__chaos();
     return mpk__state_of(word) == MPK__CLEAN &&
-           atomic_compare_exchange_strong(&s->blocks[b], &word, mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE));
+           atomic_compare_exchange_strong(&s->blocks.words[b], &word, mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE));
 }
 
 /* Sees to it that block b may be opened: its image is saved, or it needs none. False: another thread did. */
 static bool preserve_block_in_handler(mpk_session *s, uint32_t b) {
-    mpk__patience patience = {.ended = atomic_load(&s->calls_ended)};
+    mpk__patience patience = {.ended = atomic_load(&s->drain.calls_ended)};
     for (;;) {
-        uint64_t word = atomic_load(&s->blocks[b]);
+        uint64_t word = atomic_load(&s->blocks.words[b]);
         switch (mpk__state_of(word)) {
         case MPK__PROTECTED:
         case MPK__DRAINING:
-            if (atomic_load(&s->error)) { /* read after the word, so it is of this cut, or the swap fails */
+            if (atomic_load(&s->epoch.error)) { /* read after the word, so it is of this cut, or the swap fails */
                 if (give_block_up_in_handler(s, b, word)) return true;
                 break;
             }
@@ -124,20 +128,20 @@ static bool preserve_block_in_handler(mpk_session *s, uint32_t b) {
     }
 }
 
-static void preserve_ahead_in_handler(mpk_session *s, uint32_t b, uint64_t now_ns) {
+static void preserve_ahead_in_handler(mpk_session *s, uint32_t b, uint64_t us) {
     if (!preserve_block_in_handler(s, b)) return;
-    mpk__history_note_write_in_handler(s, b, now_ns);
-    atomic_store(&s->history[b].is_ahead, true);
+    mpk__history_note_write_in_handler(&s->history, b, us);
+    atomic_store(&s->history.block[b].is_ahead, true);
 }
 
 /* -- opening ---------------------------------------------------------------------------------------------------------- */
 
 /* Makes blocks writable that follow each other in memory, from `first` to `last`, of one region or of several. */
 static int open_blocks_in_handler(mpk_session *s, uint32_t first, uint32_t last) {
-    mpk__place from = mpk__block_place(s, first), to = mpk__block_place(s, last);
+    mpk__place from = mpk__block_place_in_handler(&s->blocks, first), to = mpk__block_place_in_handler(&s->blocks, last);
     int error = mpk__prim_protect_in_handler(from.memory, (size_t)(to.memory - from.memory) + to.span, true);
-    for (uint32_t b = first; !error; mpk__block_beside_in_handler(s, b, true, &b)) {
-        if (!atomic_exchange(&s->opened[b], 1)) atomic_fetch_sub(&s->n_closed, 1);
+    for (uint32_t b = first; !error; mpk__block_beside_in_handler(&s->blocks, b, true, &b)) {
+        mpk__block_note_opened_in_handler(&s->blocks, b);
         if (b == last) break;
     }
     return error;
@@ -147,17 +151,17 @@ static int open_blocks_in_handler(mpk_session *s, uint32_t first, uint32_t last)
 static uint32_t last_closed_in_handler(const mpk_session *s, uint32_t b, bool behind, uint32_t *count, bool *bounded) {
     uint32_t next;
     *bounded = false;
-    for (*count = 0; mpk__block_beside_in_handler(s, b, behind, &next); b = next, ++*count) {
-        *bounded = atomic_load(&s->opened[next]);
+    for (*count = 0; mpk__block_beside_in_handler(&s->blocks, b, behind, &next); b = next, ++*count) {
+        *bounded = atomic_load(&s->blocks.opened[next]);
         if (*bounded) break;
     }
     return b;
 }
 
 static int preserve_and_open_in_handler(mpk_session *s, uint32_t first, uint32_t last) {
-    uint64_t now = mpk__prim_now_ns();
-    for (uint32_t b = first; !mpk__is_forked_in_handler(); mpk__block_beside_in_handler(s, b, true, &b)) {
-        if (!atomic_load(&s->opened[b])) preserve_ahead_in_handler(s, b, now);
+    uint64_t now = mpk__epoch_us(&s->epoch, mpk__prim_now_ns());
+    for (uint32_t b = first; !mpk__is_forked_in_handler(); mpk__block_beside_in_handler(&s->blocks, b, true, &b)) {
+        if (!atomic_load(&s->blocks.opened[b])) preserve_ahead_in_handler(s, b, now);
         if (b == last) break;
     }
     return open_blocks_in_handler(s, first, last);
@@ -194,34 +198,35 @@ void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b) {
         return;
     }
     uint64_t start = mpk__prim_now_ns();
-    atomic_store(&s->history[b].is_left_out, false);
-    mpk__history_note_write_in_handler(s, b, start);
-    mpk__chunk with = mpk__ahead_in_handler(s, b, start);
+    atomic_store(&s->history.block[b].is_left_out, false);
+    uint64_t us = mpk__epoch_us(&s->epoch, start);
+    mpk__history_note_write_in_handler(&s->history, b, us);
+    mpk__chunk with = mpk__ahead_in_handler(&s->sweep, &s->blocks, &s->history, b, us);
     preserve_block_in_handler(s, b);
     for (uint32_t other = with.first; other < with.first + with.count; other++)
-        if (other != b) preserve_ahead_in_handler(s, other, start);
+        if (other != b) preserve_ahead_in_handler(s, other, us);
     mpk__chaos();
     open_pages_in_handler(s, with.first, with.count);
-    atomic_fetch_add(&s->fault_ns, mpk__prim_now_ns() - start);
-    atomic_fetch_add(&s->faults, 1);
+    atomic_fetch_add(&s->epoch.fault_ns, mpk__prim_now_ns() - start);
+    atomic_fetch_add(&s->epoch.faults, 1);
 }
 
 void mpk__copy_pinned_block(mpk_session *s, uint32_t b) {
-    uint64_t word = atomic_load(&s->blocks[b]);
+    uint64_t word = atomic_load(&s->blocks.words[b]);
     uint32_t entry = MPK__NO_ENTRY;
-    mpk__patience patience = {.ended = atomic_load(&s->calls_ended)};
-    while (!atomic_load(&s->error) && (entry = mpk__pool_take_in_handler(&s->pool)) == MPK__NO_ENTRY)
+    mpk__patience patience = {.ended = atomic_load(&s->drain.calls_ended)};
+    while (!atomic_load(&s->epoch.error) && (entry = mpk__pool_take_in_handler(&s->pool)) == MPK__NO_ENTRY)
         wait_for_room_in_handler(s, b, word, &patience);
     if (entry == MPK__NO_ENTRY) { /* the epoch has failed: it stays WRITABLE */
-        mpk__drain_finished_in_handler(s, 1);
+        mpk__epoch_finished_in_handler(s, 1);
         return;
     }
-    mpk__place place = mpk__block_place(s, b);
+    mpk__place place = mpk__block_place_in_handler(&s->blocks, b);
     mpk__pool_put_in_handler(&s->pool, entry, place.memory, place.bytes);
-    mpk__checksum_in_handler(s, &place, mpk__pool_image(&s->pool, entry), s->crc[b]); /* memory may be changing */
-    atomic_store(&s->history[b].crc_is_known, true);
-    atomic_store(&s->blocks[b], mpk__word(mpk__cut_of(word), entry, MPK__COPIED));
-    if (mpk__pool_is_pressed(&s->pool)) mpk__drain_wake_in_handler(s);
+    mpk__checksum_in_handler(&s->blocks, &place, mpk__pool_image(&s->pool, entry), s->blocks.crc[b]); /* memory may be changing */
+    atomic_store(&s->history.block[b].crc_is_known, true);
+    atomic_store(&s->blocks.words[b], mpk__word(mpk__cut_of(word), entry, MPK__COPIED));
+    if (mpk__pool_is_pressed(&s->pool)) mpk__drain_wake_in_handler(&s->drain);
 }
 
 /* A stack grows downwards, so that a handler which was left by longjmp is told from one that is still at work: the next
@@ -240,7 +245,7 @@ static void end_in_handler(int signal, bool raised) {
  * one, puts back whom it found and raises. That cannot be undone here, as nothing says where the write went, but told. */
 static void tell_of_other_in_handler(const siginfo_t *info) {
     mpk_session *s = atomic_load(&mpk__watched);
-    if (info->si_code != SI_TKILL || !s || !atomic_load(&installed) || atomic_load(&s->n_closed) == 0) return;
+    if (info->si_code != SI_TKILL || !s || !atomic_load(&installed) || atomic_load(&s->blocks.n_closed) == 0) return;
     mpk__prim_say_in_handler("mpickpt: SIGSEGV was raised by this process itself while saved memory was write-protected. If a "
                              "handler did so that was installed after the last cut (faulthandler.enable(), say), the fault "
                              "may have been an ordinary write to a saved array: install it before the first safe point\n");
@@ -279,7 +284,7 @@ static void on_fault(int signal, siginfo_t *info, void *context) {
     int saved_errno = errno;
     mpk_session *s = atomic_load(&mpk__watched);
     int64_t b = -1;
-    if (s && info->si_code > 0) b = mpk__block_at_in_handler(s, (uintptr_t)info->si_addr);
+    if (s && info->si_code > 0) b = mpk__block_at_in_handler(&s->blocks, (uintptr_t)info->si_addr);
     if (b >= 0)
         mpk__write_to_block_in_handler(s, (uint32_t)b);
     else
@@ -325,7 +330,7 @@ int mpk__fault_install(void) {
 
 void mpk__fault_disown(void) {
     mpk_session *s = atomic_load(&mpk__watched);
-    if (s && atomic_load(&s->n_closed) != 0) mpk__open_all(s);
+    if (s && atomic_load(&s->blocks.n_closed) != 0) mpk__blocks_open_all(&s->blocks);
     mpk__fault_unwatch();
 }
 

@@ -10,10 +10,13 @@
  * child with memory of its own tells it apart; in a child of vfork() or posix_spawn(), which shares its parent's memory
  * and drain threads until it executes another program, that page is not wiped. */
 #define _GNU_SOURCE
+#include "fork.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 
+#include "fault.h"
 #include "guard.h"
 
 enum { MOST = 8 };

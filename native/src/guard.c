@@ -9,6 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "hooks.h"
+#include "windows.h"
+
 typedef struct range {
     uintptr_t from;
     size_t bytes;
@@ -30,26 +33,26 @@ static size_t n_hooks;
 typedef void block_action(mpk_session *s, uint32_t b);
 
 static void for_each_block(mpk_session *s, uintptr_t from, size_t bytes, block_action *act) {
-    for (uint32_t i = 0; i < s->n_regions; i++) {
-        const mpk__region *r = &s->regions[i];
+    for (uint32_t i = 0; i < s->blocks.n_regions; i++) {
+        const mpk__region *r = &s->blocks.regions[i];
         uintptr_t pages = (uintptr_t)r->pages;
         if (r->n_blocks == 0 || from >= pages + r->span || pages >= from + bytes) continue;
-        uintptr_t first = from > pages ? (from - pages) / s->block_bytes : 0;
+        uintptr_t first = from > pages ? (from - pages) / s->blocks.block_bytes : 0;
         uintptr_t last = (from + bytes < pages + r->span ? from + bytes - pages : r->span) - 1;
-        for (uintptr_t k = first; k <= last / s->block_bytes; k++) act(s, r->first_block + (uint32_t)k);
+        for (uintptr_t k = first; k <= last / s->blocks.block_bytes; k++) act(s, r->first_block + (uint32_t)k);
     }
 }
 
 static void open_block(mpk_session *s, uint32_t b) {
-    if (!atomic_load(&s->opened[b])) mpk__write_to_block_in_handler(s, b);
+    if (!atomic_load(&s->blocks.opened[b])) mpk__write_to_block_in_handler(s, b);
 }
 
 static void pin_block(mpk_session *s, uint32_t b) {
-    atomic_fetch_add(&s->pins[b], 1); /* first: from here on no cut protects it again */
+    atomic_fetch_add(&s->blocks.pins[b], 1); /* first: from here on no cut protects it again */
     open_block(s, b);
 }
 
-static void unpin_block(mpk_session *s, uint32_t b) { atomic_fetch_sub(&s->pins[b], 1); }
+static void unpin_block(mpk_session *s, uint32_t b) { atomic_fetch_sub(&s->blocks.pins[b], 1); }
 
 void mpk__open_range(const void *memory, size_t bytes) {
     mpk_session *s = mpk__watched_session();
@@ -140,14 +143,14 @@ void mpk__guard_after_fork(void) { pthread_mutex_unlock(&lock); }
 
 bool mpk__waiting_begin(void) {
     if (!donates || !mpk__drain_is_active()) return false;
-    if (atomic_fetch_add(&waiting, 1) == 0) mpk__drain_wake_in_handler(mpk__watched_session());
+    if (atomic_fetch_add(&waiting, 1) == 0) mpk__drain_wake_in_handler(&mpk__watched_session()->drain);
     return true;
 }
 
 void mpk__waiting_end(void) {
     if (atomic_fetch_sub(&waiting, 1) != 1) return;
     mpk_session *s = mpk__watched_session();
-    if (s) mpk__drain_wake_in_handler(s); /* the idle threads are wanted again, and may be asleep */
+    if (s) mpk__drain_wake_in_handler(&s->drain); /* the idle threads are wanted again, and may be asleep */
 }
 
 bool mpk__program_waits(void) { return atomic_load(&waiting) != 0; }

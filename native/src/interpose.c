@@ -13,16 +13,14 @@
 #include "interpose.h"
 
 #include <dlfcn.h>
-#include <elf.h>
 #include <errno.h>
 #include <link.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "symbols.h"
 #include "prim.h"
-
-#define VERSION_INDEX 0x7fff /* of an entry of DT_VERSYM, beside the bit that hides the symbol */
 
 #if defined(__x86_64__)
 #define RELOC_CALL R_X86_64_JUMP_SLOT
@@ -79,19 +77,10 @@ static bool is_known(const char *path, ElfW(Addr) base) {
     return false;
 }
 
-static bool has_address(ElfW(Addr) base, const ElfW(Phdr) *headers, int n, const void *address) {
-    for (int i = 0; i < n; i++) {
-        uintptr_t from = base + headers[i].p_vaddr;
-        if (headers[i].p_type != PT_LOAD) continue;
-        if ((uintptr_t)address >= from && (uintptr_t)address < from + headers[i].p_memsz) return true;
-    }
-    return false;
-}
-
 /* Notes an object that was not seen before. The loader's lock is held: nothing else is done here. */
 static int note_object(struct dl_phdr_info *info, size_t size, void *out) {
     (void)size;
-    if (has_address(info->dlpi_addr, info->dlpi_phdr, info->dlpi_phnum, (void *)&note_object)) return 0; /* ourselves */
+    if (mpk__elf_has_address(info->dlpi_addr, info->dlpi_phdr, info->dlpi_phnum, (void *)&note_object)) return 0; /* ourselves */
     const char *path = info->dlpi_name ? info->dlpi_name : "";
     if (is_known(path, info->dlpi_addr)) return 0;
     object *grown = realloc(objects, sizeof *grown * (n_objects + 1));
@@ -105,49 +94,6 @@ static int note_object(struct dl_phdr_info *info, size_t size, void *out) {
     objects[n_objects++] = (object){.path = copy, .base = info->dlpi_addr, .headers = info->dlpi_phdr,
                                     .n_headers = info->dlpi_phnum};
     return 0;
-}
-
-typedef struct dynamic {
-    const ElfW(Sym) *symbols;
-    const char *names;
-    const ElfW(Rela) *calls, *others;
-    size_t n_calls, n_others;
-    const ElfW(Half) *versions; /* of each symbol, or NULL */
-    const ElfW(Verneed) *needed_versions;
-    size_t n_needed_versions;
-} dynamic;
-
-static dynamic read_dynamic(ElfW(Addr) base, const ElfW(Dyn) *at) {
-    dynamic d = {0};
-    bool calls_are_rela = true;
-    for (; at && at->d_tag != DT_NULL; at++) {
-        /* glibc has turned these into addresses, but for those of objects that it did not relocate (the vdso). */
-        uintptr_t value = at->d_un.d_ptr, address = value < base ? base + value : value;
-        switch (at->d_tag) {
-        case DT_SYMTAB: d.symbols = (const ElfW(Sym) *)address; break;
-        case DT_STRTAB: d.names = (const char *)address; break;
-        case DT_JMPREL: d.calls = (const ElfW(Rela) *)address; break;
-        case DT_PLTRELSZ: d.n_calls = at->d_un.d_val / sizeof(ElfW(Rela)); break;
-        case DT_PLTREL: calls_are_rela = at->d_un.d_val == DT_RELA; break;
-        case DT_RELA: d.others = (const ElfW(Rela) *)address; break;
-        case DT_RELASZ: d.n_others = at->d_un.d_val / sizeof(ElfW(Rela)); break;
-        case DT_VERSYM: d.versions = (const ElfW(Half) *)address; break;
-        case DT_VERNEED: d.needed_versions = (const ElfW(Verneed) *)address; break;
-        case DT_VERNEEDNUM: d.n_needed_versions = at->d_un.d_val; break;
-        default: break;
-        }
-    }
-    if (!d.symbols || !d.names) d = (dynamic){0};
-    if (!d.calls || !calls_are_rela) d.n_calls = 0;
-    if (!d.others) d.n_others = 0;
-    return d;
-}
-
-static dynamic dynamic_of(const object *o) {
-    const ElfW(Dyn) *at = NULL;
-    for (int i = 0; i < o->n_headers; i++)
-        if (o->headers[i].p_type == PT_DYNAMIC) at = (const ElfW(Dyn) *)(o->base + o->headers[i].p_vaddr);
-    return read_dynamic(o->base, at);
 }
 
 /* The pages of a segment that the loader made read-only when it was done with them; none of another segment. */
@@ -208,58 +154,15 @@ static int remember(rewrite e) {
 
 /* -- what the program would call --------------------------------------------------------------------------------------- */
 
-/* The version of a symbol that an object asks for; NULL: any. */
-static const char *version_of(const dynamic *d, size_t symbol) {
-    unsigned wanted = d->versions && d->needed_versions ? d->versions[symbol] & VERSION_INDEX : VER_NDX_GLOBAL;
-    if (wanted <= VER_NDX_GLOBAL) return NULL;
-    const char *library = (const char *)d->needed_versions;
-    for (size_t i = 0; i < d->n_needed_versions; i++) {
-        const ElfW(Verneed) *of_library = (const ElfW(Verneed) *)library;
-        const char *at = library + of_library->vn_aux;
-        for (unsigned k = 0; k < of_library->vn_cnt; k++) {
-            const ElfW(Vernaux) *version = (const ElfW(Vernaux) *)at;
-            if ((version->vna_other & VERSION_INDEX) == wanted) return d->names + version->vna_name;
-            at += version->vna_next;
-        }
-        library += of_library->vn_next;
-    }
-    return NULL;
-}
-
-/* Whether a definition carries a version. One that has none serves all who ask: wrappers are mostly built so. */
-static bool has_version(void *definition) {
-    Dl_info where;
-    const ElfW(Sym) *symbol = NULL;
-    struct link_map *in = NULL;
-    if (!dladdr1(definition, &where, (void **)&symbol, RTLD_DL_SYMENT) || !symbol) return false;
-    if (!dladdr1(definition, &where, (void **)&in, RTLD_DL_LINKMAP) || !in) return false;
-    dynamic d = read_dynamic(in->l_addr, in->l_ld);
-    return d.versions && (d.versions[symbol - d.symbols] & VERSION_INDEX) > VER_NDX_GLOBAL;
-}
-
-static bool in_one_object(void *a, void *b) {
-    Dl_info of_a, of_b;
-    return dladdr(a, &of_a) && dladdr(b, &of_b) && of_a.dli_fbase == of_b.dli_fbase;
-}
-
-/* As the loader searches: the first object of a scope whose definition has the version that is asked for, or none.
- * dlsym heeds no version, and dlvsym takes no definition without one from an object that has versions. */
-static void *find_in(void *scope, const char *name, const char *version) {
-    void *first = dlsym(scope, name);
-    void *exact = first && version ? dlvsym(scope, name, version) : NULL;
-    if (!exact || exact == first) return first;
-    return in_one_object(first, exact) || has_version(first) ? exact : first;
-}
-
 /* What an object's unbound entry will lead to: first the program, what was preloaded, its libraries and all that was made
  * global, then the object's own libraries. (RTLD_DEEPBIND turns that round; it cannot be asked for, and matters only for
  * a function that the object has not called yet.) */
 static void *definition(const object *o, const char *name, const char *version) {
-    void *found = find_in(program, name, version);
-    return found ? found : find_in(o->pin, name, version);
+    void *found = mpk__elf_find(program, name, version);
+    return found ? found : mpk__elf_find(o->pin, name, version);
 }
 
-static bool is_inside(const object *o, const void *address) { return has_address(o->base, o->headers, o->n_headers, address); }
+static bool is_inside(const object *o, const void *address) { return mpk__elf_has_address(o->base, o->headers, o->n_headers, address); }
 
 /* Until its first call an entry leads into its own object, from where the loader is called. */
 static bool is_bound(const object *o, const ElfW(Sym) *symbol, const void *value) {
@@ -269,8 +172,8 @@ static bool is_bound(const object *o, const ElfW(Sym) *symbol, const void *value
 
 /* -- the hooks ---------------------------------------------------------------------------------------------------------- */
 
-/* Where `real` is, or can be, noted; -1: there are too many definitions. What a replacement called in an earlier session is given up last: another tool may
- * have kept the replacement. */
+/* Where `real` is, or can be, noted; -1: there are too many definitions. What a replacement called in an earlier session is
+ * given up last: another tool may have kept the replacement. */
 static int index_of(const mpk__hook *hook, const void *real) {
     for (int i = 0; i < MPK__DEFINITIONS; i++)
         if (hook->reals[i] == real) return i;
@@ -310,7 +213,7 @@ static void say_that_one_is_left_alone(void) {
     said = true;
 }
 
-static int patch(const dynamic *d, const ElfW(Rela) *relocs, size_t n, size_t index, mpk__hook **hooks, size_t n_hooks) {
+static int patch(const mpk__dynamic *d, const ElfW(Rela) *relocs, size_t n, size_t index, mpk__hook **hooks, size_t n_hooks) {
     object *o = &objects[index];
     for (size_t i = 0; i < n; i++) {
         unsigned long type = ELF64_R_TYPE(relocs[i].r_info);
@@ -326,7 +229,7 @@ static int patch(const dynamic *d, const ElfW(Rela) *relocs, size_t n, size_t in
         const char *name = d->names + symbol->st_name;
         bool is_profiling_name = name[0] == 'P';
         bool ask = type == RELOC_POINTER || (type == RELOC_CALL && !is_bound(o, symbol, now));
-        void *real = ask ? definition(o, name, version_of(d, ELF64_R_SYM(relocs[i].r_info))) : now;
+        void *real = ask ? definition(o, name, mpk__elf_version_of(d, ELF64_R_SYM(relocs[i].r_info))) : now;
         if (!real) continue;
         if (type == RELOC_POINTER && now != real) continue; /* data that the program has changed */
         if (is_profiling_name && is_inside(o, real)) continue; /* the MPI library's calls of itself are not the program's */
@@ -359,7 +262,8 @@ int mpk__interpose_apply(mpk__hook **hooks, size_t n) {
     program = dlopen(NULL, RTLD_LAZY | RTLD_NOLOAD);
     if (!program && !error) error = -ENOENT;
     for (size_t i = first_new; i < n_objects && !error; i++) {
-        dynamic d = dynamic_of(&objects[i]);
+        const object *o = &objects[i];
+        mpk__dynamic d = mpk__elf_read_object(o->base, o->headers, o->n_headers);
         error = patch(&d, d.calls, d.n_calls, i, hooks, n);
         if (!error) error = patch(&d, d.others, d.n_others, i, hooks, n);
     }

@@ -7,7 +7,7 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
-#include "guard.h"
+#include "hooks.h"
 
 #define LIBC_CALLS(X)                                                                                               \
     X(ssize_t, read, (int fd, void *b, size_t n), (fd, b, n), open_range(b, n))                                        \

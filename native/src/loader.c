@@ -8,18 +8,19 @@
  * child has none of these threads, and the parent may soon overwrite the file that the child's pages show. */
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "session.h"
+#include "chaos.h"
+#include "mpickpt.h"
+#include "retry.h"
+#include "workers.h"
 
 #ifndef MPK_LOAD_CHUNK_BYTES /* tests have smaller ones */
 #define MPK_LOAD_CHUNK_BYTES ((size_t)1 << 20)
 #endif
 #define AHEAD_BYTES ((size_t)8 << 20) /* so much is asked of the storage before it is read */
 #define PART_SHIFT 40
-enum { IDLE_THREADS = 1, URGENT_THREADS = 2, LOADER_THREADS = IDLE_THREADS + URGENT_THREADS };
 
 typedef struct part {
     uint8_t *memory;
@@ -31,23 +32,13 @@ typedef struct part {
     _Atomic(struct part *) behind;
 } part;
 
-typedef struct loader_thread {
-    struct mpk_loader *loader;
-    pthread_t thread;
-    bool urgent;
-    uint8_t *buffer; /* a chunk */
-} loader_thread;
-
 struct mpk_loader {
     int fd;
     size_t block_bytes, chunk;
     _Atomic(part *) first;
     part *last;
     uint32_t n_parts;
-    loader_thread threads[LOADER_THREADS];
-    uint32_t n_threads;
-    _Atomic uint32_t wakeups; /* changed whenever a thread may have something to do; waited on */
-    _Atomic uint32_t stop, boost;
+    mpk__workers workers;
     _Atomic uint32_t pending; /* chunks that are not loaded; waited on */
     _Atomic uint64_t bytes, bytes_loaded;
     _Atomic uint64_t corrupt; /* the first block that was found to be: part, block, and a bit that says that there is one */
@@ -57,11 +48,6 @@ struct mpk_loader {
 /* Held over a fork(), so that the child finds no loader half made or half gone. */
 static pthread_mutex_t living = PTHREAD_MUTEX_INITIALIZER;
 static mpk_loader *alive;
-
-static void wake(mpk_loader *l) {
-    atomic_fetch_add(&l->wakeups, 1);
-    mpk__prim_wake_in_handler(&l->wakeups);
-}
 
 static void note_corrupt(mpk_loader *l, const part *p, size_t block) {
     uint64_t none = 0;
@@ -114,44 +100,16 @@ static bool load_chunk(mpk_loader *l, part *p, uint8_t *buffer) {
     return true;
 }
 
-static bool is_wanted(const loader_thread *self) {
-    const mpk_loader *l = self->loader;
-    return !atomic_load(&l->stop) && self->urgent == (atomic_load(&l->boost) != 0);
+static bool is_wanted(const mpk_loader *l, const mpk__worker *self) {
+    return !atomic_load(&l->workers.stop) && self->urgent == (atomic_load(&l->workers.boost) != 0);
 }
 
-static void *run_thread(void *argument) {
-    loader_thread *self = argument;
-    mpk_loader *l = self->loader;
-    mpk__prim_name_thread(self->urgent ? "mpickpt-load" : "mpickpt-lazy");
-    if (!self->urgent) mpk__prim_become_idle();
-    while (!atomic_load(&l->stop)) {
-        mpk__chaos();
-        uint32_t wakeups = atomic_load(&l->wakeups);
-        for (part *p = atomic_load(&l->first); p; p = atomic_load(&p->behind))
-            while (is_wanted(self) && load_chunk(l, p, self->buffer)) continue;
-        /* Asked once more: it may have been set, and the thread woken for it, before `wakeups` was read. */
-        if (!atomic_load(&l->stop)) mpk__prim_wait_in_handler(&l->wakeups, wakeups, -1);
-    }
-    return NULL;
-}
-
-static int start_threads(mpk_loader *l) {
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* inherited: the program's handlers never run on these threads */
-    int error = 0;
-    while (l->n_threads < LOADER_THREADS && !error) {
-        loader_thread *t = &l->threads[l->n_threads];
-        *t = (loader_thread){.loader = l, .urgent = l->n_threads >= IDLE_THREADS};
-        t->buffer = mpk__prim_map(l->chunk, false);
-        error = t->buffer ? -pthread_create(&t->thread, NULL, run_thread, t) : -ENOMEM;
-        if (error)
-            mpk__prim_unmap(t->buffer, l->chunk);
-        else
-            l->n_threads++;
-    }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return error;
+static int64_t turn(void *loader, mpk__worker *self, uint32_t wakeups) {
+    mpk_loader *l = loader;
+    (void)wakeups; /* it goes on until there is nothing to do */
+    for (part *p = atomic_load(&l->first); p; p = atomic_load(&p->behind))
+        while (is_wanted(l, self) && load_chunk(l, p, self->buffer)) continue;
+    return -1;
 }
 
 static void before_fork(void) {
@@ -163,12 +121,7 @@ static void before_fork(void) {
 
 static void after_fork(void) { pthread_mutex_unlock(&living); }
 
-static void after_fork_in_child(void) {
-    if (alive) alive->n_threads = 0;
-    pthread_mutex_unlock(&living);
-}
-
-static void register_fork(void) { pthread_atfork(before_fork, after_fork, after_fork_in_child); }
+static void register_fork(void) { pthread_atfork(before_fork, after_fork, after_fork); }
 
 static int become_alive(mpk_loader *l) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -194,7 +147,9 @@ int mpk_loader_create(mpk_loader **out, const char *path, size_t block_bytes) {
         return error;
     }
     mpk_crc32c(0, "", 0); /* makes its tables */
-    error = start_threads(l);
+    const mpk__work work = {
+        .turn = turn, .idle_name = "mpickpt-lazy", .urgent_name = "mpickpt-load", .n_idle = 1, .n_urgent = 2, .buffer_bytes = l->chunk};
+    error = mpk__workers_start(&l->workers, &work, l);
     if (error)
         mpk_loader_destroy(l);
     else
@@ -239,14 +194,11 @@ int mpk_loader_map(mpk_loader *l, uint64_t offset, size_t bytes, const uint32_t 
     atomic_store(l->last ? &l->last->behind : &l->first, p);
     l->last = p;
     l->n_parts++;
-    wake(l);
+    mpk__workers_wake_in_handler(&l->workers, MPK__WAKE_ALL);
     return 0;
 }
 
-void mpk_loader_boost(mpk_loader *l, int on) {
-    atomic_store(&l->boost, on != 0);
-    wake(l);
-}
+void mpk_loader_boost(mpk_loader *l, int on) { mpk__workers_boost(&l->workers, on != 0); }
 
 int mpk_loader_wait(mpk_loader *l, int64_t timeout_ns) {
     uint64_t start = mpk__prim_now_ns();
@@ -273,12 +225,7 @@ void mpk_loader_progress(const mpk_loader *l, mpk_loading *out) {
 
 void mpk_loader_destroy(mpk_loader *l) {
     if (!l) return;
-    atomic_store(&l->stop, 1);
-    wake(l);
-    for (uint32_t i = 0; i < l->n_threads; i++) {
-        pthread_join(l->threads[i].thread, NULL);
-        mpk__prim_unmap(l->threads[i].buffer, l->chunk);
-    }
+    mpk__workers_stop(&l->workers);
     pthread_mutex_lock(&living);
     alive = NULL;
     pthread_mutex_unlock(&living);

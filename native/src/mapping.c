@@ -10,12 +10,15 @@
  *
  * The pool has room for all blocks that are pinned: a cut that waited for room would hold up the program for long, and what it
  * copies last would be the memory of a later instant. */
+#include "mapping.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "guard.h"
+#include "chaos.h"
 #include "session.h"
+#include "windows.h"
 
 static bool is_pinned(const mpk__region *r) { return r->mapping >= MPK_MAPPED_SHARED; }
 
@@ -46,7 +49,7 @@ static void note(mpk__region *r, enum mpk_mapping mapping, const char *path) {
 /* The pages of a mapping become the process's own, step by step. */
 static int own_pages(const mpk_session *s, uintptr_t from, uintptr_t to) {
     for (uintptr_t at = from; at < to;) {
-        if (s->may_take && !s->may_take(s->may_take_context, at - from)) return -ENOMEM;
+        if (!mpk__may_take(&s->taking, at - from)) return -ENOMEM;
         size_t step = to - at < MPK_TAKING_STEP ? to - at : MPK_TAKING_STEP;
         int error = mpk__prim_own_pages((void *)at, step);
         if (error) return error;
@@ -73,9 +76,9 @@ static int take_part(const mpk_session *s, mpk__region *r, const mpk__mapped *m,
 static int take_mapping(void *context, const mpk__mapped *m) {
     search *all = context;
     const mpk_session *s = all->s;
-    while (all->at < all->n_sorted && behind_pages(&s->regions[all->sorted[all->at]]) <= m->from) all->at++;
+    while (all->at < all->n_sorted && behind_pages(&s->blocks.regions[all->sorted[all->at]]) <= m->from) all->at++;
     for (uint32_t i = all->at; i < all->n_sorted; i++) {
-        mpk__region *r = &s->regions[all->sorted[i]];
+        mpk__region *r = &s->blocks.regions[all->sorted[i]];
         uintptr_t from = first_page(r), to = behind_pages(r);
         if (from >= m->to) break;
         if (all->of_files && !r->has_file) continue;
@@ -87,15 +90,15 @@ static int take_mapping(void *context, const mpk__mapped *m) {
 
 static int sort_unknown(search *all) {
     const mpk_session *s = all->s;
-    all->sorted = calloc(s->n_regions + 1, sizeof *all->sorted);
+    all->sorted = calloc(s->blocks.n_regions + 1, sizeof *all->sorted);
     if (!all->sorted) return -ENOMEM;
-    for (uint32_t i = 0; i < s->n_regions; i++) {
-        mpk__region *r = &s->regions[i];
+    for (uint32_t i = 0; i < s->blocks.n_regions; i++) {
+        mpk__region *r = &s->blocks.regions[i];
         if (r->mapping != MPK_MAPPING_UNKNOWN || r->bytes == 0) continue;
         r->mapped_bytes = 0;
         r->has_file = false;
         uint32_t at = all->n_sorted++;
-        for (; at > 0 && s->regions[all->sorted[at - 1]].memory > r->memory; at--) all->sorted[at] = all->sorted[at - 1];
+        for (; at > 0 && s->blocks.regions[all->sorted[at - 1]].memory > r->memory; at--) all->sorted[at] = all->sorted[at - 1];
         all->sorted[at] = i;
     }
     return 0;
@@ -103,7 +106,7 @@ static int sort_unknown(search *all) {
 
 static int check_mapped(const search *all) {
     for (uint32_t i = 0; i < all->n_sorted; i++) {
-        mpk__region *r = &all->s->regions[all->sorted[i]];
+        mpk__region *r = &all->s->blocks.regions[all->sorted[i]];
         if (mpk__is_in_window(r->memory, r->bytes)) note(r, MPK_MAPPED_WINDOW, NULL);
         if (r->mapped_bytes < behind_pages(r) - first_page(r)) return r->mapping_error = -EFAULT;
     }
@@ -116,56 +119,54 @@ int mpk_session_look_up(mpk_session *s) {
     int error = sort_unknown(&all);
     if (!error && all.n_sorted) error = mpk__prim_mappings(false, take_mapping, &all);
     if (!error) error = check_mapped(&all);
-    for (uint32_t i = 0; i < all.n_sorted; i++) has_files |= s->regions[all.sorted[i]].has_file;
+    for (uint32_t i = 0; i < all.n_sorted; i++) has_files |= s->blocks.regions[all.sorted[i]].has_file;
     if (!error && has_files) {
         all.of_files = true;
         all.at = 0;
         error = mpk__prim_mappings(true, take_mapping, &all);
     }
-    for (uint32_t i = 0; error && i < all.n_sorted; i++) s->regions[all.sorted[i]].mapping = MPK_MAPPING_UNKNOWN;
+    for (uint32_t i = 0; error && i < all.n_sorted; i++) s->blocks.regions[all.sorted[i]].mapping = MPK_MAPPING_UNKNOWN;
     free(all.sorted);
     return error;
 }
 
 int mpk_region_memory(const mpk_session *s, uint32_t region, mpk_memory *out) {
-    if (region >= s->n_regions) return -EINVAL;
-    const mpk__region *r = &s->regions[region];
+    if (region >= s->blocks.n_regions) return -EINVAL;
+    const mpk__region *r = &s->blocks.regions[region];
     *out = (mpk_memory){.mapping = r->mapping, .error = -r->mapping_error, .path = r->mapped_path ? r->mapped_path : ""};
     out->is_pinned = is_pinned(r);
     out->absent_bytes = mpk__prim_absent_bytes(r->memory, r->bytes);
     return 0;
 }
 
-void mpk__pin_blocks(mpk_session *s) {
-    s->n_pinned = 0;
-    for (uint32_t i = 0; i < s->n_regions; i++) {
-        const mpk__region *r = &s->regions[i];
+void mpk__pin_blocks(mpk__blocks *blocks) {
+    blocks->n_pinned = 0;
+    for (uint32_t i = 0; i < blocks->n_regions; i++) {
+        const mpk__region *r = &blocks->regions[i];
         if (!is_pinned(r)) continue;
-        for (uint32_t b = r->first_block; b < r->first_block + r->n_blocks; b++) atomic_fetch_add(&s->pins[b], 1);
-        s->n_pinned += r->n_blocks;
+        for (uint32_t b = r->first_block; b < r->first_block + r->n_blocks; b++) atomic_fetch_add(&blocks->pins[b], 1);
+        blocks->n_pinned += r->n_blocks;
     }
 }
 
 /* A region that others may write to is compared with its copies after all of it was copied: what differs was written to meanwhile,
  * and the copies may be of two instants. */
-static bool is_torn(const mpk_session *s, const mpk__region *r) {
+static bool is_torn(const mpk__blocks *blocks, const mpk__region *r) {
     if (memcmp(r->edges, r->memory, r->head) != 0 || memcmp(r->edges + r->head, r->pages + r->data, r->tail) != 0) return true;
     for (uint32_t b = r->first_block; b < r->first_block + r->n_blocks; b++) {
-        mpk__place place = mpk__block_place(s, b);
+        mpk__place place = mpk__block_place_in_handler(blocks, b);
         uint32_t now[2];
         mpk__chaos();
-        mpk__checksum_in_handler(s, &place, place.memory, now);
-        if (now[0] != s->crc[b][0] || now[1] != s->crc[b][1]) return true;
+        mpk__checksum_in_handler(blocks, &place, place.memory, now);
+        if (now[0] != blocks->crc[b][0] || now[1] != blocks->crc[b][1]) return true;
     }
     return false;
 }
 
-int mpk__check_pinned(mpk_session *s) {
-    for (uint32_t i = 0; i < s->n_regions; i++) {
-        const mpk__region *r = &s->regions[i];
-        if (!is_pinned(r) || r->mapping == MPK_MAPPED_HUGE || !is_torn(s, r)) continue;
-        atomic_store(&s->torn_region, (int32_t)i);
-        return -EREMCHG;
+int32_t mpk__find_torn_region(const mpk__blocks *blocks) {
+    for (uint32_t i = 0; i < blocks->n_regions; i++) {
+        const mpk__region *r = &blocks->regions[i];
+        if (is_pinned(r) && r->mapping != MPK_MAPPED_HUGE && is_torn(blocks, r)) return (int32_t)i;
     }
-    return 0;
+    return -1;
 }

@@ -6,8 +6,9 @@
 #include <dlfcn.h>
 #include <string.h>
 
-#include "guard.h"
+#include "hooks.h"
 #include "mpi_calls.h"
+#include "windows.h"
 
 typedef uintptr_t word;
 

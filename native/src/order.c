@@ -6,10 +6,10 @@
  * storage takes it is not chased from block to block. What is too late is found out when a thread looks for its next
  * job, by how long the last ones took: how fast a drain will be cannot be known before, as it depends on what the
  * program leaves of the processors. */
+#include "order.h"
+
 #include <errno.h>
 #include <stdlib.h>
-
-#include "session.h"
 
 #define OUTLIER 4 /* times as long as usual: a thread without a processor, which tells nothing of the others */
 #define MARGIN 2 /* so many times as long as a run takes it must begin before its deadline */
@@ -18,20 +18,21 @@ typedef struct job {
     uint32_t deadline_us, chunk;
 } job;
 
-int mpk__order_create(mpk_session *s) {
-    size_t most = MPK__CHUNK_BYTES / s->block_bytes;
+int mpk__order_create(mpk__order *order, const mpk__blocks *blocks) {
+    size_t most = MPK__CHUNK_BYTES / blocks->block_bytes;
     if (most < 1) most = 1;
     if (most > MPK__CHUNK_BLOCKS) most = MPK__CHUNK_BLOCKS;
-    s->chunk_blocks = (uint32_t)most;
-    s->n_chunks = 0;
-    for (uint32_t i = 0; i < s->n_regions; i++) s->n_chunks += (uint32_t)((s->regions[i].n_blocks + most - 1) / most);
-    s->chunks = calloc(s->n_chunks + 1, sizeof *s->chunks);
-    s->order = calloc(s->n_chunks + 1, sizeof *s->order);
-    s->deadlines_us = calloc(s->n_chunks + 1, sizeof *s->deadlines_us);
-    if (!s->chunks || !s->order || !s->deadlines_us) return -ENOMEM;
-    mpk__chunk *chunk = s->chunks;
-    for (uint32_t i = 0; i < s->n_regions; i++) {
-        const mpk__region *r = &s->regions[i];
+    order->chunk_blocks = (uint32_t)most;
+    order->n_chunks = 0;
+    atomic_store(&order->run_us, 0);
+    for (uint32_t i = 0; i < blocks->n_regions; i++) order->n_chunks += (uint32_t)((blocks->regions[i].n_blocks + most - 1) / most);
+    order->chunks = calloc(order->n_chunks + 1, sizeof *order->chunks);
+    order->sequence = calloc(order->n_chunks + 1, sizeof *order->sequence);
+    order->deadlines_us = calloc(order->n_chunks + 1, sizeof *order->deadlines_us);
+    if (!order->chunks || !order->sequence || !order->deadlines_us) return -ENOMEM;
+    mpk__chunk *chunk = order->chunks;
+    for (uint32_t i = 0; i < blocks->n_regions; i++) {
+        const mpk__region *r = &blocks->regions[i];
         for (uint32_t k = 0; k < r->n_blocks; k++) {
             if (k && k % most == 0) chunk++;
             if (k % most == 0) chunk->first = r->first_block + k;
@@ -42,14 +43,19 @@ int mpk__order_create(mpk_session *s) {
     return 0;
 }
 
-void mpk__order_destroy(mpk_session *s) {
-    free(s->chunks);
-    free((void *)s->order);
-    free((void *)s->deadlines_us);
-    s->chunks = NULL;
-    s->order = NULL;
-    s->deadlines_us = NULL;
-    s->n_chunks = 0;
+void mpk__order_destroy(mpk__order *order) {
+    free(order->chunks);
+    free((void *)order->sequence);
+    free((void *)order->deadlines_us);
+    order->chunks = NULL;
+    order->sequence = NULL;
+    order->deadlines_us = NULL;
+    order->n_chunks = 0;
+}
+
+void mpk__order_begin(mpk__order *order) {
+    atomic_store(&order->cursor, 0);
+    atomic_store(&order->late_cursor, 0);
 }
 
 static int by_deadline(const void *a, const void *b) {
@@ -59,13 +65,13 @@ static int by_deadline(const void *a, const void *b) {
 }
 
 /* The chunks with dirty blocks, in the order of their addresses. */
-static uint32_t list_jobs(const mpk_session *s, job *jobs) {
+static uint32_t list_jobs(const mpk__order *order, const mpk__history *history, job *jobs) {
     uint32_t n = 0;
-    for (uint32_t c = 0; c < s->n_chunks; c++) {
+    for (uint32_t c = 0; c < order->n_chunks; c++) {
         job j = {.deadline_us = MPK__NOT_WRITTEN, .chunk = c};
         bool is_dirty = false;
-        for (uint32_t b = s->chunks[c].first; b < s->chunks[c].first + s->chunks[c].count; b++) {
-            const mpk__history *h = &s->history[b];
+        for (uint32_t b = order->chunks[c].first; b < order->chunks[c].first + order->chunks[c].count; b++) {
+            const mpk__block_history *h = &history->block[b];
             if (!h->is_dirty) continue;
             is_dirty = true;
             if (!h->is_pinned && h->deadline_us < j.deadline_us) j.deadline_us = h->deadline_us;
@@ -75,33 +81,33 @@ static uint32_t list_jobs(const mpk_session *s, job *jobs) {
     return n;
 }
 
-void mpk__order_chunks(mpk_session *s) {
-    job *jobs = calloc(s->n_chunks + 1, sizeof *jobs);
-    uint32_t n = s->n_chunks;
+void mpk__order_chunks(mpk__order *order, const mpk__history *history) {
+    job *jobs = calloc(order->n_chunks + 1, sizeof *jobs);
+    uint32_t n = order->n_chunks;
     if (jobs) {
-        n = list_jobs(s, jobs);
-        if (!s->ignores_deadlines) qsort(jobs, n, sizeof *jobs, by_deadline);
+        n = list_jobs(order, history, jobs);
+        if (!order->ignores_deadlines) qsort(jobs, n, sizeof *jobs, by_deadline);
     }
     for (uint32_t i = 0; i < n; i++) { /* without memory for the jobs: by address, all of them */
-        atomic_store(&s->order[i], jobs ? jobs[i].chunk : i);
-        atomic_store(&s->deadlines_us[i], jobs ? jobs[i].deadline_us : MPK__NOT_WRITTEN);
+        atomic_store(&order->sequence[i], jobs ? jobs[i].chunk : i);
+        atomic_store(&order->deadlines_us[i], jobs ? jobs[i].deadline_us : MPK__NOT_WRITTEN);
     }
-    atomic_store(&s->n_ordered, n);
+    atomic_store(&order->n, n);
     free(jobs);
 }
 
-uint32_t mpk__order_in_time(const mpk_session *s, uint32_t from, uint64_t now_us) {
-    uint64_t earliest = now_us + MARGIN * (uint64_t)atomic_load(&s->run_us);
+uint32_t mpk__order_in_time(const mpk__order *order, uint32_t from, uint64_t now_us) {
+    uint64_t earliest = now_us + MARGIN * (uint64_t)atomic_load(&order->run_us);
     if (earliest > MPK__NOT_WRITTEN) earliest = MPK__NOT_WRITTEN; /* for which it is never too late */
-    uint32_t n = atomic_load(&s->n_ordered);
-    if (s->ignores_deadlines) return n;
-    while (from < n && atomic_load(&s->deadlines_us[from]) < earliest) from++;
+    uint32_t n = atomic_load(&order->n);
+    if (order->ignores_deadlines) return n;
+    while (from < n && atomic_load(&order->deadlines_us[from]) < earliest) from++;
     return from;
 }
 
-void mpk__order_note_run(mpk_session *s, uint64_t us) {
-    uint32_t usual = atomic_load(&s->run_us);
+void mpk__order_note_run(mpk__order *order, uint64_t us) {
+    uint32_t usual = atomic_load(&order->run_us);
     if (us > MPK__LONGEST_RUN_US) us = MPK__LONGEST_RUN_US;
     if (usual && us > OUTLIER * (uint64_t)usual) us = OUTLIER * (uint64_t)usual;
-    atomic_store(&s->run_us, usual ? (uint32_t)((7 * (uint64_t)usual + us) / 8) : (uint32_t)us);
+    atomic_store(&order->run_us, usual ? (uint32_t)((7 * (uint64_t)usual + us) / 8) : (uint32_t)us);
 }

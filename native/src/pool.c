@@ -1,6 +1,8 @@
 /* The pool: a fixed number of block-sized entries, taken by the fault handler and given back by the drain threads.
  * Its free entries form a lock-free stack. A writer that finds none sleeps on a futex: never a spin, because the idle
  * drain threads, which are to make room, get no time while anybody spins. */
+#include "pool.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,16 +10,16 @@
 #include <emmintrin.h>
 #endif
 
-#include "session.h"
+#include "blocks.h"
 
 #define TAG_UNIT ((uint64_t)1 << 32)
 #define PIECE ((size_t)1536) /* bytes that are checked and then copied: their stores are on the way while the next are loaded */
 #define WAIT_NS 20000000 /* a writer looks again this often even if nobody woke it */
 
 /* Makes the memory present step by step; gives the bytes that are. */
-static size_t populate(uint8_t *memory, size_t bytes, mpk_may_take *may, void *context, int *error) {
+static size_t populate(uint8_t *memory, size_t bytes, const mpk__taking *taking, int *error) {
     size_t done = 0;
-    while (done < bytes && (!may || may(context, done))) {
+    while (done < bytes && mpk__may_take(taking, done)) {
         size_t step = bytes - done < MPK_TAKING_STEP ? bytes - done : MPK_TAKING_STEP;
         *error = mpk__prim_populate(memory + done, step);
         if (*error) break;
@@ -26,14 +28,14 @@ static size_t populate(uint8_t *memory, size_t bytes, mpk_may_take *may, void *c
     return done;
 }
 
-int mpk__pool_create(mpk__pool *pool, size_t entry_bytes, size_t n_entries, size_t least, mpk_may_take *may, void *context) {
+int mpk__pool_create(mpk__pool *pool, size_t entry_bytes, size_t n_entries, size_t least, const mpk__taking *taking) {
     if (n_entries == 0 || n_entries >= MPK__NO_ENTRY || n_entries > SIZE_MAX / entry_bytes) return -EINVAL;
     size_t bytes = entry_bytes * n_entries, taken = 0;
     int error = -ENOMEM;
     pool->memory = mpk__prim_map(bytes, true);
     if (pool->memory) {
         error = 0;
-        taken = populate(pool->memory, bytes, may, context, &error) / entry_bytes * entry_bytes;
+        taken = populate(pool->memory, bytes, taking, &error) / entry_bytes * entry_bytes;
         if (!error && (taken == 0 || taken < least * entry_bytes)) error = -EDQUOT;
         mpk__prim_unmap(taken < bytes ? pool->memory + taken : NULL, bytes - taken);
     }
@@ -84,7 +86,7 @@ void mpk__pool_give_in_handler(mpk__pool *pool, uint32_t entry) {
     do atomic_store(&pool->next[entry], (uint32_t)top);
     while (!atomic_compare_exchange_weak(&pool->free_list, &top, ((top + TAG_UNIT) & ~(TAG_UNIT - 1)) | (entry + 1)));
     atomic_fetch_sub(&pool->used, 1);
-    mpk__pool_notify(pool);
+    mpk__pool_notify_in_handler(pool);
 }
 
 void mpk__pool_wait_in_handler(mpk__pool *pool, uint32_t given) {
@@ -93,14 +95,14 @@ void mpk__pool_wait_in_handler(mpk__pool *pool, uint32_t given) {
     atomic_fetch_sub(&pool->waiters, 1);
 }
 
-void mpk__pool_notify(mpk__pool *pool) {
+void mpk__pool_notify_in_handler(mpk__pool *pool) {
     atomic_fetch_add(&pool->given, 1);
     if (atomic_load(&pool->waiters)) mpk__prim_wake_in_handler(&pool->given);
 }
 
 /* Nobody reads the copy before the storage does, so it is written past the caches: memory is not first read for it, and
  * the program's own data stay in them. */
-static void copy_past_caches(uint8_t *to, const uint8_t *image, size_t bytes) {
+static void copy_past_caches_in_handler(uint8_t *to, const uint8_t *image, size_t bytes) {
 #if defined(__SSE2__)
     for (; bytes >= 64; bytes -= 64, image += 64, to += 64) {
         const __m128i *from = (const __m128i *)(const void *)image;
@@ -114,15 +116,15 @@ static void copy_past_caches(uint8_t *to, const uint8_t *image, size_t bytes) {
     memcpy(to, image, bytes);
 }
 
-static void finish_copies(void) {
+static void finish_copies_in_handler(void) {
 #if defined(__SSE2__)
     _mm_sfence(); /* before the swap that tells of the copy: these stores keep no order with others */
 #endif
 }
 
 void mpk__pool_put_in_handler(mpk__pool *pool, uint32_t entry, const uint8_t *image, size_t bytes) {
-    copy_past_caches(mpk__pool_image(pool, entry), image, bytes);
-    finish_copies();
+    copy_past_caches_in_handler(mpk__pool_image(pool, entry), image, bytes);
+    finish_copies_in_handler();
 }
 
 void mpk__pool_put_checked_in_handler(mpk__pool *pool, uint32_t entry, const uint8_t *image, size_t bytes, size_t border) {
@@ -132,8 +134,14 @@ void mpk__pool_put_checked_in_handler(mpk__pool *pool, uint32_t entry, const uin
         size_t before = at >= border ? 0 : border - at < n ? border - at : n;
         crc[0] = mpk_crc32c(crc[0], image + at, before);
         crc[1] = mpk_crc32c(crc[1], image + at + before, n - before);
-        copy_past_caches(mpk__pool_image(pool, entry) + at, image + at, n);
+        copy_past_caches_in_handler(mpk__pool_image(pool, entry) + at, image + at, n);
     }
-    finish_copies();
+    finish_copies_in_handler();
     memcpy(pool->crc[entry], crc, sizeof crc);
+}
+
+bool mpk__pool_is_free(const mpk__pool *pool) {
+    uint32_t n = 0;
+    for (uint32_t i = (uint32_t)atomic_load(&pool->free_list); i && n <= pool->n_entries; n++) i = atomic_load(&pool->next[i - 1]);
+    return n == pool->n_entries && atomic_load(&pool->used) == 0;
 }

@@ -19,6 +19,7 @@
 
 size_t mpk__prim_page_size(void);
 uint64_t mpk__prim_now_ns(void);       /* monotonic */
+uint64_t mpk__prim_process(void); /* the number of this process */
 uint64_t mpk__prim_wall_clock_ns(void); /* since 1970 */
 
 /* Anonymous zeroed memory. huge: aligned for huge pages, which are advised. NULL when there is none. */

@@ -37,6 +37,7 @@ static uint64_t clock_ns(clockid_t clock) {
 }
 
 uint64_t mpk__prim_now_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
+uint64_t mpk__prim_process(void) { return (uint64_t)getpid(); }
 uint64_t mpk__prim_wall_clock_ns(void) { return clock_ns(CLOCK_REALTIME); }
 
 static size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }

@@ -3,14 +3,15 @@
  * storage always has several requests at hand while some threads compute checksums or wait for the kernel to clear the
  * pages that they read into. Any thread may call it; no session is needed. */
 #include <errno.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "session.h"
+#include "mpickpt.h"
+#include "retry.h"
+#include "workers.h"
 
 #define CHUNK_BYTES ((size_t)1 << 20)
-enum { READERS = 8 };
+enum { READERS = 8 }; /* with the caller */
 
 typedef struct reading {
     int direct_fd, buffered_fd;
@@ -49,16 +50,32 @@ static int64_t read_and_check(reading *r, uint8_t *bounce, size_t at) {
     return have;
 }
 
-static void *read_chunks(void *argument) {
-    reading *r = argument;
-    uint8_t *bounce = mpk__prim_map(r->chunk, false);
+/* Reads chunks until there are no more, or one cannot be read. */
+static void read_chunks(reading *r, uint8_t *bounce) {
     int64_t have = bounce ? 0 : -ENOMEM;
     size_t at;
     while (have >= 0 && !atomic_load(&r->error) && (at = atomic_fetch_add(&r->next, r->chunk)) < r->bytes)
         have = read_and_check(r, bounce, at);
     if (have < 0) atomic_store(&r->error, (int)have);
+}
+
+static int64_t turn(void *context, mpk__worker *self, uint32_t wakeups) {
+    (void)wakeups; /* there is one turn */
+    read_chunks(context, self->buffer);
+    return -1;
+}
+
+/* The caller reads, too. Where there can be fewer others, it has more to do. */
+static void read_together(reading *r) {
+    mpk__workers others = {0};
+    size_t wanted = r->bytes ? (r->bytes - 1) / r->chunk : 0;
+    const mpk__work work = {.turn = turn, .urgent_name = "mpickpt-read", .n_urgent = wanted < READERS - 1 ? (uint32_t)wanted : READERS - 1,
+                            .buffer_bytes = r->chunk};
+    mpk__workers_start(&others, &work, r);
+    uint8_t *bounce = mpk__prim_map(r->chunk, false);
+    read_chunks(r, bounce);
     mpk__prim_unmap(bounce, r->chunk);
-    return NULL;
+    mpk__workers_stop(&others);
 }
 
 int mpk_read_blocks(const char *path, uint64_t offset, void *memory, size_t bytes, size_t block_bytes,
@@ -72,11 +89,7 @@ int mpk_read_blocks(const char *path, uint64_t offset, void *memory, size_t byte
     if (!r.is_corrupt) return -ENOMEM;
     int error = mpk__prim_open_slot(path, direct, false, &r.direct_fd, &r.buffered_fd);
     if (!error) {
-        pthread_t others[READERS - 1];
-        size_t n = 0, wanted = bytes ? (bytes - 1) / r.chunk : 0;
-        while (n < wanted && n < READERS - 1 && pthread_create(&others[n], NULL, read_chunks, &r) == 0) n++;
-        read_chunks(&r);
-        while (n) pthread_join(others[--n], NULL);
+        read_together(&r);
         mpk__prim_close(r.direct_fd);
         mpk__prim_close(r.buffered_fd);
         error = atomic_load(&r.error);

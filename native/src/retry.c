@@ -1,9 +1,12 @@
 /* Reading again: an error of the storage that may be gone the next time (a server that comes back, a path that fails
  * over) costs a pause, not the epoch that is read. A read is tried so often as PAUSES_NS says and once more, by whoever
  * reads: threads of the reader and of the loader, never the fault handler. How often that was needed is counted. */
+#include "retry.h"
+
 #include <errno.h>
 
-#include "session.h"
+#include "mpickpt.h"
+#include "prim.h"
 
 static const int64_t PAUSES_NS[] = {20000000, 200000000};
 #define N_PAUSES (sizeof PAUSES_NS / sizeof *PAUSES_NS)

@@ -7,7 +7,9 @@
 #include <signal.h>
 #include <time.h>
 
-#include "session.h"
+#include "fork.h"
+#include "mpickpt.h"
+#include "prim.h"
 
 #define NS 1000000000u
 #define RETRY_NS NS /* after the limit, while a last epoch is being saved */

@@ -1,9 +1,12 @@
 /* The memory of MPI windows that MPI itself allocated, as far as the guard saw that: peers write to it by RDMA, or through
  * mappings of their own. Noted by the hooks of mpi_guard.c on any thread, and asked when a region is looked up. */
+#include "windows.h"
+
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "guard.h"
+#include "prim.h"
 
 typedef struct window {
     uintptr_t handle, from;

@@ -3,18 +3,21 @@
  * Whole aligned sectors go O_DIRECT, straight from the program's pages or the pool: hardly any processor time. What
  * is ragged goes through the page cache on a second descriptor: the last bytes of an array, and where an array's
  * memory and its place in the file are aligned differently, both ends of each run. The two never meet in one sector. */
+#include "writer.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "session.h"
+#include "crc32c.h"
+#include "guard.h"
+#include "order.h"
 
 /* The order of a commit, which holds whatever fails when:
  *   1. record WRITING, sync      (writer_open: from here on the slot's old epoch does not count)
  *   2. blocks                    (writer_put)
  *   3. objects, channels, edges, checksums, sync; the folder's names too, where a payload has a file of its own
- *   4. record COMPLETE, sync     (writer_commit: from here on the rank's part of the epoch counts) */
-
+ *   4. record COMPLETE, sync     (writer_end: from here on the rank's part of the epoch counts) */
 
 #define SYNC_BYTES ((size_t)16 << 20) /* that are waited for at a time */
 
@@ -23,11 +26,10 @@ static int put_bytes(int fd, const void *data, size_t bytes, uint64_t offset) {
     return bytes ? mpk__prim_write(fd, &one, 1, offset) : 0;
 }
 
-static int put_record(mpk_session *s, enum mpk_record_state state) {
-    mpk__epoch *e = &s->epoch;
+static int put_record(mpk__epoch *e, enum mpk_record_state state) {
     e->record.state = state;
     e->record.crc = mpk_crc32c(0, &e->record, offsetof(mpk_record, crc));
-    int error = put_bytes(e->buffered_fd, &e->record, sizeof e->record, e->record_offset);
+    int error = put_bytes(e->buffered_fd, &e->record, sizeof e->record, e->plan->record_offset);
     return error ? error : mpk__prim_sync(e->buffered_fd);
 }
 
@@ -47,7 +49,7 @@ bool mpk__record_is_complete(const mpk_record *record, uint64_t epoch) {
  * them, it must still hold what this rank left there. */
 static int check_slot(const mpk__epoch *e, const mpk__holding *held, const uint64_t file[2]) {
     mpk_record record;
-    int64_t have = mpk__prim_read(e->buffered_fd, &record, sizeof record, e->record_offset);
+    int64_t have = mpk__prim_read(e->buffered_fd, &record, sizeof record, e->plan->record_offset);
     if (have < 0) return (int)have;
     bool same = have == sizeof record;
     if (held->cut)
@@ -58,27 +60,25 @@ static int check_slot(const mpk__epoch *e, const mpk__holding *held, const uint6
     return same ? 0 : -ESTALE;
 }
 
-int mpk__writer_open(mpk_session *s) {
-    mpk__epoch *e = &s->epoch;
+int mpk__writer_open(mpk__epoch *e, bool want_direct) {
     mpk__holding held = *e->holding;
     e->holding->cut = 0; /* until the epoch is complete: after a failure all is written again */
-    int error = mpk__prim_open_slot(e->path, s->want_direct, true, &e->direct_fd, &e->buffered_fd);
+    int error = mpk__prim_open_slot(e->plan->path, want_direct, true, &e->direct_fd, &e->buffered_fd);
     if (!error) error = mpk__prim_file_id(e->buffered_fd, e->holding->file);
     if (!error) error = check_slot(e, &held, e->holding->file);
     if (error) {
         close_slot(e); /* nothing is written to it, not even that it failed: what is in it may be somebody else's */
         return error;
     }
-    atomic_store(&s->use_direct, e->direct_fd >= 0);
-    return put_record(s, MPK_WRITING);
+    atomic_store(&e->use_direct, e->direct_fd >= 0);
+    return put_record(e, MPK_WRITING);
 }
 
 /* The epoch is complete: the next one in this slot writes what has changed since. */
-static void note_holding(mpk_session *s) {
-    mpk__epoch *e = &s->epoch;
+static void note_holding(mpk__epoch *e, uint32_t cut) {
     e->holding->epoch = e->record.epoch;
     e->holding->run = e->record.run;
-    e->holding->cut = s->cut;
+    e->holding->cut = cut;
 }
 
 static size_t total(const struct iovec *pieces, int n) {
@@ -87,13 +87,13 @@ static size_t total(const struct iovec *pieces, int n) {
     return bytes;
 }
 
-static int put_buffered(mpk_session *s, const mpk__write *writes, int n) {
+static int put_buffered(const mpk__epoch *e, const mpk__write *writes, int n) {
     int error = 0;
     for (const mpk__write *w = writes; w < writes + n && !error; w++) {
         struct iovec copy[w->n];
         memcpy(copy, w->iov, sizeof *copy * (size_t)w->n);
-        error = mpk__prim_write(s->epoch.buffered_fd, copy, w->n, w->offset);
-        if (!error) mpk__prim_flush_range(s->epoch.buffered_fd, w->offset, total(w->iov, w->n));
+        error = mpk__prim_write(e->buffered_fd, copy, w->n, w->offset);
+        if (!error) mpk__prim_flush_range(e->buffered_fd, w->offset, total(w->iov, w->n));
     }
     return error;
 }
@@ -113,10 +113,9 @@ static size_t take_bytes(struct iovec **piece, int *n, uint8_t *to, size_t most)
 }
 
 /* Pieces that begin inside a sector: through the bounce buffer, shifted so that the sectors fit. */
-static int put_shifted(mpk_session *s, uint8_t *bounce, const struct iovec *pieces, int n, uint64_t offset) {
+static int put_shifted(const mpk__epoch *e, uint8_t *bounce, const struct iovec *pieces, int n, uint64_t offset) {
     struct iovec copy[n], *next = copy;
     memcpy(copy, pieces, sizeof *pieces * (size_t)n);
-    const mpk__epoch *e = &s->epoch;
     int error = 0;
     while (n > 0 && !error) {
         size_t shift = offset % MPK__IO_ALIGN; /* 0 from the second turn on */
@@ -134,13 +133,13 @@ static int put_shifted(mpk_session *s, uint8_t *bounce, const struct iovec *piec
 }
 
 /* Writes that begin on a sector go out as they lie in memory, all but a ragged end; all together. */
-static int put_direct(mpk_session *s, mpk__drain_thread *self, const mpk__write *writes, int n) {
+static int put_direct(const mpk__epoch *e, uint8_t *bounce, unsigned long queue, const mpk__write *writes, int n) {
     struct iovec pieces[MPK__CHUNK_BLOCKS], *next = pieces;
     mpk__write whole[MPK__CHUNK_BLOCKS];
     int n_whole = 0, error = 0;
     for (const mpk__write *w = writes; w < writes + n && !error; w++) {
         if (w->offset % MPK__IO_ALIGN) {
-            error = put_shifted(s, self->bounce, w->iov, w->n, w->offset);
+            error = put_shifted(e, bounce, w->iov, w->n, w->offset);
             continue;
         }
         memcpy(next, w->iov, sizeof *next * (size_t)w->n);
@@ -151,24 +150,24 @@ static int put_direct(mpk_session *s, mpk__drain_thread *self, const mpk__write 
         int pieces_left = last->iov_len ? w->n : w->n - 1;
         if (pieces_left) whole[n_whole++] = (mpk__write){next, pieces_left, w->offset};
         next += w->n;
-        error = put_bytes(s->epoch.buffered_fd, (uint8_t *)last->iov_base + last->iov_len, ragged, w->offset + bytes - ragged);
+        error = put_bytes(e->buffered_fd, (uint8_t *)last->iov_base + last->iov_len, ragged, w->offset + bytes - ragged);
     }
-    return error ? error : mpk__prim_write_all(self->queue, s->epoch.direct_fd, whole, n_whole);
+    return error ? error : mpk__prim_write_all(queue, e->direct_fd, whole, n_whole);
 }
 
-int mpk__writer_put(mpk_session *s, mpk__drain_thread *self, const mpk__write *writes, int n) {
+int mpk__writer_put(mpk__epoch *e, const mpk__worker *self, unsigned long queue, const mpk__write *writes, int n) {
     int error = -EINVAL;
     bool waiting = mpk__program_waits(); /* at the start: the program waited, so this cost it nothing */
     size_t bytes = 0;
     for (int i = 0; i < n; i++) bytes += total(writes[i].iov, writes[i].n);
-    if (atomic_load(&s->use_direct)) {
-        error = put_direct(s, self, writes, n);
-        if (error == -EINVAL) atomic_store(&s->use_direct, 0); /* this file system wants more alignment than we have */
+    if (atomic_load(&e->use_direct)) {
+        error = put_direct(e, self->buffer, queue, writes, n);
+        if (error == -EINVAL) atomic_store(&e->use_direct, 0); /* this file system wants more alignment than we have */
     }
-    if (error == -EINVAL) error = put_buffered(s, writes, n);
-    if (!error) atomic_fetch_add(&s->bytes_written, bytes);
-    if (!error && waiting) atomic_fetch_add(&s->bytes_waiting, bytes);
-    if (!error && !waiting && self->urgent) atomic_fetch_add(&s->bytes_urgent, bytes);
+    if (error == -EINVAL) error = put_buffered(e, writes, n);
+    if (!error) atomic_fetch_add(&e->bytes_written, bytes);
+    if (!error && waiting) atomic_fetch_add(&e->bytes_waiting, bytes);
+    if (!error && !waiting && self->urgent) atomic_fetch_add(&e->bytes_urgent, bytes);
     return error;
 }
 
@@ -192,102 +191,104 @@ static void table_add_bytes(table *t, const uint8_t *data, size_t bytes) {
     table_add(t, mpk_crc32c(0, data + first, bytes - first), bytes - first);
 }
 
-static int put_checksums(mpk_session *s, const mpk__region *r) {
-    size_t n = (r->bytes + s->block_bytes - 1) / s->block_bytes;
-    table t = {.crc = calloc(n ? n : 1, sizeof *t.crc), .block_bytes = s->block_bytes};
+static int put_checksums(const mpk__epoch *e, const mpk__blocks *blocks, uint32_t region) {
+    const mpk__region *r = &blocks->regions[region];
+    size_t n = (r->bytes + blocks->block_bytes - 1) / blocks->block_bytes;
+    table t = {.crc = calloc(n ? n : 1, sizeof *t.crc), .block_bytes = blocks->block_bytes};
     if (!t.crc) return -ENOMEM;
     table_add_bytes(&t, r->edges, r->head);
     for (uint32_t i = 0; i < r->n_blocks; i++) {
         size_t b = r->first_block + i;
-        mpk__place place = mpk__block_place(s, (uint32_t)b);
-        size_t before = mpk__bytes_before_border(s, &place);
-        table_add(&t, s->crc[b][0], before);
-        table_add(&t, s->crc[b][1], place.bytes - before);
+        mpk__place place = mpk__block_place_in_handler(blocks, (uint32_t)b);
+        size_t before = mpk__bytes_before_border(blocks, &place);
+        table_add(&t, blocks->crc[b][0], before);
+        table_add(&t, blocks->crc[b][1], place.bytes - before);
     }
     if (r->tail) table_add_bytes(&t, r->edges + r->head, r->tail);
-    int error = put_bytes(s->epoch.buffered_fd, t.crc, n * sizeof *t.crc, r->checksum_offset);
+    int error = put_bytes(e->buffered_fd, t.crc, n * sizeof *t.crc, e->plan->checksum_offsets[region]);
     free(t.crc);
     return error;
 }
 
 /* At the commit, which is an urgent thread's. */
-static void count_bytes(mpk_session *s, size_t bytes) {
-    atomic_fetch_add(&s->bytes_written, bytes);
-    atomic_fetch_add(&s->bytes_urgent, bytes);
+static void count_bytes(mpk__epoch *e, size_t bytes) {
+    atomic_fetch_add(&e->bytes_written, bytes);
+    atomic_fetch_add(&e->bytes_urgent, bytes);
 }
 
-static int put_edges(mpk_session *s, const mpk__region *r) {
-    int fd = s->epoch.buffered_fd;
-    int error = put_bytes(fd, r->edges, r->head, r->data_offset);
-    if (!error && r->tail) error = put_bytes(fd, r->edges + r->head, r->tail, r->data_offset + r->head + r->data);
-    count_bytes(s, r->head + r->tail);
+static int put_edges(mpk__epoch *e, const mpk__blocks *blocks, uint32_t region) {
+    const mpk__region *r = &blocks->regions[region];
+    uint64_t offset = e->plan->data_offsets[region];
+    int error = put_bytes(e->buffered_fd, r->edges, r->head, offset);
+    if (!error && r->tail) error = put_bytes(e->buffered_fd, r->edges + r->head, r->tail, offset + r->head + r->data);
+    count_bytes(e, r->head + r->tail);
     return error;
 }
 
-static int put_payload(mpk_session *s, const mpk__payload *p, bool spilled, uint32_t *crc) {
-    count_bytes(s, p->bytes);
-    *crc = mpk_crc32c(0, p->data, p->bytes);
-    if (!spilled) return put_bytes(s->epoch.buffered_fd, p->data, p->bytes, p->offset);
-    int fd = mpk__prim_create_file(p->spill_path);
+/* Into the slot, or with a path into a file of its own. */
+static int put_payload(mpk__epoch *e, const void *data, size_t bytes, uint64_t offset, const char *spill_path, uint32_t *crc) {
+    count_bytes(e, bytes);
+    *crc = mpk_crc32c(0, data, bytes);
+    if (!spill_path) return put_bytes(e->buffered_fd, data, bytes, offset);
+    int fd = mpk__prim_create_file(spill_path);
     if (fd < 0) return fd;
-    int error = put_bytes(fd, p->data, p->bytes, 0);
+    int error = put_bytes(fd, data, bytes, 0);
     if (!error) error = mpk__prim_sync(fd);
     mpk__prim_close(fd);
-    return error ? error : mpk__prim_sync_folder_of(p->spill_path);
+    return error ? error : mpk__prim_sync_folder_of(spill_path);
+}
+
+static int put_payloads(mpk__epoch *e) {
+    const mpk_plan *plan = e->plan;
+    mpk_record *record = &e->record;
+    record->channels_bytes = e->channels_bytes;
+    record->channels_spilled = e->channels_bytes > plan->channels_room;
+    const char *channels_path = record->channels_spilled ? plan->channels_spill_path : NULL;
+    int error = put_payload(e, plan->objects, plan->objects_bytes, plan->objects_offset, plan->spill_path, &record->objects_crc);
+    if (error) return error;
+    return put_payload(e, e->channels, e->channels_bytes, plan->channels_offset, channels_path, &record->channels_crc);
 }
 
 /* What went through the page cache takes its time in the sync, and who waits for that is to see that it gets on. */
-static int wait_for_buffered(mpk_session *s) {
+static int wait_for_buffered(const mpk__epoch *e, const mpk__blocks *blocks, _Atomic uint32_t *calls_ended) {
     int error = 0;
-    for (uint32_t i = 0; i < s->n_regions && !error; i++) {
-        const mpk__region *r = &s->regions[i];
+    for (uint32_t i = 0; i < blocks->n_regions && !error; i++) {
+        const mpk__region *r = &blocks->regions[i];
         for (size_t from = 0; from < r->bytes && !error; from += SYNC_BYTES) {
             size_t bytes = r->bytes - from < SYNC_BYTES ? r->bytes - from : SYNC_BYTES;
-            error = mpk__prim_wait_range(s->epoch.buffered_fd, r->data_offset + from, bytes);
-            atomic_fetch_add(&s->calls_ended, 1);
+            error = mpk__prim_wait_range(e->buffered_fd, e->plan->data_offsets[i] + from, bytes);
+            atomic_fetch_add(calls_ended, 1);
         }
     }
     return error;
 }
 
-static int put_the_rest(mpk_session *s) {
-    mpk__epoch *e = &s->epoch;
-    mpk_record *record = &e->record;
-    record->channels_bytes = e->channels.bytes;
-    record->channels_spilled = e->channels.bytes > e->channels_room;
-    int error = put_payload(s, &e->objects, record->objects_spilled, &record->objects_crc);
-    if (!error) error = put_payload(s, &e->channels, record->channels_spilled, &record->channels_crc);
-    for (uint32_t i = 0; i < s->n_regions && !error; i++) {
-        error = put_edges(s, &s->regions[i]);
-        if (!error) error = put_checksums(s, &s->regions[i]);
+int mpk__writer_put_rest(mpk__epoch *e, const mpk__blocks *blocks, _Atomic uint32_t *calls_ended) {
+    int error = put_payloads(e);
+    for (uint32_t i = 0; i < blocks->n_regions && !error; i++) {
+        error = put_edges(e, blocks, i);
+        if (!error) error = put_checksums(e, blocks, i);
     }
-    if (!error && !atomic_load(&s->use_direct)) error = wait_for_buffered(s);
+    if (!error && !atomic_load(&e->use_direct)) error = wait_for_buffered(e, blocks, calls_ended);
     return error ? error : mpk__prim_sync(e->buffered_fd);
 }
 
-void mpk__writer_close(mpk_session *s) { close_slot(&s->epoch); }
+void mpk__writer_close(mpk__epoch *e) { close_slot(e); }
 
-void mpk__writer_commit(mpk_session *s) {
-    mpk__epoch *e = &s->epoch;
-    int error = -atomic_load(&s->error);
-    if (!error) error = put_the_rest(s);
-    if (!error && atomic_load(&s->drain_state) == MPK_DRAIN_HUNG) error = -ETIMEDOUT; /* given up meanwhile */
+int mpk__writer_end(mpk__epoch *e, uint32_t cut, int error) {
     mpk_record *record = &e->record;
-    record->blocked_ns = atomic_load(&s->blocked_ns);
+    record->blocked_ns = atomic_load(&e->blocked_ns);
     record->drain_ns = mpk__prim_now_ns() - e->started_ns;
-    record->bytes_written = atomic_load(&s->bytes_written);
-    record->bytes_waiting = atomic_load(&s->bytes_waiting);
-    record->blocks_copied = atomic_load(&s->blocks_copied);
-    record->stall_ns = atomic_load(&s->stall_ns);
-    if (!error) error = put_record(s, MPK_COMPLETE);
-    if (!error) note_holding(s);
+    record->bytes_written = atomic_load(&e->bytes_written);
+    record->bytes_waiting = atomic_load(&e->bytes_waiting);
+    record->blocks_copied = atomic_load(&e->blocks_copied);
+    record->stall_ns = atomic_load(&e->stall_ns);
+    if (!error) error = put_record(e, MPK_COMPLETE);
+    if (!error) note_holding(e, cut);
     if (error && e->buffered_fd >= 0) {
         record->error = -error;
-        put_record(s, MPK_FAILED); /* the storage that failed may refuse this too: then it stays WRITING */
+        put_record(e, MPK_FAILED); /* the storage that failed may refuse this too: then it stays WRITING */
     }
     close_slot(e);
-    atomic_store(&s->error, -error);
-    atomic_store(&s->drain_ns, mpk__prim_now_ns() - e->started_ns);
-    atomic_store(&s->drain_state, error ? MPK_DRAIN_FAILED : MPK_DRAIN_COMPLETE);
-    mpk__prim_wake_in_handler(&s->drain_state);
+    return error;
 }

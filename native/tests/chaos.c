@@ -1,9 +1,11 @@
 /* Random delays at the places where threads can meet: most often none, now and then long enough for every other
  * thread to run. Called from the fault handler too, so there is no lock and no allocation. */
-#include <sched.h>
-#include <time.h>
+#include "chaos.h"
 
-#include "session.h"
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <time.h>
 
 void mpk__chaos(void) {
     static _Atomic uint64_t counter = 88172645463325252u;

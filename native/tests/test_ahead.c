@@ -13,8 +13,8 @@ static uint64_t epoch;
 static mpk_session *open_session(size_t lead, size_t bytes) {
     mpk_session *s;
     CHECK(mpk_session_create(&s, 0) == 0);
-    s->unit_bytes = UNIT;
-    s->sweep_us = LONG_US;
+    s->sweep.unit_bytes = UNIT;
+    s->sweep.us = LONG_US;
     CHECK(mpk_region_add(s, memory + lead, bytes, MPK_REGION_OWNED) == 0);
     CHECK(mpk_session_seal(s, BLOCK, BYTES) == 0);
     return s;
@@ -38,17 +38,17 @@ static uint64_t finish(mpk_session *s) {
 static uint64_t cut(mpk_session *s) {
     start(s);
     uint64_t due = finish(s);
-    CHECK(atomic_load(&s->n_closed) == s->n_blocks);
+    CHECK(atomic_load(&s->blocks.n_closed) == s->blocks.n);
     return due;
 }
 
-static uint32_t n_open(const mpk_session *s) { return s->n_blocks - atomic_load(&s->n_closed); }
+static uint32_t n_open(const mpk_session *s) { return s->blocks.n - atomic_load(&s->blocks.n_closed); }
 
 /* Writes to block b of the session's memory; gives the number of blocks that this opened. */
 static uint32_t open_by_write(const mpk_session *s, uint32_t b) {
     uint32_t before = n_open(s);
-    ((volatile uint8_t *)s->regions[0].pages)[(size_t)b * BLOCK + 77]++;
-    CHECK(atomic_load(&s->opened[b]));
+    ((volatile uint8_t *)s->blocks.regions[0].pages)[(size_t)b * BLOCK + 77]++;
+    CHECK(atomic_load(&s->blocks.opened[b]));
     return n_open(s) - before;
 }
 
@@ -77,8 +77,8 @@ static void test_no_sweep(void) {
     CHECK(open_by_write(s, 17) == 1 && open_by_write(s, 18) == 1);        /* a sweep that began inside a unit */
     CHECK(open_by_write(s, 19) == 1 && open_by_write(s, 20) == PER_UNIT - 1); /* is one at the next */
     CHECK(open_by_write(s, 11) == 1);
-    s->sweep_us = 1000;
-    usleep(2 * s->sweep_us);
+    s->sweep.us = 1000;
+    usleep(2 * s->sweep.us);
     CHECK(open_by_write(s, 12) == 1);
     CHECK(cut(s) == 11);
     mpk_session_destroy(s);
@@ -94,7 +94,7 @@ static void test_borders(void) {
     mpk_session_destroy(s);
     s = open_session(PAGE, BYTES - BLOCK); /* the ends of units lie inside blocks */
     cut(s);
-    for (uint32_t b = s->n_blocks; b-- > 0;) CHECK(open_by_write(s, b) == 1);
+    for (uint32_t b = s->blocks.n; b-- > 0;) CHECK(open_by_write(s, b) == 1);
     mpk_session_destroy(s);
 }
 

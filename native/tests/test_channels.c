@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 
 #include "check.h"
+#include "chaos.h"
 
 enum { BLOCK = 8192, BLOCKS = 12, BYTES = BLOCK * BLOCKS, ROOM = 4096, MOST = 2 * ROOM, OBJECTS = 32 };
 enum { RECORD_AT = 0, OBJECTS_AT = 4096, CHANNELS_AT = 8192, DATA_AT = CHANNELS_AT + ROOM };

@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 
 #include "check.h"
+#include "fault.h"
 
 enum { BLOCK = 65536, BYTES = 8 * BLOCK };
 static const uint64_t data_at = 4096, checksums_at = 4096 + BYTES;

@@ -8,6 +8,8 @@
 #include <sys/wait.h>
 
 #include "check.h"
+#include "fault.h"
+#include "fork.h"
 
 enum { BLOCK = 65536, BYTES = 8 * BLOCK, PAGE = 4096 };
 static const uint64_t data_at = 4096, checksums_at = 4096 + BYTES;
@@ -55,7 +57,7 @@ static int fill(uint8_t *memory, const uint8_t *hole) {
 static int look_after_fork(uint8_t *memory, const uint8_t *hole) {
     struct sigaction now;
     alarm(HANG_SECONDS);
-    if (mpk__watched_session() || !mpk__is_forked_child()) return 1;
+    if (mpk__watched_session() || !mpk__is_forked_in_handler()) return 1;
     if (sigaction(SIGSEGV, NULL, &now) != 0 || now.sa_handler != on_segv) return 2;
     int zero = open("/dev/zero", O_RDONLY); /* the kernel may write, too: no handler could help it */
     if (zero < 0 || read(zero, memory, BLOCK) != BLOCK) return 4;
@@ -72,7 +74,7 @@ static void test_pages_and_handler(uint8_t *memory, const char *path, uint8_t *h
     if (child == 0) _exit(look_after_fork(memory, hole));
     CHECK(ended_well(child));
     sigaction(SIGSEGV, NULL, &ours);
-    CHECK(ours.sa_handler != on_segv && mpk__watched_session() == s && !mpk__is_forked_child());
+    CHECK(ours.sa_handler != on_segv && mpk__watched_session() == s && !mpk__is_forked_in_handler());
     memory[0] = 6;
     mpk_session_wait(s, -1);
     uint8_t *image = malloc(BYTES);
@@ -104,7 +106,7 @@ static void test_vfork(uint8_t *memory, const char *path) {
     static volatile bool is_forked = true;
     pid_t child = vfork();
     if (child == 0) {
-        is_forked = mpk__is_forked_child();
+        is_forked = mpk__is_forked_in_handler();
         memory[BLOCK] = 8;
         _exit(0);
     }

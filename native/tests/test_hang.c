@@ -290,7 +290,7 @@ static void test_any_moment(int rounds) {
         for (size_t b = 0; b < BLOCKS; b += 2) memory[b * BLOCK] = 0;
         while (mpk_session_wait(s, ms) == 0 || progress(s).state == MPK_DRAIN_HUNG) pause_ms(1);
         CHECK(pthread_join(thread, NULL) == 0);
-        while (mpk__drain_is_open(s)) pause_ms(1);
+        while (mpk__drain_is_open(&s->drain)) pause_ms(1);
         CHECK(mpk__session_is_valid(s));
         bool complete = progress(s).state == MPK_DRAIN_COMPLETE;
         CHECK(complete == (read_record(path, 0).state == MPK_COMPLETE));

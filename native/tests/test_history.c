@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 
 #include "check.h"
+#include "writer.h"
 
 enum { BLOCK = 16384, BLOCKS = 64, BYTES = BLOCKS * BLOCK, REST = 5000 };
 static const uint64_t data_at[2] = {4096, 4096 + BYTES}, checksums_at[2] = {4096 + 2 * BYTES, 8192 + 2 * BYTES};

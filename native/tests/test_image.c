@@ -6,6 +6,7 @@
  * cut the threads write to everything, to a part of one array, or to nothing, or sweep through arrays, so that slots lack more
  * or less, and blocks are opened ahead of writes that come or do not. Some epochs fail. */
 #include "check.h"
+#include "chaos.h"
 
 enum { BLOCK = 16384, UNIT = 4 * BLOCK, REGIONS = 5, MAX_THREADS = 4, SLOTS = 3, RECORD_AT = 0, OBJECTS_AT = 4096, DATA_AT = 8192 };
 
@@ -158,7 +159,7 @@ static void one_round(mpk_session *s, const mpk_plan *plan, uint64_t *seed, coun
     sum->stalled += p.stall_ns > 0;
     sum->blocks += p.blocks;
     sum->due += p.blocks_dirty;
-    for (uint32_t b = 0; b < s->n_blocks; b++) sum->ahead += atomic_load(&s->history[b].is_ahead);
+    for (uint32_t b = 0; b < s->blocks.n; b++) sum->ahead += atomic_load(&s->history.block[b].is_ahead);
     if (p.state == MPK_DRAIN_COMPLETE)
         check_epoch(plan);
     else
@@ -184,7 +185,7 @@ static int run(const config *c, int rounds, uint64_t *seed, counts *sum) {
         blocks += regions[i].bytes / BLOCK + 1;
         CHECK(mpk_region_add(s, regions[i].memory, regions[i].bytes, c->aligned ? MPK_REGION_OWNED : 0) == 0);
     }
-    s->unit_bytes = UNIT;
+    s->sweep.unit_bytes = UNIT;
     size_t pool = c->pool_part == 0 ? 1 : c->pool_part == 1 ? blocks / 4 : blocks;
     CHECK(mpk_session_seal(s, BLOCK, pool * BLOCK) == 0);
     CHECK(pthread_barrier_init(&gate, NULL, (unsigned)c->threads + 1) == 0);

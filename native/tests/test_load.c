@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 
 #include "check.h"
+#include "chaos.h"
 
 enum { BLOCK = 8192, ROUNDS = 2000, PARTS = 3, MOST = 40 * BLOCK, WRITERS = 2, FILE_BYTES = PARTS * (MOST + 4096) };
 

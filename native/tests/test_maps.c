@@ -62,7 +62,7 @@ static void check_saved(mpk_session *s, const char *path, const uint8_t *expecte
 
 static int writable_blocks(const mpk_session *s) {
     int n = 0;
-    for (uint32_t b = 0; b < BLOCKS; b++) n += atomic_load(&s->opened[b]);
+    for (uint32_t b = 0; b < BLOCKS; b++) n += atomic_load(&s->blocks.opened[b]);
     return n;
 }
 
@@ -84,7 +84,7 @@ static void test_writes(uint8_t *memory, const char *path, size_t regions, bool 
     check_saved(s, path, expected);
     int zero = open("/dev/zero", O_RDONLY);
     use_up();
-    mpk__open_all(s);
+    mpk__blocks_open_all(&s->blocks);
     CHECK(read(zero, memory, BYTES) == BYTES); /* by the kernel, which no handler helps */
     close(zero);
     mpk_session_destroy(s);

@@ -10,8 +10,8 @@ static void expect(mpk_session *s, uint64_t *seed) {
     uint32_t most = next_random(seed) % 3 ? CHUNKS * RUN_US * 3 / 2 : 100 * RUN_US;
     memset(deadlines, 0, sizeof deadlines);
     int kind = (int)(next_random(seed) % 3);
-    for (uint32_t b = 0; b < s->n_blocks; b++) {
-        mpk__history *h = &s->history[b];
+    for (uint32_t b = 0; b < s->blocks.n; b++) {
+        mpk__block_history *h = &s->history.block[b];
         uint32_t *deadline = &deadlines[b / CHUNK];
         h->is_dirty = kind == 0 ? true : kind == 1 ? next_random(seed) % 2 : next_random(seed) % CHUNKS < b / CHUNK;
         h->is_pinned = next_random(seed) % 20 == 0;
@@ -52,44 +52,44 @@ static int best(void) {
 static int drain(const mpk_session *s) {
     int count = 0;
     uint64_t now = 0;
-    uint32_t n = atomic_load(&s->n_ordered);
-    for (uint32_t at = 0; (at = mpk__order_in_time(s, at, now)) < n; at++) {
+    uint32_t n = atomic_load(&s->order.n);
+    for (uint32_t at = 0; (at = mpk__order_in_time(&s->order, at, now)) < n; at++) {
         now += RUN_US;
-        CHECK(now <= deadlines[atomic_load(&s->order[at])]); /* what was taken up was not too late */
+        CHECK(now <= deadlines[atomic_load(&s->order.sequence[at])]); /* what was taken up was not too late */
         count++;
     }
     return count;
 }
 
 static void check_order(const mpk_session *s, bool by_address) {
-    uint32_t n = atomic_load(&s->n_ordered), wanted = 0;
+    uint32_t n = atomic_load(&s->order.n), wanted = 0;
     bool seen[CHUNKS] = {false};
     for (uint32_t i = 0; i < n; i++) {
-        uint32_t c = atomic_load(&s->order[i]), before = i ? atomic_load(&s->order[i - 1]) : 0;
+        uint32_t c = atomic_load(&s->order.sequence[i]), before = i ? atomic_load(&s->order.sequence[i - 1]) : 0;
         CHECK(!seen[c] && deadlines[c]);
         seen[c] = true;
-        CHECK(atomic_load(&s->deadlines_us[i]) == deadlines[c]);
+        CHECK(atomic_load(&s->order.deadlines_us[i]) == deadlines[c]);
         CHECK(i == 0 || (by_address ? before < c : deadlines[before] <= deadlines[c]));
     }
     for (uint32_t c = 0; c < CHUNKS; c++) wanted += deadlines[c] != 0;
     CHECK(n == wanted);
     uint32_t written = 0; /* for those that are not, it is never too late */
-    while (written < n && (by_address || deadlines[atomic_load(&s->order[written])] != MPK__NOT_WRITTEN)) written++;
-    CHECK(mpk__order_in_time(s, 0, UINT64_MAX / 2) == written);
+    while (written < n && (by_address || deadlines[atomic_load(&s->order.sequence[written])] != MPK__NOT_WRITTEN)) written++;
+    CHECK(mpk__order_in_time(&s->order, 0, UINT64_MAX / 2) == written);
 }
 
 static void test_what_a_run_takes(mpk_session *s) {
-    atomic_store(&s->run_us, 0);
-    mpk__order_note_run(s, 800);
-    CHECK(atomic_load(&s->run_us) == 800);
-    mpk__order_note_run(s, 1600);
-    CHECK(atomic_load(&s->run_us) == 900);
-    mpk__order_note_run(s, 1000000000000); /* a thread that did not get the processor */
-    CHECK(atomic_load(&s->run_us) == (7 * 900 + 4 * 900) / 8);
-    for (int i = 0; i < 200; i++) mpk__order_note_run(s, 0);
-    CHECK(atomic_load(&s->run_us) == 0);
-    mpk__order_note_run(s, 1000000000000);
-    CHECK(atomic_load(&s->run_us) == MPK__LONGEST_RUN_US);
+    atomic_store(&s->order.run_us, 0);
+    mpk__order_note_run(&s->order, 800);
+    CHECK(atomic_load(&s->order.run_us) == 800);
+    mpk__order_note_run(&s->order, 1600);
+    CHECK(atomic_load(&s->order.run_us) == 900);
+    mpk__order_note_run(&s->order, 1000000000000); /* a thread that did not get the processor */
+    CHECK(atomic_load(&s->order.run_us) == (7 * 900 + 4 * 900) / 8);
+    for (int i = 0; i < 200; i++) mpk__order_note_run(&s->order, 0);
+    CHECK(atomic_load(&s->order.run_us) == 0);
+    mpk__order_note_run(&s->order, 1000000000000);
+    CHECK(atomic_load(&s->order.run_us) == MPK__LONGEST_RUN_US);
 }
 
 int main(void) {
@@ -100,20 +100,20 @@ int main(void) {
     CHECK(mpk_session_create(&s, 0) == 0);
     CHECK(mpk_region_add(s, memory, (size_t)BLOCKS * BLOCK, MPK_REGION_OWNED) == 0);
     CHECK(mpk_session_seal(s, BLOCK, BLOCK) == 0);
-    CHECK(s->n_chunks == CHUNKS && s->n_blocks == BLOCKS);
+    CHECK(s->order.n_chunks == CHUNKS && s->blocks.n == BLOCKS);
     test_what_a_run_takes(s);
-    atomic_store(&s->run_us, RUN_US);
+    atomic_store(&s->order.run_us, RUN_US);
     int put_off = 0, better = 0;
     for (int round = 0; round < 2000; round++) {
         expect(s, &seed);
-        s->ignores_deadlines = true;
-        mpk__order_chunks(s);
+        s->order.ignores_deadlines = true;
+        mpk__order_chunks(&s->order, &s->history);
         check_order(s, true);
         uint32_t by_address[CHUNKS];
-        int n = (int)atomic_load(&s->n_ordered);
-        for (int i = 0; i < n; i++) by_address[i] = atomic_load(&s->order[i]);
-        s->ignores_deadlines = false;
-        mpk__order_chunks(s);
+        int n = (int)atomic_load(&s->order.n);
+        for (int i = 0; i < n; i++) by_address[i] = atomic_load(&s->order.sequence[i]);
+        s->order.ignores_deadlines = false;
+        mpk__order_chunks(&s->order, &s->history);
         check_order(s, false);
         int count = drain(s);
         CHECK(count <= best() && count >= best() - 1); /* the margin may cost one */

@@ -1,5 +1,7 @@
 /* The pool's free list under many threads: no entry has two owners, none is lost, a full pool says so. */
 #include "check.h"
+#include "chaos.h"
+#include "pool.h"
 
 enum { ENTRIES = 5, THREADS = 8, ROUNDS = 20000 };
 static mpk__pool pool;
@@ -28,22 +30,24 @@ static int may_take(void *context, size_t taken) { return taken < *(size_t *)con
 
 /* A pool is as large as somebody who is asked step by step allows, or is not made. */
 static void test_steps(void) {
-    enum { SLOT = 1 << 20, STEP = MPK_TAKING_STEP / SLOT };
+    enum { ENTRY = 1 << 20, STEP = MPK_TAKING_STEP / ENTRY };
     size_t allowed = 2 * MPK_TAKING_STEP;
-    CHECK(mpk__pool_create(&pool, SLOT, 4 * STEP, 1, may_take, &allowed) == 0);
+    const mpk__taking taking = {.may = may_take, .context = &allowed};
+    CHECK(mpk__pool_create(&pool, ENTRY, 4 * STEP, 1, &taking) == 0);
     CHECK(pool.n_entries == 2 * STEP && mpk__prim_absent_bytes(pool.memory, 2 * MPK_TAKING_STEP) == 0);
     for (uint32_t i = 0; i < 2 * STEP; i++) CHECK(mpk__pool_take_in_handler(&pool) < 2 * STEP);
     CHECK(mpk__pool_take_in_handler(&pool) == MPK__NO_ENTRY);
     mpk__pool_destroy(&pool);
-    CHECK(mpk__pool_create(&pool, SLOT, 4 * STEP, 2 * STEP + 1, may_take, &allowed) == -EDQUOT && !pool.memory);
+    CHECK(mpk__pool_create(&pool, ENTRY, 4 * STEP, 2 * STEP + 1, &taking) == -EDQUOT && !pool.memory);
     allowed = 0;
-    CHECK(mpk__pool_create(&pool, SLOT, 4 * STEP, 0, may_take, &allowed) == -EDQUOT && !pool.memory);
+    CHECK(mpk__pool_create(&pool, ENTRY, 4 * STEP, 0, &taking) == -EDQUOT && !pool.memory);
 }
 
 int main(void) {
+    const mpk__taking nobody = {0};
     test_steps();
-    CHECK(mpk__pool_create(&pool, 4096, 0, 0, NULL, NULL) == -EINVAL);
-    CHECK(mpk__pool_create(&pool, 4096, ENTRIES, 0, NULL, NULL) == 0);
+    CHECK(mpk__pool_create(&pool, 4096, 0, 0, &nobody) == -EINVAL);
+    CHECK(mpk__pool_create(&pool, 4096, ENTRIES, 0, &nobody) == 0);
     pthread_t threads[THREADS];
     for (int i = 0; i < THREADS; i++) CHECK(pthread_create(&threads[i], NULL, take_and_give, NULL) == 0);
     for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);

@@ -84,7 +84,7 @@ int main(void) {
     }
     int slow = 0;
     for (int i = 0; i < 12; i++) { /* now it leaves them a run now and then: enough for half a second, where 70 ms will do */
-        atomic_store(&s->run_us, RUN_US);
+        atomic_store(&s->order.run_us, RUN_US);
         slow += drain_once(s, memory, path, ++epoch, compute_nearly_always) > BYTES / 4 * 3;
     }
     CHECK(slow <= 1);
