@@ -109,19 +109,28 @@ class CorruptionError(MpickptError):
 
 
 class NothingToRestore(MpickptError):
-    """There are checkpoints, but none of them can be restored."""
+    """There are checkpoints, but none of them can be restored; the message lists why for each.
+
+    Nothing was overwritten.
+    """
 
     exit_code = 6
 
 
 class EpochError(MpickptError):
-    """An epoch does not exist, is not complete, or was overwritten meanwhile."""
+    """An epoch does not exist, is not complete, or was overwritten while it was read.
+
+    Also: a program that was restarted does not send the messages again that it sent before (docs/messages.md).
+    """
 
     exit_code = 7
 
 
 class WaitTimeout(MpickptError, TimeoutError):
-    """Another rank or a drain did not answer within the time allowed."""
+    """Another rank or a drain did not answer within the time allowed, ten minutes unless MPICKPT_WAIT_LIMIT says so.
+
+    The message names the ranks that are late, and what they were waited for.
+    """
 
     exit_code = 8
 

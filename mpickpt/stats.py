@@ -30,6 +30,8 @@ class Restored:
 class Stats:
     """What checkpointing did on this rank and what it cost, since the session was opened.
 
+    Times are in seconds of wall time, sizes in bytes.
+
     Attributes
     ----------
     cuts : int
@@ -39,19 +41,19 @@ class Stats:
     last_complete : int
         Number of the newest epoch known to be complete on all ranks; 0 for none.
     blocked_seconds : float
-        Time in which the program stood still at its cuts while its image was fixed.
+        Time in which the program was blocked at its cuts while its image was fixed.
     waited_seconds : float
-        Time in which safe points stood still for the last drain or for other ranks.
+        Time in which safe points were blocked by the last drain or by other ranks.
     drain_seconds : float
         Time from each cut until this rank's image was on disk.
     stall_seconds, fault_seconds : float
-        Time that writes to arrays waited for room in the pool, and for which they were held up by the protection in
-        all, copies included; summed over threads.
+        Time in which writes to arrays waited for room in the pool; and the time that write faults took in all, copies
+        and stalls included. Both are summed over threads.
     blocks_copied : int
-        Blocks that the program changed before they were saved.
+        Blocks that were copied because the program changed them before they were saved.
     rounds, waits, missed : int
-        Cuts that the ranks agreed on because the number of the step does not tell them; how often this rank stood still
-        for the answer; cuts that it came past, so that they were tried again.
+        Rounds, in which the ranks agreed on the step of a cut; how often this rank was blocked until the answer came;
+        cuts whose step it had passed, so that they were tried again.
     bytes_written, bytes_waiting : int
         Bytes handed to the storage, and those of them that were drained while the program waited in calls of MPI.
     """

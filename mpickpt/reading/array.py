@@ -37,11 +37,12 @@ class StoredArray:
     name : str
         Its name.
     shape : tuple of int
-        Its shape.
+        Its shape: that of the global array for ``checkpoint[name]``, that of the rank's own array, halo included, for
+        ``checkpoint.rank(rank)[name]``.
     dtype : numpy.dtype
         Its dtype.
-    order : str
-        "F" if it lies in the file in Fortran order, else "C".
+    order : "C" or "F"
+        The order of its cells in the file.
 
     Raises
     ------
@@ -79,7 +80,30 @@ class StoredArray:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> Any:  # noqa: ANN401  (as numpy: an array or a scalar)
-        """Read the cells that `index` selects."""
+        """Read the cells that `index` selects.
+
+        Parameters
+        ----------
+        index : int, slice, ``...``, or a tuple of these
+            As for numpy; a slice may have any step, negative ones too. Arrays of indices and masks are not understood.
+
+        Returns
+        -------
+        ndarray or scalar
+            A new array of the shape that numpy gives for this index, or a scalar of `dtype` where only integers are
+            given. It does not change with the checkpoint.
+
+        Raises
+        ------
+        IndexError
+            If an index is out of bounds or of another kind, or there are too many.
+        CorruptionError
+            If a block that holds one of the cells is corrupt.
+        EpochError
+            If a running program overwrote the epoch since it was opened.
+        StoreError
+            If the file cannot be read.
+        """
         selection = Selection.of(index, self.shape)
         out: NDArray[Any] = np.empty(selection.extent, self.dtype)
         with self._guard():
@@ -97,7 +121,25 @@ class StoredArray:
         return result[()] if selection.scalar else result
 
     def pieces(self, nbytes: int = PIECE_BYTES) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
-        """Read all of it in pieces of about `nbytes`, in the order of the file: where each belongs, and its cells."""
+        """Read all of it in pieces, in the order of the file, so that little memory is needed.
+
+        Parameters
+        ----------
+        nbytes : int
+            Size of a piece in bytes, about; 32 MiB by default.
+
+        Yields
+        ------
+        where : tuple of slice
+            Where the piece belongs: one slice for each axis.
+        cells : ndarray
+            Its cells; the shape is that of ``array[where]``.
+
+        Raises
+        ------
+        CorruptionError, EpochError, StoreError
+            As for indexing.
+        """
         for box in pieces_of(self.shape, max(1, nbytes // self.dtype.itemsize), self.order):
             yield box.slices, self[box.slices] if self.shape else self[...]
 

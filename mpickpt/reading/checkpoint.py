@@ -58,7 +58,10 @@ class ArrayInfo:
 
 
 class RankArrays(Mapping[str, StoredArray]):
-    """The arrays of one rank, by name; see `StoredArray`."""
+    """The arrays of one rank: a mapping of their names to `StoredArray`, with halo cells.
+
+    Nothing is read before an array is indexed.
+    """
 
     def __init__(self, checkpoint: Checkpoint, image: RankImage) -> None:
         self._checkpoint = checkpoint
@@ -159,7 +162,7 @@ class Checkpoint:
 
     @property
     def arrays(self) -> Mapping[str, ArrayInfo]:
-        """What arrays there are, by name."""
+        """What arrays there are: a mapping of names to `ArrayInfo`, in the order in which they were declared."""
         found = {}
         for name in self.layout.names:
             specs = [(rank, spec) for rank, own in enumerate(self.layout.ranks) if (spec := own.spec(name))]
@@ -169,7 +172,23 @@ class Checkpoint:
         return found
 
     def rank(self, rank: int) -> RankArrays:
-        """Return the arrays of one rank, halo and all, by name."""
+        """Return the arrays of one rank.
+
+        Parameters
+        ----------
+        rank : int
+            From 0 to ``world_size - 1``: a rank of the run that wrote the checkpoint.
+
+        Returns
+        -------
+        RankArrays
+            The arrays by name, halo cells included.
+
+        Raises
+        ------
+        UsageError
+            If there is no such rank.
+        """
         return RankArrays(self, self._image(rank))
 
     def told_absent(self, name: str, rank: int) -> str:
@@ -181,6 +200,11 @@ class Checkpoint:
 
     def __getitem__(self, name: str) -> StoredArray:
         """Give the global array `name`, which is put together from the parts of all ranks as it is read.
+
+        Returns
+        -------
+        StoredArray
+            Of the shape of the global array, without halo cells. Nothing is read before it is indexed.
 
         Raises
         ------
@@ -202,6 +226,11 @@ class Checkpoint:
 
         The dimensions of array ``u`` are called ``u_0``, ``u_1``, …: rename those that are the same.
 
+        Returns
+        -------
+        xarray.Dataset
+            One variable for each array with a part; `epoch`, `step` and the path (`source`) as attributes.
+
         Raises
         ------
         UsageError
@@ -216,10 +245,22 @@ class Checkpoint:
         """Unpickle the objects of one rank.
 
         Unpickling runs code from the file. It is done only here, and only for files that belong to the user who runs
-        this process.
+        this process. Saved arrays that an object refers to are read with it.
+
+        Parameters
+        ----------
+        rank : int
+            From 0 to ``world_size - 1``: a rank of the run that wrote the checkpoint.
+
+        Returns
+        -------
+        dict of str to object
+            The objects by name.
 
         Raises
         ------
+        UsageError
+            If there is no such rank.
         StoreError
             If the file belongs to somebody else, or the objects cannot be unpickled.
         CorruptionError
@@ -230,19 +271,31 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all ranks' arrays, objects and messages in flight."""
+        """Size in bytes of all ranks' arrays, objects and messages in flight."""
         return sum(
             sum(spec.nbytes for spec in image.arrays) + image.objects_bytes + image.channels_bytes
             for image in self.images
         )
 
     def verify(self, progress: Callable[[int], object] | None = None) -> list[Damage]:
-        """Read everything, and return what does not agree with its checksum; an empty list if all is sound.
+        """Read everything, and return what does not agree with its checksum.
 
         Parameters
         ----------
         progress : callable, optional
-            Told the number of bytes of each piece that was read.
+            Called with the number of bytes of each piece of up to 16 MiB that was read.
+
+        Returns
+        -------
+        list of Damage
+            One for each corrupt block, and for each rank's corrupt objects or messages; empty if all is valid.
+
+        Raises
+        ------
+        EpochError
+            If a running program overwrote the epoch meanwhile.
+        StoreError
+            If a file cannot be read.
         """
         damage: list[Damage] = []
         verifier = _Verifier()

@@ -40,7 +40,8 @@ class Difference:
     nans : int
         Number of cells that are NaN on one side only.
     largest : float or None
-        Largest absolute difference between numbers; None for dtypes that have none. Two NaN do not differ.
+        Largest absolute difference between numbers, in the unit of the array; the modulus for complex numbers. None
+        for dtypes that have none. Two NaN do not differ by anything.
     rank : int or None
         Rank of the first checkpoint that holds the largest difference, or the first one where there is none.
     cell : tuple of int or None
@@ -65,7 +66,17 @@ class Difference:
 
 @dataclass
 class Comparison:
-    """All arrays' differences, equal ones too, and the ranks whose objects or messages in flight differ."""
+    """How two checkpoints differ.
+
+    Attributes
+    ----------
+    arrays : list of Difference
+        One for each array of either checkpoint, equal ones too.
+    objects, channels : list of int
+        The ranks whose pickled objects, or whose messages in flight, differ in any byte.
+    why_not_objects : str
+        Why objects and messages cannot be compared; empty if they were.
+    """
 
     arrays: list[Difference] = field(default_factory=list)
     objects: list[int] = field(default_factory=list)
@@ -79,7 +90,18 @@ class Comparison:
 
 
 def compare(a: Checkpoint, b: Checkpoint) -> Comparison:
-    """Compare two checkpoints.
+    """Compare two checkpoints, bit by bit.
+
+    Arrays with a part are compared also if another number of ranks wrote them.
+
+    Parameters
+    ----------
+    a, b : Checkpoint
+        The two. Ranks and blocks in the result are those of `a`.
+
+    Returns
+    -------
+    Comparison
 
     Raises
     ------
