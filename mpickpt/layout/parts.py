@@ -22,7 +22,15 @@ Index = slice | EllipsisType | tuple[slice | EllipsisType, ...]
 
 
 class Box(NamedTuple):
-    """An axis-aligned box of cells: ``start`` is inside, ``stop`` is not."""
+    """An axis-aligned box of cells.
+
+    Attributes
+    ----------
+    start : tuple of int
+        Index of its first cell, one number for each axis.
+    stop : tuple of int
+        Index behind its last cell: along each axis the first number that is not in the box.
+    """
 
     start: tuple[int, ...]
     stop: tuple[int, ...]
@@ -43,7 +51,13 @@ class Box(NamedTuple):
         return tuple(slice(lo, hi) for lo, hi in zip(self.start, self.stop, strict=True))
 
     def view(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Give the cells of `array` that are in the box: a view, of an array without axes too."""
+        """Give the cells of `array` that are in the box.
+
+        Returns
+        -------
+        ndarray
+            A view of shape `extent`, of an array without axes too.
+        """
         index: tuple[Any, ...] = (*self.slices, ...)
         view: NDArray[Any] = array[index]
         return view
@@ -191,7 +205,23 @@ class Part:
         object.__setattr__(self, "local", _as_slices(self.local, len(shape)))
 
     def local_box(self, local_shape: Sequence[int]) -> Box:
-        """Find where the part lies in a rank's own array of shape `local_shape`."""
+        """Find where the part is in a rank's own array.
+
+        Parameters
+        ----------
+        local_shape : sequence of int
+            Shape of the rank's own array, halo cells included.
+
+        Returns
+        -------
+        Box
+            In indices of that array.
+
+        Raises
+        ------
+        LayoutError
+            If it has another number of axes than the global array.
+        """
         if len(local_shape) != len(self.shape):
             raise LayoutError(
                 f"A part of a global array of shape {self.shape} needs a local array of {len(self.shape)} axes, "
@@ -201,7 +231,17 @@ class Part:
         return Box(tuple(lo for lo, _ in ends), tuple(max(lo, hi) for lo, hi in ends))
 
     def box(self, local_shape: Sequence[int]) -> Box:
-        """Find the cells of the global array that a rank's own array of shape `local_shape` owns.
+        """Find the cells of the global array that a rank's own array owns.
+
+        Parameters
+        ----------
+        local_shape : sequence of int
+            Shape of the rank's own array, halo cells included.
+
+        Returns
+        -------
+        Box
+            In indices of the global array.
 
         Raises
         ------
@@ -222,6 +262,11 @@ class Part:
 
     def wanted(self, local_shape: Sequence[int]) -> tuple[Box, Box]:
         """Find all cells of the global array that a rank's own array shows, halo cells too.
+
+        Parameters
+        ----------
+        local_shape : sequence of int
+            Shape of the rank's own array, halo cells included.
 
         Returns
         -------
