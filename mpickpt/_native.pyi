@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+CHECKS: bool
 RECORD_BYTES: int
 RECORD_OFFSETS: dict[str, int]
 

@@ -357,6 +357,11 @@ NB_MODULE(_native, m) {
     m.def("inherit_signal", &mpk_inherit_signal, "number"_a);
     m.def("signal_handler", &signal_handler, "number"_a);
     m.attr("RECORD_BYTES") = sizeof(mpk_record);
+#ifdef MPICKPT_CHECKS
+    m.attr("CHECKS") = true;
+#else
+    m.attr("CHECKS") = false;
+#endif
     nb::dict offsets;
 #define FIELD(name) offsets[#name] = offsetof(mpk_record, name)
     FIELD(magic), FIELD(state), FIELD(rank), FIELD(epoch), FIELD(step), FIELD(run), FIELD(digest);

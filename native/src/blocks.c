@@ -105,9 +105,25 @@ void mpk__blocks_destroy(mpk__blocks *blocks) {
     blocks->n = 0;
 }
 
+bool mpk__blocks_are_done(const mpk__blocks *blocks) {
+    uint32_t n = 0;
+    for (uint32_t b = 0; b < blocks->n; b++) {
+        enum mpk__block_state state = mpk__state_of(atomic_load(&blocks->words[b]));
+        n += state == MPK__WRITABLE || state == MPK__CLEAN;
+    }
+    return n == blocks->n;
+}
+
+bool mpk__blocks_are_counted(const mpk__blocks *blocks) {
+    uint32_t n = 0;
+    for (uint32_t b = 0; b < blocks->n; b++) n += !atomic_load(&blocks->opened[b]);
+    return n == atomic_load(&blocks->n_closed);
+}
+
 /* -- places ----------------------------------------------------------------------------------------------------------- */
 
 mpk__place mpk__block_place_in_handler(const mpk__blocks *blocks, uint32_t b) {
+    MPK__ASSERT(b < blocks->n);
     const mpk__region *r = &blocks->regions[blocks->region_of[b]];
     size_t from = (size_t)(b - r->first_block) * blocks->block_bytes;
     size_t bytes = r->data - from < blocks->block_bytes ? r->data - from : blocks->block_bytes;

@@ -23,6 +23,7 @@
 #ifndef MPK_BLOCKS_H
 #define MPK_BLOCKS_H
 
+#include "invariant.h"
 #include "mpickpt.h"
 #include "prim.h"
 
@@ -38,11 +39,28 @@ enum mpk__block_state {
 #define MPK__NO_ENTRY 0xffffffu /* also the limit of a pool, in entries */
 
 static inline uint64_t mpk__word(uint32_t cut, uint32_t entry, enum mpk__block_state state) {
+    MPK__ASSERT(entry <= MPK__NO_ENTRY);
     return (uint64_t)cut << 32 | (uint64_t)entry << 8 | state;
 }
 static inline enum mpk__block_state mpk__state_of(uint64_t word) { return (enum mpk__block_state)(word & 0xff); }
 static inline uint32_t mpk__entry_of(uint64_t word) { return (uint32_t)(word >> 8) & 0xffffff; }
 static inline uint32_t mpk__cut_of(uint64_t word) { return (uint32_t)(word >> 32); }
+
+/* Whether the states above allow that one word follows another: a cut never goes back, and only begins when all is done. */
+static inline bool mpk__may_follow(uint64_t before, uint64_t word) {
+    static const uint8_t next[] = {
+        [MPK__WRITABLE] = 1 << MPK__COPIED, /* a pinned block */
+        [MPK__PROTECTED] = 1 << MPK__DRAINING | 1 << MPK__COPIED | 1 << MPK__WRITABLE,
+        [MPK__DRAINING] = 1 << MPK__CLEAN | 1 << MPK__DRAINING_COPY | 1 << MPK__WRITABLE,
+        [MPK__COPIED] = 1 << MPK__DRAINING_COPY,
+        [MPK__DRAINING_COPY] = 1 << MPK__WRITABLE | 1 << MPK__COPIED,
+        [MPK__CLEAN] = 1 << MPK__WRITABLE,
+    };
+    enum mpk__block_state from = mpk__state_of(before), to = mpk__state_of(word);
+    if (mpk__cut_of(word) == mpk__cut_of(before)) return next[from] >> to & 1;
+    return mpk__cut_of(word) > mpk__cut_of(before) && (from == MPK__WRITABLE || from == MPK__CLEAN) &&
+           (to == MPK__WRITABLE || to == MPK__PROTECTED || to == MPK__CLEAN);
+}
 
 /* A named range of the program's memory. Only whole pages of its own can be protected: what shares a page with
  * foreign data, at either end, is an edge and is copied at the cut.
@@ -82,6 +100,16 @@ typedef struct mpk__blocks {
     uint32_t (*crc)[2];      /* before and behind the border of the region's blocks in the file */
 } mpk__blocks;
 
+/* All changes of a word. Setting one is for whoever owns the block: nobody else may change it meanwhile. */
+static inline bool mpk__word_swap_in_handler(mpk__blocks *blocks, uint32_t b, uint64_t *expected, uint64_t word) {
+    MPK__ASSERT(mpk__may_follow(*expected, word));
+    return atomic_compare_exchange_strong(&blocks->words[b], expected, word);
+}
+static inline void mpk__word_set(mpk__blocks *blocks, uint32_t b, uint64_t word, memory_order order) {
+    MPK__ASSERT(mpk__may_follow(atomic_load(&blocks->words[b]), word));
+    atomic_store_explicit(&blocks->words[b], word, order);
+}
+
 /* Where a block lies. */
 typedef struct mpk__place {
     const mpk__region *region;
@@ -96,6 +124,8 @@ void mpk__regions_forget(mpk__blocks *blocks);
 /* Divides the regions into blocks, all of them writable. */
 int mpk__blocks_create(mpk__blocks *blocks, size_t block_bytes);
 void mpk__blocks_destroy(mpk__blocks *blocks); /* the regions stay */
+bool mpk__blocks_are_done(const mpk__blocks *blocks);   /* nothing of a cut is pending: all are WRITABLE or CLEAN */
+bool mpk__blocks_are_counted(const mpk__blocks *blocks); /* n_closed is right; while nobody opens one */
 
 mpk__place mpk__block_place_in_handler(const mpk__blocks *blocks, uint32_t b);
 /* The block that owns address, or -1. */
@@ -115,6 +145,7 @@ void mpk__blocks_open_all(const mpk__blocks *blocks);
 /* CRC-32C of a block's image. In the file a region's blocks begin `head` bytes earlier than in memory, so that an image
  * lies in two of the file's blocks, and has a checksum for its part in each. */
 static inline size_t mpk__bytes_before_border(const mpk__blocks *blocks, const mpk__place *place) {
+    MPK__ASSERT(place->region->head < blocks->block_bytes);
     size_t before = blocks->block_bytes - place->region->head;
     return before < place->bytes ? before : place->bytes;
 }

@@ -27,7 +27,7 @@ static bool set_state(void *session, uint32_t b) {
     h->is_pinned = !is_closed && atomic_load(&blocks->pins[b]) != 0;
     if (!h->is_pinned) mpk__block_note_closed(blocks, b);
     enum mpk__block_state state = h->is_pinned ? MPK__WRITABLE : h->is_dirty ? MPK__PROTECTED : MPK__CLEAN;
-    atomic_store_explicit(&blocks->words[b], mpk__word(blocks->cut, 0, state), memory_order_release);
+    mpk__word_set(blocks, b, mpk__word(blocks->cut, 0, state), memory_order_release);
     return !is_closed && !h->is_pinned;
 }
 
@@ -60,6 +60,7 @@ static int prepare(mpk_session *s, const mpk_plan *plan, uint64_t now_ns) {
     if (!s->epoch.holding) return -ENOMEM;
     error = mpk__fault_install();
     if (error) return error;
+    MPK__ASSERT(mpk__blocks_are_done(&s->blocks) && mpk__blocks_are_counted(&s->blocks));
     copy_edges(&s->blocks);
     s->blocks.cut++;
     if (mpk__untracked_begin(&s->untracked, &s->blocks, now_ns - s->epoch.started_ns)) s->blocks.is_distrusted = true;

@@ -54,7 +54,7 @@ static bool claim(mpk_session *s, uint32_t b, int wanted, uint64_t *word) {
         if (!(state == MPK__PROTECTED && wanted & WANT_PROTECTED) && !(state == MPK__COPIED && wanted & WANT_COPIED)) return false;
         uint64_t next = mpk__word(mpk__cut_of(now), mpk__entry_of(now),
                                   state == MPK__PROTECTED ? MPK__DRAINING : MPK__DRAINING_COPY);
-        if (atomic_compare_exchange_weak(&s->blocks.words[b], &now, next)) {
+        if (mpk__word_swap_in_handler(&s->blocks, b, &now, next)) {
             *word = next;
             return true;
         }
@@ -187,12 +187,12 @@ static bool put(mpk_session *s, const mpk__worker *self, const run *r) {
 static bool finish_drained(mpk_session *s, uint32_t b, uint64_t word, bool has_checksums) {
     if (has_checksums && !mpk__untracked_is_as_written(&s->untracked, &s->blocks, b)) mpk__epoch_fail_in_handler(s, EREMCHG);
     uint64_t done = mpk__word(mpk__cut_of(word), 0, MPK__CLEAN);
-    if (atomic_compare_exchange_strong(&s->blocks.words[b], &word, done)) {
+    if (mpk__word_swap_in_handler(&s->blocks, b, &word, done)) {
         mpk__history_note_saved(&s->history, &s->blocks, b, has_checksums);
         return true;
     }
     if (mpk__state_of(word) == MPK__WRITABLE) return true; /* opened without a copy, as the epoch has failed */
-    atomic_store(&s->blocks.words[b], mpk__word(mpk__cut_of(word), mpk__entry_of(word), MPK__COPIED));
+    mpk__word_set(&s->blocks, b, mpk__word(mpk__cut_of(word), mpk__entry_of(word), MPK__COPIED), memory_order_seq_cst);
     return false;
 }
 
@@ -209,7 +209,7 @@ static void save_run(mpk_session *s, const mpk__worker *self, const run *r) {
             saved += finish_drained(s, b, word, has_checksums);
             continue;
         }
-        atomic_store(&s->blocks.words[b], mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE));
+        mpk__word_set(&s->blocks, b, mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE), memory_order_seq_cst);
         mpk__pool_give_in_handler(&s->pool, mpk__entry_of(word));
         saved++;
     }
@@ -257,6 +257,7 @@ static bool polls_idle_threads(const mpk__drain *drain, const mpk__worker *self)
 
 static void commit(mpk_session *s) {
     mpk__epoch *e = &s->epoch;
+    MPK__ASSERT(atomic_load(&e->pending) == 0 && mpk__blocks_are_done(&s->blocks));
     int error = -atomic_load(&e->error);
     if (!error) error = mpk__writer_put_rest(e, &s->blocks, &s->drain.calls_ended);
     if (!error && atomic_load(&s->drain.state) == MPK_DRAIN_HUNG) error = -ETIMEDOUT; /* given up meanwhile */
@@ -298,6 +299,7 @@ static const mpk__work work = {
 _Static_assert(MPK__IDLE_THREADS == 3 && MPK__URGENT_THREADS == 2, "one idle thread checks, one urgent thread opens slots");
 
 void mpk__drain_begin(mpk__drain *drain, uint32_t chunk_blocks) {
+    MPK__ASSERT(!mpk__drain_is_open(drain) && atomic_load(&drain->calls) <= 1); /* that of the last commit may just end */
     atomic_store(&drain->starved, 0);
     atomic_store(&drain->stall_said, 0);
     atomic_fetch_add(&drain->idle_blocks, chunk_blocks);

@@ -70,6 +70,7 @@ int mpk__epoch_take_plan(mpk__epoch *e, const mpk_plan *plan, uint32_t n_regions
 }
 
 void mpk__epoch_begin(mpk__epoch *e, uint32_t n_dirty, bool has_pinned) {
+    MPK__ASSERT(atomic_load(&e->pending) == 0);
     bool follow = e->plan->channels_follow;
     e->n_dirty = n_dirty;
     atomic_store(&e->number, e->plan->epoch);
@@ -89,7 +90,9 @@ void mpk__epoch_begin(mpk__epoch *e, uint32_t n_dirty, bool has_pinned) {
 /* -- what is pending -------------------------------------------------------------------------------------------------- */
 
 void mpk__epoch_finished_in_handler(mpk_session *s, uint32_t units) {
-    if (atomic_fetch_sub(&s->epoch.pending, units) != units) return;
+    uint32_t pending = atomic_fetch_sub(&s->epoch.pending, units);
+    MPK__ASSERT(pending >= units);
+    if (pending != units) return;
     atomic_store(&s->drain.commit_pending, 1);
     /* One commits, the other compares; to wake all costs more. */
     mpk__workers_wake_in_handler(&s->drain.workers, MPK__OPENS | MPK__CHECKS);

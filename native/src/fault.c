@@ -60,7 +60,7 @@ static void wait_for_room_in_handler(mpk_session *s, uint32_t b, uint64_t word, 
  * account for: it still uses the memory, if only to read it. False: the state changed. */
 static bool give_block_up_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
     mpk__chaos();
-    if (!atomic_compare_exchange_strong(&s->blocks.words[b], &word, mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE))) return false;
+    if (!mpk__word_swap_in_handler(&s->blocks, b, &word, mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE))) return false;
     if (mpk__state_of(word) == MPK__PROTECTED) mpk__epoch_finished_in_handler(s, 1);
     return true;
 }
@@ -86,7 +86,7 @@ static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word, mpk
         enum mpk__block_state state = mpk__state_of(now);
         if (mpk__cut_of(now) != mpk__cut_of(word) || (state != MPK__PROTECTED && state != MPK__DRAINING)) break;
         enum mpk__block_state next = state == MPK__PROTECTED ? MPK__COPIED : MPK__DRAINING_COPY;
-        if (atomic_compare_exchange_weak(&s->blocks.words[b], &now, mpk__word(mpk__cut_of(now), entry, next))) {
+        if (mpk__word_swap_in_handler(&s->blocks, b, &now, mpk__word(mpk__cut_of(now), entry, next))) {
             atomic_fetch_add(&s->epoch.blocks_copied, 1);
             return true;
         }
@@ -100,7 +100,7 @@ static bool take_clean_block_in_handler(mpk_session *s, uint32_t b) {
     uint64_t word = atomic_load(&s->blocks.words[b]);
     mpk__chaos();
     return mpk__state_of(word) == MPK__CLEAN &&
-           atomic_compare_exchange_strong(&s->blocks.words[b], &word, mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE));
+           mpk__word_swap_in_handler(&s->blocks, b, &word, mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE));
 }
 
 /* Sees to it that block b may be opened: its image is saved, or it needs none. False: another thread did. */
@@ -225,7 +225,7 @@ void mpk__copy_pinned_block(mpk_session *s, uint32_t b) {
     mpk__pool_put_in_handler(&s->pool, entry, place.memory, place.bytes);
     mpk__checksum_in_handler(&s->blocks, &place, mpk__pool_image(&s->pool, entry), s->blocks.crc[b]); /* memory may be changing */
     atomic_store(&s->history.block[b].crc_is_known, true);
-    atomic_store(&s->blocks.words[b], mpk__word(mpk__cut_of(word), entry, MPK__COPIED));
+    mpk__word_set(&s->blocks, b, mpk__word(mpk__cut_of(word), entry, MPK__COPIED), memory_order_seq_cst);
     if (mpk__pool_is_pressed(&s->pool)) mpk__drain_wake_in_handler(&s->drain);
 }
 

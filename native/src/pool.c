@@ -16,6 +16,20 @@
 #define PIECE ((size_t)1536) /* bytes that are checked and then copied: their stores are on the way while the next are loaded */
 #define WAIT_NS 20000000 /* a writer looks again this often even if nobody woke it */
 
+/* An entry has one owner from when it is taken until it is given back. */
+#ifdef MPICKPT_CHECKS
+static bool create_owners(mpk__pool *pool) { return (pool->is_taken = calloc(pool->n_entries, sizeof *pool->is_taken)) != NULL; }
+static void destroy_owners(mpk__pool *pool) { free((void *)pool->is_taken); }
+static void note_owner_in_handler(mpk__pool *pool, uint32_t entry, bool is_taken) {
+    MPK__ASSERT(entry < pool->n_entries);
+    MPK__ASSERT(atomic_exchange(&pool->is_taken[entry], is_taken) != is_taken);
+}
+#else
+static bool create_owners(mpk__pool *pool) { return pool != NULL; }
+static void destroy_owners(mpk__pool *pool) { (void)pool; }
+static void note_owner_in_handler(mpk__pool *pool, uint32_t entry, bool is_taken) { (void)pool, (void)entry, (void)is_taken; }
+#endif
+
 /* Makes the memory present step by step; gives the bytes that are. */
 static size_t populate(uint8_t *memory, size_t bytes, const mpk__taking *taking, int *error) {
     size_t done = 0;
@@ -49,7 +63,7 @@ int mpk__pool_create(mpk__pool *pool, size_t entry_bytes, size_t n_entries, size
     pool->crc = calloc(n_entries, sizeof *pool->crc);
     pool->entry_bytes = entry_bytes;
     pool->n_entries = (uint32_t)n_entries;
-    if (!pool->next || !pool->crc) {
+    if (!create_owners(pool) || !pool->next || !pool->crc) {
         mpk__pool_destroy(pool);
         return -ENOMEM;
     }
@@ -63,6 +77,7 @@ int mpk__pool_create(mpk__pool *pool, size_t entry_bytes, size_t n_entries, size
 
 void mpk__pool_destroy(mpk__pool *pool) {
     mpk__prim_unmap(pool->memory, pool->entry_bytes * pool->n_entries);
+    destroy_owners(pool);
     free((void *)pool->next);
     free(pool->crc);
     *pool = (mpk__pool){0};
@@ -76,12 +91,14 @@ uint32_t mpk__pool_take_in_handler(mpk__pool *pool) {
         uint64_t below = atomic_load(&pool->next[first - 1]);
         if (atomic_compare_exchange_weak(&pool->free_list, &top, ((top + TAG_UNIT) & ~(TAG_UNIT - 1)) | below)) {
             atomic_fetch_add(&pool->used, 1);
+            note_owner_in_handler(pool, first - 1, true);
             return first - 1;
         }
     }
 }
 
 void mpk__pool_give_in_handler(mpk__pool *pool, uint32_t entry) {
+    note_owner_in_handler(pool, entry, false);
     uint64_t top = atomic_load(&pool->free_list);
     do atomic_store(&pool->next[entry], (uint32_t)top);
     while (!atomic_compare_exchange_weak(&pool->free_list, &top, ((top + TAG_UNIT) & ~(TAG_UNIT - 1)) | (entry + 1)));

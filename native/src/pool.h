@@ -2,6 +2,7 @@
 #ifndef MPK_POOL_H
 #define MPK_POOL_H
 
+#include "invariant.h"
 #include "mpickpt.h"
 #include "prim.h"
 
@@ -15,6 +16,9 @@ typedef struct mpk__pool {
     _Atomic uint32_t used;
     _Atomic uint32_t given;     /* counts entries given back: the word that writers wait on */
     _Atomic uint32_t waiters;
+#ifdef MPICKPT_CHECKS
+    _Atomic bool *is_taken; /* per entry */
+#endif
 } mpk__pool;
 
 /* Who is asked before memory is taken; may: NULL, nobody. */
@@ -38,6 +42,7 @@ void mpk__pool_put_checked_in_handler(mpk__pool *pool, uint32_t entry, const uin
 void mpk__pool_wait_in_handler(mpk__pool *pool, uint32_t given);
 void mpk__pool_notify_in_handler(mpk__pool *pool); /* a block was saved: whoever waited to copy it need not */
 static inline uint8_t *mpk__pool_image(const mpk__pool *pool, uint32_t entry) {
+    MPK__ASSERT(entry < pool->n_entries);
     return pool->memory + (size_t)entry * pool->entry_bytes;
 }
 /* More than half full: the urgent threads take part. */

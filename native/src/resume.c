@@ -38,7 +38,7 @@ static bool close_restored(void *session, uint32_t b) {
     mpk_session *s = session;
     if (!s->history.block[b].is_restored || atomic_load(&s->blocks.pins[b])) return false;
     s->history.block[b].version = s->blocks.cut;
-    atomic_store(&s->blocks.words[b], mpk__word(s->blocks.cut, 0, MPK__CLEAN));
+    mpk__word_set(&s->blocks, b, mpk__word(s->blocks.cut, 0, MPK__CLEAN), memory_order_seq_cst);
     mpk__block_note_closed(&s->blocks, b);
     return true;
 }

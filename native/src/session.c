@@ -59,11 +59,7 @@ int mpk_region_add(mpk_session *s, void *memory, size_t bytes, unsigned flags) {
 int mpk__session_is_valid(const mpk_session *s) {
     if (mpk__drain_is_open(&s->drain)) return 1; /* in motion: nothing can be said */
     if (atomic_load(&s->epoch.pending) != 0) return 0;
-    for (uint32_t b = 0; b < s->blocks.n; b++) {
-        enum mpk__block_state state = mpk__state_of(atomic_load(&s->blocks.words[b]));
-        if (state != MPK__WRITABLE && state != MPK__CLEAN) return 0;
-    }
-    return mpk__pool_is_free(&s->pool);
+    return mpk__blocks_are_done(&s->blocks) && mpk__pool_is_free(&s->pool);
 }
 
 static void free_parts(mpk_session *s) {

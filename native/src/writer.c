@@ -13,6 +13,34 @@
 #include "guard.h"
 #include "order.h"
 
+/* What is on disk, where it is for all programs that read it (docs/format.md). */
+#define IS_AT(field, offset) _Static_assert(offsetof(mpk_record, field) == (offset), "a record has " #field " elsewhere")
+_Static_assert(sizeof(mpk_record) == MPK_RECORD_BYTES && MPK_RECORD_BYTES == 4096, "a record has another size");
+IS_AT(magic, 0);
+IS_AT(state, 8);
+IS_AT(rank, 12);
+IS_AT(epoch, 16);
+IS_AT(step, 24);
+IS_AT(run, 32);
+IS_AT(digest, 40);
+IS_AT(objects_bytes, 72);
+IS_AT(objects_crc, 80);
+IS_AT(objects_spilled, 84);
+IS_AT(cut_time_ns, 88);
+IS_AT(blocked_ns, 96);
+IS_AT(drain_ns, 104);
+IS_AT(bytes_written, 112);
+IS_AT(blocks_copied, 120);
+IS_AT(stall_ns, 128);
+IS_AT(error, 136);
+IS_AT(reserved_word, 140);
+IS_AT(bytes_waiting, 144);
+IS_AT(channels_bytes, 152);
+IS_AT(channels_crc, 160);
+IS_AT(channels_spilled, 164);
+IS_AT(reserved, 168);
+IS_AT(crc, 4092);
+
 /* The order of a commit, which holds whatever fails when:
  *   1. record WRITING, sync      (writer_open: from here on the slot's old epoch does not count)
  *   2. blocks                    (writer_put)
