@@ -103,6 +103,7 @@ void mpk__blocks_destroy(mpk__blocks *blocks) {
     blocks->region_of = blocks->by_address = NULL;
     blocks->crc = NULL;
     blocks->n = 0;
+    atomic_store(&blocks->n_closed, 0);
 }
 
 bool mpk__blocks_are_done(const mpk__blocks *blocks) {

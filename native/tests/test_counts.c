@@ -54,6 +54,18 @@ static void test_faults(mpk_session *s, const char *path, uint8_t *memory) {
     CHECK(now.faults == 0 && now.fault_ns == 0);
 }
 
+/* A session that is unsealed and sealed again begins with no block closed, and counts from there. */
+static void test_closed(mpk_session *s, const char *path, uint8_t *memory) {
+    cut(s, path, 1);
+    CHECK(atomic_load(&s->blocks.n_closed) == BLOCKS);
+    CHECK(mpk_session_unseal(s) == 0 && atomic_load(&s->blocks.n_closed) == 0);
+    CHECK(mpk_region_add(s, memory, BYTES, MPK_REGION_OWNED) == 0);
+    CHECK(mpk_session_seal(s, BLOCK, BYTES) == 0);
+    cut(s, path, 2);
+    CHECK(mpk_session_wait(s, -1) == 1);
+    CHECK(atomic_load(&s->blocks.n_closed) == BLOCKS);
+}
+
 static void with_session(const char *path, uint8_t *memory, void (*test)(mpk_session *, const char *, uint8_t *)) {
     mpk_session *s;
     CHECK(mpk_session_create(&s, 0) == 0);
@@ -68,6 +80,7 @@ int main(void) {
     uint8_t *memory = mpk_alloc(BYTES, 0);
     with_session(path, memory, test_bytes);
     with_session(path, memory, test_faults);
+    with_session(path, memory, test_closed);
     unlink(path);
     free(path);
     mpk_free(memory, BYTES);
