@@ -4,8 +4,8 @@
  * one instant and returns at once; drain threads write the image into a slot file while the program goes on.
  * There is no Python, no MPI and no HDF5 here: a slot is a file and a list of byte offsets.
  *
- * Every function that can fail returns 0 or a negative errno. None prints, none exits. Unless said otherwise a
- * session belongs to one thread: the one that calls seal, cut, unseal and destroy. */
+ * Every function that can fail returns 0 or a negative errno. None prints, and none exits. A session belongs to one thread, the
+ * one that calls seal, cut, unseal and destroy; functions that any thread may call say so. */
 #ifndef MPICKPT_H
 #define MPICKPT_H
 
@@ -125,8 +125,8 @@ typedef struct mpk_progress {
     uint64_t fault_ns; /* that writes to protected blocks took, copies and stalls included, summed over threads */
     uint64_t faults;   /* such writes; these two count until the next cut, also when the drain has ended */
     int direct;       /* 1: the last drain wrote with O_DIRECT */
-    int32_t untracked_region; /* -1; or a region, in the order of mpk_region_add, that was written to untracked since it was saved, */
-    uint64_t untracked_offset; /* in its block here. The next cut saves everything. */
+    int32_t untracked_region; /* -1; or a region, in the order of mpk_region_add, that had an untracked write since it was saved, */
+    uint64_t untracked_offset; /* in the block at this offset. The next cut saves everything. */
     int32_t torn_region;    /* -1; or one that others wrote to while this cut copied it, which fails with EREMCHG */
     int channels_pending; /* 1: the commit waits for mpk_add_channels; for nothing else once all blocks are saved */
     uint32_t calls, calls_ended; /* to the storage: under way, and ended since the session was sealed */

@@ -1,13 +1,13 @@
-/* What is opened ahead of a program that sweeps through its memory.
+/* Opening memory ahead of a program that sweeps through it.
  *
- * A block that is opened by itself splits its huge page, and a program that computes in split pages is slower for good:
- * by a fifth where it does little else than go through memory. So a write at the end of a unit of memory as large as a
- * huge page, where the block before that end was written to just now, opens all of the unit in one call: the sweep will come to
- * the rest of it before a drain would. A program sweeps again and again: a unit that was part of a sweep is opened whole for some
- * cuts more, wherever the first write to it falls, as a cut may find a program inside a unit.
+ * Opening a single block splits its huge page, and a program stays slower as long as it computes in split pages. So memory is
+ * opened in units as large as a huge page: when a write faults at an end of a unit, and the block beyond that end was written to
+ * just before, the whole unit is opened in one call. The sweep will reach the rest of it before a drain would. A program that
+ * sweeps once will sweep again, so a unit that was part of a sweep is opened whole at some further cuts too, wherever the first
+ * write to it falls: a cut may find the program inside a unit.
  *
- * A block that is opened ahead is copied, and counts as changed, whether or not it is written to. If its checksum at the
- * next cut says that it was not, it is left out from then on, until a write to it is seen. */
+ * A block that is opened ahead is copied, and counts as changed, whether or not it is written to. If its checksum at the next
+ * cut shows that it was not, it is left out from then on, until a write to it faults. */
 #include "ahead.h"
 
 #define REMEMBERED 8 /* cuts */

@@ -36,7 +36,9 @@ typedef struct mpk__epoch {
 int mpk__epoch_take_plan(mpk__epoch *epoch, const mpk_plan *plan, uint32_t n_regions);
 void mpk__epoch_begin(mpk__epoch *epoch, uint32_t n_dirty, bool has_pinned);
 void mpk__epoch_free(mpk__epoch *epoch);
-static inline uint64_t mpk__epoch_us(const mpk__epoch *epoch, uint64_t now_ns) { return (now_ns - atomic_load(&epoch->started_ns)) / 1000; }
+static inline uint64_t mpk__epoch_us(const mpk__epoch *epoch, uint64_t now_ns) {
+    return (now_ns - atomic_load(&epoch->started_ns)) / 1000;
+}
 
 /* Units of pending are done; whoever takes the last away has the epoch committed. */
 void mpk__epoch_finished_in_handler(mpk_session *s, uint32_t units);

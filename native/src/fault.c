@@ -1,8 +1,8 @@
-/* The write fault: the program writes to a read-only page of a region, the kernel sends SIGSEGV, and the handler
- * here saves the block's image and lets the write go on. It may run on any thread of the program, on several at
- * once, inside any other function: no allocation, no lock, no call that is not async-signal-safe.
+/* The write fault. When the program writes to a read-only page of a region, the kernel sends SIGSEGV, and the handler in this
+ * file saves the block's image and lets the write go on. The handler may run on any thread of the program, on several at
+ * once, and may interrupt any function. So it allocates nothing, takes no lock, and calls only what is async-signal-safe.
  *
- * A fault that is not ours belongs to the handler that was there before (faulthandler, Julia, a JVM). */
+ * A fault outside the regions is passed to the handler that was installed before (faulthandler, Julia, a JVM). */
 #define _GNU_SOURCE
 #include "fault.h"
 
@@ -16,15 +16,15 @@
 
 _Atomic(mpk_session *) mpk__watched;
 
-/* The handlers that were there before, the last one found last. They are kept when the session ends, as long as one of those
- * that came later may still hand on to us. */
+/* The handlers that were installed before, in the order in which they were found. They outlive the session as long as a handler
+ * that was installed later may still call this one. */
 enum { MOST_BEFORE = 8 };
 static struct sigaction before[MOST_BEFORE];
 static _Atomic uint32_t n_before;
-static _Atomic bool installed; /* the process's handler is ours, as far as we know */
+static _Atomic bool installed; /* the process's handler is the one of this file, as far as is known */
 
-/* The call of a handler that was there before, which this thread is in: where, with what, and how many are older than that
- * one. Initial-exec: a handler must not allocate it. */
+/* The earlier handler that this thread is calling: from which frame, with which signal, and how many handlers are older still.
+ * The TLS model is initial-exec, because a handler must not allocate thread-local storage. */
 typedef struct passing {
     const void *volatile frame;
     const siginfo_t *volatile info;
@@ -56,8 +56,8 @@ static void wait_for_room_in_handler(mpk_session *s, uint32_t b, uint64_t word, 
     mpk__drain_waited_in_handler(s, patience, waited);
 }
 
-/* An epoch that has failed needs no image of a PROTECTED or DRAINING block. What a drain thread is writing stays its own to
- * account for: it still uses the memory, if only to read it. False: the state changed. */
+/* An epoch that has failed needs no image of a PROTECTED or DRAINING block. A DRAINING block still counts as pending until its
+ * drain thread is done, because that thread still reads the memory. False: the state changed. */
 static bool give_block_up_in_handler(mpk_session *s, uint32_t b, uint64_t word) {
     mpk__chaos();
     if (!mpk__word_swap_in_handler(&s->blocks, b, &word, mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE))) return false;
@@ -79,8 +79,8 @@ static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word, mpk
     else
         mpk__pool_put_checked_in_handler(&s->pool, entry, place.memory, place.bytes, mpk__bytes_before_border(&s->blocks, &place));
     mpk__chaos();
-    /* While the word is PROTECTED or DRAINING of this cut nobody has opened the page, so the copy is the image: also when
-     * a drain thread took the block up, or let go of it, in the meantime. */
+    /* While the word is PROTECTED or DRAINING of this cut, nobody has opened the page, so the copy is the image. That is also
+     * true when a drain thread has claimed the block, or put it back, in the meantime. */
     uint64_t now = word;
     for (;;) {
         enum mpk__block_state state = mpk__state_of(now);
@@ -103,7 +103,7 @@ static bool take_clean_block_in_handler(mpk_session *s, uint32_t b) {
            mpk__word_swap_in_handler(&s->blocks, b, &word, mpk__word(mpk__cut_of(word), 0, MPK__WRITABLE));
 }
 
-/* Sees to it that block b may be opened: its image is saved, or it needs none. False: another thread did. */
+/* Makes sure that block b may be opened: its image is saved, or it needs none. False: another thread did that. */
 static bool preserve_block_in_handler(mpk_session *s, uint32_t b) {
     mpk__patience patience = {.ended = atomic_load(&s->drain.calls_ended)};
     for (;;) {
@@ -120,7 +120,7 @@ static bool preserve_block_in_handler(mpk_session *s, uint32_t b) {
         case MPK__CLEAN:
             if (take_clean_block_in_handler(s, b)) return true;
             break;
-        case MPK__WRITABLE: /* another thread was first and is about to open the page: no need to wait for it */
+        case MPK__WRITABLE: /* another thread was first, and opens the page: there is no need to wait for it */
         case MPK__COPIED:
         case MPK__DRAINING_COPY:
             return false;
@@ -167,9 +167,9 @@ static int preserve_and_open_in_handler(mpk_session *s, uint32_t first, uint32_t
     return open_blocks_in_handler(s, first, last);
 }
 
-/* The process has as many mappings as it may have, so that no mapping can be split: to open some blocks inside a closed
- * run makes two more. So more is opened than was asked for, which needs no more mappings: all up to the nearest open block, as
- * what is open then is joined to it; or the whole run, which is one mapping. */
+/* The process has reached its limit of mappings, so no mapping can be split, and opening some blocks inside a closed run needs
+ * two more. So more is opened than was asked for: everything up to the nearest open block, which then is one mapping with it,
+ * or the whole run, which is one mapping already. */
 static int open_more_in_handler(mpk_session *s, uint32_t first, uint32_t last) {
     uint32_t before_it, behind_it;
     bool is_open_before, is_open_behind;
@@ -193,7 +193,7 @@ static void open_pages_in_handler(mpk_session *s, uint32_t first, uint32_t count
 }
 
 void mpk__write_to_block_in_handler(mpk_session *s, uint32_t b) {
-    if (mpk__is_forked_in_handler()) { /* no drain threads: the image is the parent's affair, in the parent's memory */
+    if (mpk__is_forked_in_handler()) { /* no drain threads here; the parent saves the image in its own memory */
         open_pages_in_handler(s, b, 1);
         return;
     }
@@ -229,8 +229,8 @@ void mpk__copy_pinned_block(mpk_session *s, uint32_t b) {
     if (mpk__pool_is_pressed(&s->pool)) mpk__drain_wake_in_handler(&s->drain);
 }
 
-/* A stack grows downwards, so that a handler which was left by longjmp is told from one that is still at work: the next
- * signal comes at its place or above. */
+/* A stack grows downwards, so a handler that was left by longjmp can be told from one that is still running: the next signal's
+ * frame is at its place or above. */
 static bool is_inside_in_handler(const passing *outer, const void *frame, const siginfo_t *info, bool raised) {
     return outer->frame && (uintptr_t)frame < (uintptr_t)outer->frame && (raised || info == outer->info);
 }
@@ -241,8 +241,8 @@ static void end_in_handler(int signal, bool raised) {
     if (raised) raise(signal); /* no instruction would fault again */
 }
 
-/* Who was not called by us and raises the signal may have got a write to protected memory in our place: faulthandler, for
- * one, puts back whom it found and raises. That cannot be undone here, as nothing says where the write went, but told. */
+/* A handler that was installed later and raises the signal may have received a write to protected memory: faulthandler, for
+ * example, restores the handler that it found and raises. Where the write went is not known here, so it can only be reported. */
 static void tell_of_other_in_handler(const siginfo_t *info) {
     mpk_session *s = atomic_load(&mpk__watched);
     if (info->si_code != SI_TKILL || !s || !atomic_load(&installed) || atomic_load(&s->blocks.n_closed) == 0) return;
@@ -251,9 +251,10 @@ static void tell_of_other_in_handler(const siginfo_t *info) {
                              "may have been an ordinary write to a saved array: install it before the first safe point\n");
 }
 
-/* Hands on to the handler that was there before. One that came between two cuts found us there, and hands on to us what is
- * not its own: called so from inside of it, or by its raise(), we go on to the one before that, and at last to the default,
- * which ends the process. When we are not the process's handler any more, whoever calls us came later than all sessions. */
+/* Passes the signal to the handler that was installed before. A handler that was installed between two cuts found this one, and
+ * passes on to it what is not its own. When this one is called so, from inside of that handler or by its raise(), it goes on to
+ * the one before that, and at last to the default action, which ends the process. When this one is no longer the process's
+ * handler, its caller was installed after all sessions. */
 static void pass_on_in_handler(int signal, siginfo_t *info, void *context) {
     bool raised = info->si_code <= 0;
     passing outer = {passed_on.frame, passed_on.info, passed_on.level};
@@ -303,7 +304,7 @@ static bool is_ours(const struct sigaction *action) {
     return (action->sa_flags & SA_SIGINFO) && action->sa_sigaction == on_fault;
 }
 
-/* Notes who was there: somebody who was there already is found again, and the later ones are forgotten. */
+/* Notes the handler that is installed now. If it is known already, those that were noted after it are forgotten. */
 static void note_before(const struct sigaction *now) {
     uint32_t n = atomic_load(&n_before), i = 0;
     while (i < n && before[i].sa_handler != now->sa_handler) i++;
@@ -317,7 +318,7 @@ int mpk__fault_install(void) {
     struct sigaction now;
     if (sigaction(SIGSEGV, NULL, &now) != 0) return -errno;
     if (is_ours(&now)) {
-        atomic_store(&installed, true); /* somebody may have put us back after the end of a session */
+        atomic_store(&installed, true); /* it may have been restored after the end of a session */
         return 0;
     }
     struct sigaction ours = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};

@@ -1,10 +1,10 @@
 /* What a child process made by fork() does not inherit. The child has a copy of the program's memory and none of the
- * threads that save it, so nothing of the session may act in it: its pages are opened, the SIGSEGV handler is put back
- * (fault.c), the signals that the session's owner took are what they were before, and descriptors that stand for a claim
- * of the parent, such as that of a lock, are closed. What runs in the child here calls only what is async-signal-safe.
+ * threads that save it, so the session must do nothing in it. Its pages are opened, the previous SIGSEGV handler is restored
+ * (fault.c), the signals that the session's owner took have their previous actions, and descriptors that represent a claim of
+ * the parent, such as that of a lock, are closed. What runs in the child here calls only what is async-signal-safe.
  *
- * The signals are blocked from before the fork() until the child has given them back: one that reached the child
- * between the two would be taken by a handler of its parent's and be lost.
+ * The signals are blocked from before the fork() until the child has restored their actions. A signal that reached the child in
+ * between would be taken by a handler of its parent and be lost.
  *
  * A child that was not made by fork() but by a bare clone() runs none of this. A page that the kernel wipes in every
  * child with memory of its own tells it apart; in a child of vfork() or posix_spawn(), which shares its parent's memory

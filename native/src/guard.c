@@ -1,5 +1,5 @@
-/* Opening and pinning, and the life of the guard: open from before a program's first receive until its session is
- * closed, so that what is posted early is known when the regions are sealed.
+/* Opening and pinning, and the life of the guard. The guard is open from before a program's first receive until its session is
+ * closed, so that receives that are posted early are known when the regions are sealed.
  *
  * Pinned ranges are kept in a list under a lock, and as a count in each block of a sealed session; a block with a count is
  * never protected. Nothing here runs in the fault handler, but opening does what the handler would. */
@@ -15,7 +15,7 @@
 typedef struct range {
     uintptr_t from;
     size_t bytes;
-    uint32_t users; /* of mpk_pin; a call's buffer counts once, for ever */
+    uint32_t users; /* calls of mpk_pin; a buffer of an MPI call counts once, and is never unpinned */
 } range;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of the list of ranges */
@@ -48,7 +48,7 @@ static void open_block(mpk_session *s, uint32_t b) {
 }
 
 static void pin_block(mpk_session *s, uint32_t b) {
-    atomic_fetch_add(&s->blocks.pins[b], 1); /* first: from here on no cut protects it again */
+    atomic_fetch_add(&s->blocks.pins[b], 1); /* first, so that no cut protects it again */
     open_block(s, b);
 }
 
@@ -150,7 +150,7 @@ bool mpk__waiting_begin(void) {
 void mpk__waiting_end(void) {
     if (atomic_fetch_sub(&waiting, 1) != 1) return;
     mpk_session *s = mpk__watched_session();
-    if (s) mpk__drain_wake_in_handler(&s->drain); /* the idle threads are wanted again, and may be asleep */
+    if (s) mpk__drain_wake_in_handler(&s->drain); /* the idle threads are wanted again, and may be sleeping */
 }
 
 bool mpk__program_waits(void) { return atomic_load(&waiting) != 0; }

@@ -1,5 +1,5 @@
-/* Who gets a signal of this process now, so that its owner of before can tell that somebody else has taken it. Python knows
- * of handlers that were installed through Python only. */
+/* Which handler a signal has now, so that the session can tell when other code has replaced its own. Python only knows handlers
+ * that were installed through Python. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>

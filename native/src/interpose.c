@@ -1,14 +1,14 @@
 /* Interposition by relocation entries. A dynamically linked object calls a foreign function through an entry in its
- * global offset table; the object's relocation entries say which of them belongs to which name. So no order of loading and
- * no environment variable is needed, and all can be put back: each entry that was changed is remembered with its value.
+ * global offset table (GOT), and the object's relocations say which entry belongs to which name. So interposition needs no
+ * order of loading and no environment variable, and it can be undone: the previous value of each rewritten entry is kept.
  *
- * What a replacement calls is what the object would have called without us, so that wrappers which stand before the
- * library (profilers, tracers, file systems in user space) see each call as ever: the value of the entry where it is bound,
- * and otherwise what the loader would find for it. See `definition`.
+ * A replacement calls what the object would have called otherwise, so that wrappers of the library (profilers, tracers, file
+ * systems in user space) still see each call. That is the value of the entry where it is bound, and otherwise what the loader
+ * would find for it; see `definition`.
  *
- * An object that was patched is pinned (its reference count goes up) until its entries are put back. Our own object is
- * left alone, so that the hooks and the drain threads call the real functions. Calls inside one object that do not go
- * through an entry, as those of the C library among its own functions, are out of reach. */
+ * An object that was patched keeps a reference (dlopen) until its entries are restored. The object of this file is not
+ * patched, so that the hooks and the drain threads call the real functions. Calls inside one object that do not go through an
+ * entry, such as those of the C library among its own functions, cannot be intercepted. */
 #define _GNU_SOURCE
 #include "interpose.h"
 
@@ -115,7 +115,7 @@ static int protect_read_only(const object *o, bool open) {
     return error;
 }
 
-/* Closed again; where that fails (there may be no room for another mapping) they are tried again later. */
+/* Makes them read-only again. Where that fails (the process may have no room for another mapping) it is tried again later. */
 static void close_read_only(object *o) {
     if (o->is_open && protect_read_only(o, false) == 0) o->is_open = false;
 }
@@ -225,7 +225,7 @@ static int patch(const mpk__dynamic *d, const ElfW(Rela) *relocs, size_t n, size
         void *now = __atomic_load_n(entry, __ATOMIC_ACQUIRE);
         if (!now || is_replaced(hook, now)) continue; /* a weak function that is not there; or done */
         if (!o->pin) o->pin = dlopen(*o->path ? o->path : NULL, RTLD_LAZY | RTLD_NOLOAD);
-        if (!o->pin) return 0; /* on its way out */
+        if (!o->pin) return 0; /* it is being unloaded */
         const char *name = d->names + symbol->st_name;
         bool is_profiling_name = name[0] == 'P';
         bool ask = type == RELOC_POINTER || (type == RELOC_CALL && !is_bound(o, symbol, now));

@@ -1,11 +1,11 @@
-/* Lazy reading: the program computes on private mappings of the slot while threads here bring them into memory of
- * their own. A chunk is read through the page cache, which is what an untouched page of the program shows, and compared
- * with its checksums; what is in the program's memory says nothing, as the program may have written to it. Then each
- * page of the chunk is made the program's own, whatever it holds by now, and its place in the page cache given back.
+/* Lazy reading. The program computes on private mappings of the slot, and the threads of this file bring them into memory of their
+ * own. A thread reads a chunk through the page cache, which is what an untouched page of the program shows, and compares it with
+ * its checksums. It does not compare the program's memory, because the program may have written to it. Then it makes each page
+ * of the chunk the program's own, whatever the page contains by now, and drops the chunk from the page cache.
  *
- * Who loads: an idle thread, and two urgent ones while they are boosted. They take chunks by a counter in each part,
- * so that none waits for another; parts are only ever added, at the end of a list. fork() waits until all is loaded: the
- * child has none of these threads, and the parent may soon overwrite the file that the child's pages show. */
+ * One idle thread loads, and two urgent ones while they are boosted. They take chunks by a counter in each part, so that none
+ * waits for another. Parts are only ever added, at the end of a list. fork() waits until all is loaded: the child has none of
+ * these threads, and the parent may soon overwrite the file that the child's pages show. */
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -45,7 +45,7 @@ struct mpk_loader {
     _Atomic int error;
 };
 
-/* Held over a fork(), so that the child finds no loader half made or half gone. */
+/* Locked over a fork(), so that the child finds no loader that is half created or half destroyed. */
 static pthread_mutex_t living = PTHREAD_MUTEX_INITIALIZER;
 static mpk_loader *alive;
 
@@ -54,7 +54,7 @@ static void note_corrupt(mpk_loader *l, const part *p, size_t block) {
     atomic_compare_exchange_strong(&l->corrupt, &none, (uint64_t)p->number << PART_SHIFT | block << 1 | 1);
 }
 
-/* Once something cannot be had, nothing else is tried again: the epoch is lost. */
+/* After the first failure nothing is tried again: the epoch is lost. */
 static bool try_again(const mpk_loader *l, int error, unsigned *tries) {
     return !atomic_load(&l->error) && mpk__try_again(error, tries);
 }

@@ -1,15 +1,15 @@
-/* How the memory of the regions is mapped, and what follows from it. Looked up once for a region, at the first safe point after
- * it was added, by the owner of the session: memory that mpk_alloc gave is known without.
+/* How the memory of the regions is mapped, and what follows from it. The owner of the session looks it up once for each region, at
+ * the first safe point after the region was added. Memory of mpk_alloc need not be looked up.
  *
  *   private, anonymous   is write-protected: nobody else can write to it, but by the calls that the guard knows
- *   private, of a file   shows the file where it was not written to yet. Its pages are made its own here, and are as above
- *   shared               somebody else may have it mapped too, in this process or another, and writes there cause no fault
- *                        here: it is pinned, which means copied at each cut and never protected
+ *   private, of a file   shows the file where it was not written to yet. Its pages are made the process's own, and then are as above
+ *   shared               others may have it mapped too, in this process or another, and their writes cause no fault here:
+ *                        it is pinned, which means copied at each cut and never protected
  *   of huge pages        (hugetlbfs) blocks are parts of a page, which cannot be protected alone: pinned too
  *   of an MPI window     that MPI allocated: peers write to it through their network cards: pinned too
  *
- * The pool has room for all blocks that are pinned: a cut that waited for room would hold up the program for long, and what it
- * copies last would be the memory of a later instant. */
+ * The pool has room for all blocks that are pinned. A cut that waited for room would block the program for long, and the last
+ * blocks that it copies would be the memory of a later instant. */
 #include "mapping.h"
 
 #include <errno.h>
@@ -149,8 +149,8 @@ void mpk__pin_blocks(mpk__blocks *blocks) {
     }
 }
 
-/* A region that others may write to is compared with its copies after all of it was copied: what differs was written to meanwhile,
- * and the copies may be of two instants. */
+/* A region that others may write to is compared with its copies after all of it was copied. If they differ it was written to
+ * meanwhile, and the copies may be of two instants. */
 static bool is_torn(const mpk__blocks *blocks, const mpk__region *r) {
     if (memcmp(r->edges, r->memory, r->head) != 0 || memcmp(r->edges + r->head, r->pages + r->data, r->tail) != 0) return true;
     for (uint32_t b = r->first_block; b < r->first_block + r->n_blocks; b++) {

@@ -1,18 +1,17 @@
-/* The order of the drain: what the program will write to first is saved first, so that it need not copy it.
+/* The order of the drain: what the program will write to first is saved first, so that the program need not copy it.
  *
- * When a block will be written to is what the last interval tells. Each chunk of adjacent blocks is a job that is due when
- * the first of them is expected to be written to. The earliest comes first, unless it is too late for it: then the program
- * copies it in any case, and it is left for the end, so that a program that sweeps through its memory quicker than the
- * storage takes it is not chased from block to block. What is too late is found out when a thread looks for its next
- * job, by how long the last ones took: how fast a drain will be cannot be known before, as it depends on what the
- * program leaves of the processors. */
+ * The last interval tells when each block is written to. A chunk of adjacent blocks is a job whose deadline is the first expected
+ * write to any of them. The earliest deadline comes first, unless it is too late for it: the program copies that chunk in any
+ * case, and it is saved last. So the drain does not run after a program that sweeps through its memory faster than the storage
+ * takes it. Whether it is too late is decided when a thread takes its next job, from how long the last ones took. How fast a
+ * drain will be is not known before, because it depends on how much processor time the program leaves. */
 #include "order.h"
 
 #include <errno.h>
 #include <stdlib.h>
 
-#define OUTLIER 4 /* times as long as usual: a thread without a processor, which tells nothing of the others */
-#define MARGIN 2 /* so many times as long as a run takes it must begin before its deadline */
+#define OUTLIER 4 /* a run counts at most as this many times the usual one: its thread may have had no processor */
+#define MARGIN 2 /* a job must begin this many times the duration of a run before its deadline */
 
 typedef struct job {
     uint32_t deadline_us, chunk;

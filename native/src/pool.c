@@ -1,6 +1,6 @@
-/* The pool: a fixed number of block-sized entries, taken by the fault handler and given back by the drain threads.
- * Its free entries form a lock-free stack. A writer that finds none sleeps on a futex: never a spin, because the idle
- * drain threads, which are to make room, get no time while anybody spins. */
+/* The pool is a fixed number of block-sized entries, which the fault handler takes and the drain threads give back. Its free
+ * entries form a lock-free stack. A writer that finds none sleeps on a futex. It never spins, because the idle drain threads,
+ * which have to make room, get no processor time while another thread spins. */
 #include "pool.h"
 
 #include <errno.h>

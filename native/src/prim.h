@@ -1,5 +1,5 @@
-/* All that depends on the operating system, and nothing else. prim_linux.c and prim_maps.c are its one implementation; a port, or
- * another way to protect pages, is a second file behind this header.
+/* All that depends on the operating system, and nothing else. prim_linux.c and prim_maps.c implement it; a port, or another way
+ * to protect pages, is a second implementation of this header.
  *
  * Functions that end in _in_handler may be called from the fault handler: they take no lock, do not allocate, and
  * touch nothing but their arguments. */

@@ -1,7 +1,7 @@
-/* Reading a region back: O_DIRECT straight into the program's memory, each block compared with its checksum while
- * the processor still has it in its caches. More threads than there are processors take chunks in turn, so that the
- * storage always has several requests at hand while some threads compute checksums or wait for the kernel to clear the
- * pages that they read into. Any thread may call it; no session is needed. */
+/* Reading a region back with O_DIRECT, straight into the program's memory. Each block is compared with its checksum while it is
+ * still in the processor's caches. More threads than there are processors take chunks in turn, so that the storage always has
+ * several requests while some threads compute checksums or wait for the kernel to clear the pages that they read into. Any
+ * thread may call it; no session is needed. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -69,8 +69,8 @@ static int64_t turn(void *context, mpk__worker *self, uint32_t wakeups) {
 static void read_together(reading *r) {
     mpk__workers others = {0};
     size_t wanted = r->bytes ? (r->bytes - 1) / r->chunk : 0;
-    const mpk__work work = {.turn = turn, .urgent_name = "mpickpt-read", .n_urgent = wanted < READERS - 1 ? (uint32_t)wanted : READERS - 1,
-                            .buffer_bytes = r->chunk};
+    uint32_t n = wanted < READERS - 1 ? (uint32_t)wanted : READERS - 1;
+    const mpk__work work = {.turn = turn, .urgent_name = "mpickpt-read", .n_urgent = n, .buffer_bytes = r->chunk};
     mpk__workers_start(&others, &work, r);
     uint8_t *bounce = mpk__prim_map(r->chunk, false);
     read_chunks(r, bounce);

@@ -1,6 +1,6 @@
-/* Reading again: an error of the storage that may be gone the next time (a server that comes back, a path that fails
- * over) costs a pause, not the epoch that is read. A read is tried so often as PAUSES_NS says and once more, by whoever
- * reads: threads of the reader and of the loader, never the fault handler. How often that was needed is counted. */
+/* Repeating a read. An error of the storage that may pass (a server that comes back, a path that fails over) costs a pause, not
+ * the epoch that is read. A read is repeated after each of the pauses in PAUSES_NS, by threads of the reader and of the loader,
+ * never by the fault handler. Repeated reads are counted. */
 #include "retry.h"
 
 #include <errno.h>

@@ -1,7 +1,7 @@
-/* The second SIGTERM. The first one asks a program for a last epoch and its end, which comes at a safe point. A program that
- * comes to none, as it waits in a call of a library, could not be ended by a signal at all: the interpreter's handler
- * notes it, and acts on it between two instructions of Python. So this handler stands before that one, and what it does
- * must be async-signal-safe. What it hands on is unchanged. */
+/* The second SIGTERM. The first one asks a program for a last epoch and then its end, at a safe point. A program that reaches no
+ * safe point, because it waits in a call of a library, could not be ended by a signal: the interpreter's handler only notes the
+ * signal, and acts on it between two instructions of Python. So this handler is installed in front of that one. It calls only
+ * what is async-signal-safe, and passes signals on unchanged. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>

@@ -1,16 +1,16 @@
 /* Finding untracked writes. A block counts as unchanged while it is CLEAN, so a write that raises no fault and that
- * the guard does not know (docs/limits.md) would never be saved. In each interval an idle thread compares a part of the
- * blocks that are CLEAN with the checksums that they were saved with; if one differs the next cut saves everything.
+ * the guard does not know (docs/limits.md) would never be saved. In each interval an idle thread compares some of the CLEAN
+ * blocks with the checksums that they were saved with. If one differs, the next cut saves everything.
  *
- * A write that comes while a block is on its way to the slot makes the file differ from its checksum, and were the epoch complete,
- * nothing would be left to restore once the older slot is overwritten. So each block that was written straight from memory is
- * compared once more behind the write. The epoch fails if one differs, and the older slot is spared. */
+ * An untracked write while a block is being written to the slot makes the file differ from its checksum. If that epoch counted as
+ * complete, nothing could be restored once the older slot is overwritten. So each block that was written straight from memory is
+ * compared again after the write. If it differs the epoch fails, and the older slot is kept. */
 #include "untracked.h"
 
 #include "chaos.h"
 
 #define SHARE 16 /* of all blocks, one in so many in each interval, */
-#define BYTES_PER_SECOND ((uint64_t)2 << 20) /* but no more than so much: to compare 1 GiB takes 80 ms */
+#define BYTES_PER_SECOND ((uint64_t)2 << 20) /* but no more than this much for each second of the interval */
 
 void mpk__untracked_forget(mpk__untracked *untracked) {
     atomic_store(&untracked->found, -1);
@@ -34,7 +34,7 @@ static bool is_as_saved(const mpk__blocks *blocks, uint32_t b) {
     return crc[0] == known[0] && crc[1] == known[1];
 }
 
-/* The program's own writes copy the block first; then it is written once more in any case. */
+/* The program's own writes copy the block first, and change its word. Then the block is written again in any case. */
 bool mpk__untracked_is_as_written(mpk__untracked *untracked, const mpk__blocks *blocks, uint32_t b) {
     uint64_t before = atomic_load(&blocks->words[b]);
     bool same = is_as_saved(blocks, b);

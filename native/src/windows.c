@@ -1,5 +1,5 @@
-/* The memory of MPI windows that MPI itself allocated, as far as the guard saw that: peers write to it by RDMA, or through
- * mappings of their own. Noted by the hooks of mpi_guard.c on any thread, and asked when a region is looked up. */
+/* The memory of MPI windows that MPI itself allocated while the guard was open. Peers write to it by RDMA, or through mappings of
+ * their own. The hooks of mpi_guard.c note it on any thread; it is asked for when the mapping of a region is looked up. */
 #include "windows.h"
 
 #include <pthread.h>

@@ -72,9 +72,9 @@ bool mpk__record_is_complete(const mpk_record *record, uint64_t epoch) {
            record->epoch == epoch;
 }
 
-/* The slot must be the one that rank 0 has made for this layout: a machine's cache may lead to a file that was replaced by
- * another machine and is kept alive by somebody who reads it. And where blocks are left out of an epoch because the slot has
- * them, it must still hold what this rank left there. */
+/* The slot must be the one that rank 0 has made for this layout: the cache of a network file system may lead to a file that
+ * another machine has replaced. And where blocks are left out of an epoch because the slot has them, it must still contain what
+ * this rank wrote there. */
 static int check_slot(const mpk__epoch *e, const mpk__holding *held, const uint64_t file[2]) {
     mpk_record record;
     int64_t have = mpk__prim_read(e->buffered_fd, &record, sizeof record, e->plan->record_offset);
@@ -95,7 +95,7 @@ int mpk__writer_open(mpk__epoch *e, bool want_direct) {
     if (!error) error = mpk__prim_file_id(e->buffered_fd, e->holding->file);
     if (!error) error = check_slot(e, &held, e->holding->file);
     if (error) {
-        close_slot(e); /* nothing is written to it, not even that it failed: what is in it may be somebody else's */
+        close_slot(e); /* nothing is written to it, not even that it failed: it may be the file of another program */
         return error;
     }
     atomic_store(&e->use_direct, e->direct_fd >= 0);
@@ -277,7 +277,7 @@ static int put_payloads(mpk__epoch *e) {
     return put_payload(e, e->channels, e->channels_bytes, plan->channels_offset, channels_path, &record->channels_crc);
 }
 
-/* What went through the page cache takes its time in the sync, and who waits for that is to see that it gets on. */
+/* What went through the page cache takes its time in the sync. It is waited for in parts, so that progress shows. */
 static int wait_for_buffered(const mpk__epoch *e, const mpk__blocks *blocks, _Atomic uint32_t *calls_ended) {
     int error = 0;
     for (uint32_t i = 0; i < blocks->n_regions && !error; i++) {
@@ -315,7 +315,7 @@ int mpk__writer_end(mpk__epoch *e, uint32_t cut, int error) {
     if (!error) note_holding(e, cut);
     if (error && e->buffered_fd >= 0) {
         record->error = -error;
-        put_record(e, MPK_FAILED); /* the storage that failed may refuse this too: then it stays WRITING */
+        put_record(e, MPK_FAILED); /* if the storage refuses this too, the record stays WRITING */
     }
     close_slot(e);
     return error;

@@ -110,7 +110,7 @@ MUTANTS = [
      "mpk__pool_give_in_handler calls mpk__pool_destroy"),
     ("blocks.h", "    MPK__ASSERT(mpk__may_follow(*expected, word));\n", "    printf(\"%u\", b);\n",
      "mpk__word_swap_in_handler calls printf"),
-    ("epoch.h", "{ return (now_ns - atomic", "{ pthread_mutex_lock(0); return (now_ns - atomic",
+    ("epoch.h", "    return (now_ns - atomic", "    pthread_mutex_lock(0);\n    return (now_ns - atomic",
      "mpk__epoch_us calls pthread_mutex_lock"),
     ("prim_linux.c", "    clock_gettime(clock, &t);\n", "    localtime(&t.tv_sec);\n", "clock_ns calls localtime"),
     ("term.c", "    uint64_t now = mpk__prim_now_ns(), none = 0;\n", "    uint64_t now = malloc(1), none = 0;\n",
