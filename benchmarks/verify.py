@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from mpickpt.layout.arrays import ArraySpec, Layout, RankLayout
-from mpickpt.snapshot import Snapshotter, crc32c
+from mpickpt.snapshot import CutPlan, Snapshotter, Target, crc32c
 from mpickpt.store import Store
 
 REQUEST_BYTES = 4 << 20
@@ -40,10 +40,8 @@ def write_slot(directory: Path, nbytes: int) -> Path:
     snapshotter.seal(layout.block_bytes, layout.block_bytes)
     snapshotter.boost(True)
     path = directory / "slot-0.h5"
-    snapshotter.cut(
-        path=path, epoch=1, step=1, rank=0, run=1, digest=layout.digest,
-        offsets=store.offsets(0)[0], objects=b"", spill=None,
-    )  # fmt: skip
+    target = Target(path, store.offsets(0)[0], rank=0, run=1, digest=layout.digest)
+    snapshotter.cut(CutPlan(target, epoch=1, step=1, objects=b""))
     snapshotter.wait()
     snapshotter.close()
     return path

@@ -20,7 +20,7 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from mpickpt.layout.arrays import BLOCK_BYTES, SlotOffsets
-from mpickpt.snapshot import Snapshotter
+from mpickpt.snapshot import CutPlan, Snapshotter, Target
 from mpickpt.snapshot.guard import close_guard, open_guard
 
 TURN_SECONDS = 0.005
@@ -63,9 +63,8 @@ def _drain(folder: Path, nbytes: int, *, lend: bool) -> tuple[float, float]:
     snapshotter.seal(BLOCK_BYTES, 64 * BLOCK_BYTES)
     turns = 200
     plain = _timed(turns)
-    snapshotter.cut(
-        path=path, epoch=1, step=0, rank=COMM.rank, run=1, digest=bytes(32), offsets=offsets, objects=b"", spill=None
-    )
+    target = Target(path, offsets, rank=COMM.rank, run=1, digest=bytes(32))
+    snapshotter.cut(CutPlan(target, epoch=1, step=0, objects=b""))
     with_drain = _timed(turns)
     after = _timed(turns)
     while not COMM.allreduce(snapshotter.wait(0), MPI.MIN):

@@ -335,7 +335,7 @@ class Simulation:
         self._perform(rank, machine.handle(p.Reached(step, now)))
         self._look(rank)
         yield from self._stand(rank)
-        machine.handle(p.Left())
+        machine.handle(p.Resumed())
         seconds = machine.seconds_to_next_poll(quiet=True)
         steps = machine.steps_to_next_poll(seconds)
         rank.pause = (seconds, steps) if seconds > 0.0 else None
@@ -348,7 +348,7 @@ class Simulation:
         machine, saves = rank.protocol, len(rank.saved)
         self._perform(rank, machine.handle(p.Reached(step, self.now, save=True)))
         yield from self._stand(rank)
-        machine.handle(p.Left())
+        machine.handle(p.Resumed())
         assert len(rank.saved) == saves + 1 or rank.stopped is not None, "a save ended without an answer"
         rank.pause = None
         self._look_again(rank, step, 0.0, 1)
@@ -366,7 +366,7 @@ class Simulation:
         while other.step < theirs and rank.stopped is None:
             if self.job.tracked:
                 yield Wait(condition=lambda: other.step >= theirs or self._next(rank, take=False) is not None)
-                rank.protocol.handle(p.Left(rank.step))
+                rank.protocol.handle(p.Resumed(rank.step))
                 self._look(rank)
             else:
                 yield Wait(condition=lambda: other.step >= theirs)
@@ -377,7 +377,7 @@ class Simulation:
         machine, since = rank.protocol, self.now
         began = self.now
         while (stand := machine.blocked) is not p.Blocked.NO and (closing or rank.stopped is None):
-            drains = machine.epoch is not None and not machine.epoch.posted  # which is waited for in any case
+            drains = machine.epoch is not None and not machine.posted  # which is waited for in any case
             until = since + machine.patience if stand is p.Blocked.LIMITED and not drains else math.inf
             if closing and rank.stopped is not None:
                 until = since + p.STOP_PATIENCES * machine.patience
@@ -441,16 +441,17 @@ class Simulation:
                     self._announce("end")
                 case p.Propose(step):
                     self._post(rank, "answer", (step,))
-                case p.Cut(number, step, slot):
-                    self._cut(rank, number, step, slot)
+                case p.Cut(epoch):
+                    self._cut(rank, epoch.number, epoch.step, epoch.slot)
                 case p.Miss():
                     happened = p.Drained(False)
-                case p.Skip(number):
+                case p.Skip(epoch):
+                    number = epoch.number
                     assert number not in self.cuts, f"epoch {number}: skipped by rank {rank.rank}, and cut by others"
                     self.skipped[number].add(rank.rank)
                     happened = p.Drained(False, hung=rank.hung)
-                case p.Post(epoch, complete):
-                    self._post(rank, "commit", (not complete, epoch.missed, epoch.hung))
+                case p.Post(_, complete, missed, hung):
+                    self._post(rank, "commit", (not complete, missed, hung))
                 case p.EndSave():
                     assert rank.decided is not None
                     rank.saved.append((machine._step, *rank.decided))

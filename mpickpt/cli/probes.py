@@ -20,7 +20,7 @@ import numpy as np
 
 from mpickpt.layout.arrays import MAX_BLOCKS, ArraySpec, Layout, RankLayout
 from mpickpt.session.memory import ceilings
-from mpickpt.snapshot import DrainState, Snapshotter, crc32c
+from mpickpt.snapshot import CutPlan, DrainState, Snapshotter, Target, crc32c
 from mpickpt.store import Store, clones, reserve
 from mpickpt.units import human_bytes
 
@@ -198,11 +198,8 @@ def _measured(work: Path) -> list[Finding]:
         snapshotter.boost(True)
 
         def save(epoch: int, meanwhile: Callable[[], None]) -> None:
-            path, offsets = work / "slot-0.h5", store.offsets(0)[0]
-            snapshotter.cut(
-                path=path, epoch=epoch, step=epoch, rank=0, run=1, digest=layout.digest,
-                offsets=offsets, objects=b"", spill=None,
-            )  # fmt: skip
+            target = Target(work / "slot-0.h5", store.offsets(0)[0], rank=0, run=1, digest=layout.digest)
+            snapshotter.cut(CutPlan(target, epoch=epoch, step=epoch, objects=b""))
             meanwhile()
             if not snapshotter.wait(PATIENCE):
                 snapshotter.fail(errno.ETIMEDOUT)

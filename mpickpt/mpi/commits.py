@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpickpt.mpi.pending import Pending, Repeated, calls_of_collective, next_of
+from mpickpt.protocol import Epoch
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 _NOBODY = 2**62  # in a commit: no rank has left, or failed
 _ERRNO_BITS = 16  # of a number that holds a rank and an errno
+_NO_EPOCH = Epoch(0, 0, 0)  # what a rank says of an epoch that it knows nothing of
 _SHARE = 13  # numbers that a rank says of an epoch, in `_post`
 
 
@@ -24,8 +26,8 @@ class Share:
 
     Attributes
     ----------
-    number, step, slot : int
-        The epoch, the step of the cut and the slot.
+    epoch : Epoch
+        Which one.
     complete : bool
         Its image is on disk.
     missed : bool
@@ -38,9 +40,7 @@ class Share:
         Why it is not complete, where the operating system said so.
     """
 
-    number: int
-    step: int
-    slot: int
+    epoch: Epoch
     complete: bool
     missed: bool = False
     hung: bool = False
@@ -63,7 +63,7 @@ class Commit:
         Whether a rank came past it.
     hung : bool
         Whether the storage of a rank hangs.
-    left : int or None
+    departed : int or None
         A rank that left the session by an exception.
     drain_seconds, lost_seconds : float
         The longest of any rank.
@@ -75,7 +75,7 @@ class Commit:
     same_cut: bool
     missed: bool
     hung: bool
-    left: int | None
+    departed: int | None
     drain_seconds: float
     lost_seconds: float
     failed: int | None = None
@@ -114,16 +114,16 @@ class Commits:
 
     def post_leaving(self) -> None:
         """Tell the others, when they next agree on an epoch, that this rank has left; nothing is waited for."""
-        self._post(Share(0, 0, 0, complete=False), self._rank)
+        self._post(Share(_NO_EPOCH, complete=False), self._rank)
 
-    def _post(self, share: Share, left: int) -> Pending:
-        cut = [share.number, share.step, share.slot]
+    def _post(self, share: Share, departed: int) -> Pending:
+        cut = [share.epoch.number, share.epoch.step, share.epoch.slot]
         least, greatest = ([_NOBODY] * 3, [_NOBODY] * 3) if share.missed else (cut, [-n for n in cut])
         costs = [-round(seconds * 1e6) for seconds in (share.drain_seconds, share.lost_seconds)]
         posted = next_of(self._shares)
         self.posted += 1
         failed = _NOBODY if share.complete else self._rank << _ERRNO_BITS | share.errno
-        met = [share.complete, left, not share.missed, not share.hung, failed]
+        met = [share.complete, departed, not share.missed, not share.hung, failed]
         posted.kept[0][:] = [*met, *costs, *least, *greatest]
         posted.start()
         posted.test()
@@ -137,7 +137,7 @@ class Commits:
         """Give what was found out about the epoch that was posted, if it is there."""
         if self._pending is None or not self._pending.test():
             return None
-        complete, left, not_missed, not_hung, failed, drain, lost, *cut = self._pending.result.tolist()
+        complete, departed, not_missed, not_hung, failed, drain, lost, *cut = self._pending.result.tolist()
         self._pending = None
         least, greatest = cut[:3], [-n for n in cut[3:]]
         same_cut = least == greatest or least[0] == _NOBODY  # if all missed it, there is no cut to compare
@@ -146,7 +146,7 @@ class Commits:
             same_cut=same_cut,
             missed=not not_missed,
             hung=not not_hung,
-            left=None if left == _NOBODY else left,
+            departed=None if departed == _NOBODY else departed,
             drain_seconds=-drain / 1e6,
             lost_seconds=-lost / 1e6,
             failed=None if failed == _NOBODY else failed >> _ERRNO_BITS,
@@ -156,7 +156,7 @@ class Commits:
     def finish(self, posted: int, wait: Callable[[Pending], object]) -> None:
         """Take part in agreements until it were so many, and give the communicator back; collective."""
         while self.posted < posted:
-            self._post(Share(0, 0, 0, complete=False), _NOBODY)
+            self._post(Share(_NO_EPOCH, complete=False), _NOBODY)
         for share in self._shares:
             wait(share)
         self.close()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 _CUT, _STOP, _END = 0, 1, 2  # markers
-_WISH, _CLOSED, _LEFT, _LAST = 0, 1, 2, 3  # messages up the tree
+_REQUEST, _CLOSED, _DEPARTED, _LAST = 0, 1, 2, 3  # messages up the tree
 _NOBODY = -1
 
 
@@ -66,9 +66,9 @@ class Rounds:
         """Send the marker to all; on rank 0."""
         self._broadcast(_STOP if stop else _CUT, _NOBODY)
 
-    def announce_end(self, left: int | None) -> None:
+    def announce_end(self, departed: int | None) -> None:
         """Tell all that no more markers will come, and which rank left the session by an exception; on rank 0."""
-        self._broadcast(_END, _NOBODY if left is None else left)
+        self._broadcast(_END, _NOBODY if departed is None else departed)
 
     def propose(self, step: int) -> None:
         """Post this rank's share of the answer, and listen for the next marker."""
@@ -76,28 +76,28 @@ class Rounds:
         if self._rank != 0:
             self._listen()
 
-    def pass_on(self, rounds: int, *, stop: bool) -> None:
+    def forward(self, rounds: int, *, stop: bool) -> None:
         """Send a request to the parent."""
-        self._send_up(_WISH, rounds, int(stop))
+        self._send_up(_REQUEST, rounds, int(stop))
 
     def say_closed(self) -> None:
         """Tell the parent that this rank, and all below it, are closing."""
         self._send_up(_CLOSED, 0, 0)
 
-    def pass_on_left(self, rank: int) -> None:
+    def forward_departure(self, rank: int) -> None:
         """Tell the parent that `rank` has left the session by an exception."""
-        self._send_up(_LEFT, rank, 0)
+        self._send_up(_DEPARTED, rank, 0)
 
-    def _broadcast(self, kind: int, left: int) -> None:
+    def _broadcast(self, kind: int, departed: int) -> None:
         marker = next_of(self._markers)
-        marker.result[0], marker.result[1] = kind, left
+        marker.result[0], marker.result[1] = kind, departed
         marker.start()
         self.calls += 1
 
-    def _post_share(self, step: int, left: int) -> Repeated:
+    def _post_share(self, step: int, departed: int) -> Repeated:
         answer = next_of(self._answers)
         own = answer.kept[0]
-        own[0], own[1] = step, left
+        own[0], own[1] = step, departed
         answer.start()
         self.calls += 1
         return answer
@@ -125,14 +125,14 @@ class Rounds:
             self._sent = [pending for pending in self._sent if not pending.test()]
         if self._answer is not None:
             if self._answer.test():
-                step, left = self._answer.result.tolist()
+                step, departed = self._answer.result.tolist()
                 self._answer = None
-                return Agreed(step, None if left == _NOBODY else left, time.perf_counter())
+                return Agreed(step, None if departed == _NOBODY else departed, time.perf_counter())
         elif self._marker is not None and self._marker.test():
-            kind, left = self._marker.result.tolist()
+            kind, departed = self._marker.result.tolist()
             self._marker = None
             if kind == _END:
-                return Ended(None if left == _NOBODY else left)
+                return Ended(None if departed == _NOBODY else departed)
             return Marked(kind == _STOP, time.perf_counter())
         return self._from_below()
 
@@ -141,7 +141,7 @@ class Rounds:
             if receipt.test():
                 kind, number, flag = receipt.result.tolist()
                 receipt.start()
-                if kind == _WISH:
+                if kind == _REQUEST:
                     return RequestedBelow(number, bool(flag))
                 return BelowClosed() if kind == _CLOSED else BelowDeparted(number)
         return None

@@ -26,6 +26,7 @@ comes of them, and stays where it is as long as `Protocol.blocked` says so: `mpi
 in the tests. There is one short cut, `Protocol.polled`, for the many looks that find nothing.
 """
 
+from mpickpt.protocol.epoch import Epoch
 from mpickpt.protocol.events import (
     Agreed,
     BelowClosed,
@@ -36,12 +37,12 @@ from mpickpt.protocol.events import (
     Ended,
     Event,
     GaveUp,
-    Left,
     Marked,
     Reached,
     Refused,
     Requested,
     RequestedBelow,
+    Resumed,
 )
 from mpickpt.protocol.instructions import (
     Abandon,
@@ -50,7 +51,6 @@ from mpickpt.protocol.instructions import (
     Boost,
     Cut,
     EndSave,
-    Epoch,
     Forward,
     ForwardDeparture,
     Instruction,
@@ -71,6 +71,7 @@ __all__ = [
     "Announce",
     "AnnounceEnd",
     "Requested",
+    "Resumed",
     "BelowClosed",
     "BelowDeparted",
     "Closing",
@@ -83,7 +84,6 @@ __all__ = [
     "GaveUp",
     "Boost",
     "Instruction",
-    "Left",
     "Marked",
     "Miss",
     "PATIENCE",

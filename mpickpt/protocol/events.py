@@ -1,14 +1,11 @@
-"""What can happen to a rank, as far as the protocol is concerned.
-
-Events and instructions are used once, at once. They are not frozen: that makes them twice as dear, out of cold caches.
-"""
+"""What can happen to a rank, as far as the protocol is concerned."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Reached:
     """The rank stands at the safe point of `step`, at `now` seconds of any steady clock.
 
@@ -21,21 +18,21 @@ class Reached:
     save: bool = False
 
 
-@dataclass(slots=True)
-class Left:
-    """The rank goes on from the safe point where it stood, or has since passed that of `step` without looking."""
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The rank goes on from the safe point where it stood, or has since passed that of `step` without a poll."""
 
     step: int = -1
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Requested:
     """Somebody on this rank wants a cut: a signal, the program, or on rank 0 the clock or a command."""
 
     stop: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class RequestedBelow:
     """A rank further down the tree wants a cut; it had seen `rounds` markers when it was asked."""
 
@@ -43,7 +40,7 @@ class RequestedBelow:
     stop: bool
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Marked:
     """The marker of a round came, at `now` seconds."""
 
@@ -51,21 +48,21 @@ class Marked:
     now: float
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Agreed:
-    """The greatest of all proposals came, at `now` seconds; `left` is a rank that left the session, or None."""
+    """The greatest of all proposals came, at `now` seconds; `departed` is a rank that left the session, or None."""
 
     step: int
-    left: int | None
+    departed: int | None
     now: float
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class GaveUp:
     """What the rank stands still for did not come within the time that it may stand still."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Drained:
     """The drain of this rank has ended, `seconds` after its cut; or was given up, as its storage is `hung`."""
 
@@ -74,12 +71,12 @@ class Drained:
     hung: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The storage refuses the slot of the epoch, on all ranks: nothing was cut."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Decided:
     """What all ranks together know of the epoch.
 
@@ -89,7 +86,7 @@ class Decided:
         It is complete on every rank.
     missed : bool
         A rank came past its step.
-    left : int or None
+    departed : int or None
         A rank that left the session by an exception.
     hung : bool
         The storage of a rank hangs: it cannot be cut before that has an end.
@@ -97,28 +94,28 @@ class Decided:
 
     complete: bool
     missed: bool
-    left: int | None = None
+    departed: int | None = None
     hung: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Closing:
     """The program ends its session on this rank."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class BelowClosed:
     """A child in the tree, and all below it, are closing."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Ended:
-    """Rank 0 says that there will be no more markers; `left` is a rank that left the session, or None."""
+    """Rank 0 says that there will be no more markers; `departed` is a rank that left the session, or None."""
 
-    left: int | None
+    departed: int | None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class BelowDeparted:
     """A rank further down the tree has left the session by an exception."""
 
@@ -126,6 +123,6 @@ class BelowDeparted:
 
 
 Event = (
-    Reached | Left | Requested | RequestedBelow | Marked | Agreed | GaveUp | Drained | Refused | Decided | Closing
+    Reached | Resumed | Requested | RequestedBelow | Marked | Agreed | GaveUp | Drained | Refused | Decided | Closing
     | BelowClosed | Ended | BelowDeparted
 )  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from mpickpt.protocol.epoch import Epoch
 from mpickpt.protocol.events import (
     Agreed,
     BelowClosed,
@@ -18,12 +19,12 @@ from mpickpt.protocol.events import (
     Ended,
     Event,
     GaveUp,
-    Left,
     Marked,
     Reached,
     Refused,
     Requested,
     RequestedBelow,
+    Resumed,
 )
 from mpickpt.protocol.instructions import (
     Abandon,
@@ -32,7 +33,6 @@ from mpickpt.protocol.instructions import (
     Boost,
     Cut,
     EndSave,
-    Epoch,
     Forward,
     ForwardDeparture,
     Instruction,
@@ -77,6 +77,16 @@ class _Appointment:
     before: int = -1
 
 
+@dataclass(frozen=True)
+class _Attempt:
+    """The epoch that is not decided, how it came about, and whether this rank came past its cut."""
+
+    epoch: Epoch
+    stop: bool
+    agreed: bool
+    missed: bool
+
+
 class Protocol:
     """One rank's part.
 
@@ -101,6 +111,10 @@ class Protocol:
     ----------
     epoch : Epoch or None
         The one that is not decided.
+    is_last : bool
+        The program ends when that one is complete.
+    posted : bool
+        The other ranks were told what became of it here.
     hold : bool
         Blocked still between the cut and the end of a program that is to stop. Right for programs whose messages stay
         between two safe points; with others a rank that stands might be what another one waits for.
@@ -126,7 +140,7 @@ class Protocol:
         self.rank = rank
         self.size = size
         self.hold = True
-        self.epoch: Epoch | None = None
+        self.posted = False
         self.rounds = self.waits = self.missed = 0
         self.storage_hung = False
         self._keep = keep
@@ -134,6 +148,7 @@ class Protocol:
         self._slots: dict[int, int | None] = dict(slots or {})
         self._protected = protected
         self._number = next_epoch - 1
+        self._attempt: _Attempt | None = None
         # where the rank is
         self._step = self._before = -1  # the last safe point that was looked at, and the one before it
         self._standing = False
@@ -163,6 +178,16 @@ class Protocol:
     # -- what the driver asks ------------------------------------------------------------------------------------
 
     @property
+    def epoch(self) -> Epoch | None:
+        """The epoch that is not decided."""
+        return None if self._attempt is None else self._attempt.epoch
+
+    @property
+    def is_last(self) -> bool:
+        """The program ends when the epoch in progress is complete."""
+        return self._attempt is not None and self._attempt.stop
+
+    @property
     def next_step(self) -> int:
         """No safe point at or beyond this step may be passed without `Reached`."""
         nearest = self._next_every
@@ -190,7 +215,7 @@ class Protocol:
         awaits_marker = self._passed_on[0] >= self.rounds
         if not quiet or self._proposal is not None or awaits_marker or self._missed:
             return self._look
-        return self._rest if self.epoch is None else min(self._rest, IDLE_POLL_SECONDS)
+        return self._rest if self._attempt is None else min(self._rest, IDLE_POLL_SECONDS)
 
     def steps_to_next_poll(self, seconds: float) -> int:
         """Give how many steps may go by in those `seconds` until the next look, so that a run of quick ones shows."""
@@ -199,7 +224,7 @@ class Protocol:
     def polled(self, step: int, now: float) -> None:
         """Take in that the rank looked at the safe point of `step`, below `next_step`, found nothing and goes on.
 
-        The same as `Reached` and `Left` at a fraction of their price.
+        The same as `Reached` and `Resumed` at a fraction of their price.
         """
         self._before, self._step = self._step, step
         self._lookahead.polled(step, now)
@@ -213,7 +238,7 @@ class Protocol:
     def patience(self) -> float:
         """Seconds until a rank that is `blocked` for a limited time gives up, from the end of its own drain on."""
         usual = max(PATIENCE, PATIENT_STEPS * self._lookahead.step_seconds)
-        if self._lacks_answer or self.epoch is None:
+        if self._lacks_answer or self._attempt is None:
             return usual
         return max(EPOCH_PATIENCES * usual, DRAIN_PATIENCE * self._drain_seconds)
 
@@ -235,7 +260,7 @@ class Protocol:
         match event:
             case Reached():
                 return self._reached(event)
-            case Left(step):
+            case Resumed(step):
                 self._standing = self._holds = False
                 self._saving = None
                 if step > self._step:
@@ -268,7 +293,7 @@ class Protocol:
                 return self._go_on()
             case Ended():
                 self._over = True
-                return [] if event.left is None else [Abandon(event.left)]
+                return [] if event.departed is None else [Abandon(event.departed)]
             case BelowDeparted():
                 return self._below_left(event.rank)
 
@@ -306,7 +331,7 @@ class Protocol:
             return Blocked.PATIENT
         if self._standing and self._lacks_answer:
             return Blocked.NO if self._gave_up else Blocked.LIMITED
-        if not self._standing or self.epoch is None or self._missed:
+        if not self._standing or self._attempt is None or self._missed:
             return Blocked.NO
         if self._is_due:
             # Where no message crosses a safe point, waiting for all is safe as long as no rank can have missed a cut,
@@ -340,7 +365,7 @@ class Protocol:
         return self._appointment_is_due or self._step >= self._next_every
 
     def _cut_if_due(self) -> list[Instruction]:
-        if self._missed and self.epoch is None and not self._lacks_answer:
+        if self._missed and self._attempt is None and not self._lacks_answer:
             return self._begin(self._missed.popleft(), missed=True)
         if not self._is_due:
             return []
@@ -353,7 +378,7 @@ class Protocol:
 
     def _save_on(self, saving: Saving) -> list[Instruction]:
         """Bring the save further in which the program waits."""
-        if self._lacks_answer or self.epoch is not None:
+        if self._lacks_answer or self._attempt is not None:
             return []
         if self._missed:
             return self._begin(self._missed.popleft(), missed=True)
@@ -368,7 +393,8 @@ class Protocol:
         """Begin the next epoch: by a cut here, or by missing it."""
         slot = choose_slot(self._keep, self._slots, self._protected)
         self._number += 1
-        self.epoch = Epoch(self._number, self._step, slot, stop=due.stop, agreed=due.agreed, missed=missed)
+        epoch = Epoch(self._number, self._step, slot)
+        self._attempt, self.posted = _Attempt(epoch, due.stop, due.agreed, missed), False
         if due.agreed:
             self._open = False
         self._end_every(due)
@@ -377,13 +403,12 @@ class Protocol:
         self.missed += missed
         if self.storage_hung:  # so no rank is cut needlessly: this epoch tells all whether it still does
             self._holds = due.stop and self.hold and not missed
-            return [Skip(self._number, self._step, slot)]
+            return [Skip(epoch)]
         self._slots[slot] = None
         if missed:
-            return [Miss(self._number, self._step, slot)]
+            return [Miss(epoch)]
         self._holds = due.stop and self.hold
-        cut = Cut(self._number, self._step, slot)
-        return [cut, Boost()] if due.stop else [cut]
+        return [Cut(epoch), Boost()] if due.stop else [Cut(epoch)]
 
     def _miss_due(self) -> None:
         """Take what is due here for missed."""
@@ -418,41 +443,41 @@ class Protocol:
         return self._go_on()
 
     def _drained(self, complete: bool, hung: bool) -> list[Instruction]:
-        epoch = self.epoch
-        assert epoch is not None
-        epoch.posted, epoch.hung = True, hung
-        return [Post(epoch, complete), *(self._go_on() if epoch.missed else [])]
+        attempt, self.posted = self._attempt, True
+        assert attempt is not None
+        post = Post(attempt.epoch, complete, attempt.missed, hung)
+        return [post, *(self._go_on() if attempt.missed else [])]
 
     def _decided(self, event: Decided) -> list[Instruction]:
-        epoch, self.epoch = self.epoch, None
-        assert epoch is not None
+        attempt, self._attempt = self._attempt, None
+        assert attempt is not None
         self._holds = False
         came_back = self.storage_hung and not event.hung
         self.storage_hung = event.hung
         if event.complete:
-            self._slots[epoch.slot] = epoch.number
-            self._protected = epoch.slot
-        if event.left is not None:
-            return [Abandon(event.left)]
+            self._slots[attempt.epoch.slot] = attempt.epoch.number
+            self._protected = attempt.epoch.slot
+        if event.departed is not None:
+            return [Abandon(event.departed)]
         ended: list[Instruction] = []
-        if self._saving is not None and self._saving.number == epoch.number:
+        if self._saving is not None and self._saving.number == attempt.epoch.number:
             if came_back:  # it was skipped, and can be made now
                 self._saving.number = None
             else:
                 self._saving, ended = None, [EndSave()]
-        return [*ended, *self._go_on_after(epoch, event, came_back)]
+        return [*ended, *self._go_on_after(attempt, event, came_back)]
 
-    def _go_on_after(self, epoch: Epoch, event: Decided, came_back: bool) -> list[Instruction]:
-        if epoch.stop:
+    def _go_on_after(self, attempt: _Attempt, event: Decided, came_back: bool) -> list[Instruction]:
+        if attempt.stop:
             self._stop_attempts += 1
             if event.complete or (self._stop_attempts >= STOP_ATTEMPTS and not event.missed):
                 self._no_more = True
                 self._saving = None
                 return [Stop(event.complete), *self._go_on()]
-        again = epoch.stop or (epoch.agreed and (event.missed or came_back))
+        again = attempt.stop or (attempt.agreed and (event.missed or came_back))
         if not event.complete and again and self.rank == 0:
             self._wanted = True
-            self._wanted_stop = self._wanted_stop or epoch.stop
+            self._wanted_stop = self._wanted_stop or attempt.stop
         return self._go_on() or self._announce_if_wanted()
 
     # -- rounds --------------------------------------------------------------------------------------------------
@@ -480,7 +505,7 @@ class Protocol:
     def _announce_if_wanted(self) -> list[Instruction]:
         if self.rank != 0 or not self._wanted or self._open or self._no_more or self._closing or self._step < 0:
             return []
-        if self.epoch is not None and not self._wanted_stop:
+        if self._attempt is not None and not self._wanted_stop:
             return []
         stop, self._wanted, self._wanted_stop = self._wanted_stop, False, False
         self._open = True
@@ -498,15 +523,15 @@ class Protocol:
             soonest = self._step if self._standing and self._before < self._step else self._step + 1
             proposal = soonest + (ahead if self.size > 1 else 0)
         self._proposal, self._proposed_at, self._gave_up, self._waited = proposal, now, False, False
-        boost: list[Instruction] = [Boost()] if stop and self.epoch is not None and not self.epoch.posted else []
+        boost: list[Instruction] = [Boost()] if stop and self._attempt is not None and not self.posted else []
         return [Propose(proposal), *boost, *self._go_on()]
 
     def _agreed(self, event: Agreed) -> list[Instruction]:
         assert self._proposal is not None
         self._proposal, self._gave_up = None, False
         self._lookahead.answered(event.now - self._proposed_at)
-        if event.left is not None:
-            return [Abandon(event.left)]
+        if event.departed is not None:
+            return [Abandon(event.departed)]
         if event.step >= NEVER:  # a rank has come to its end, and cannot be cut any more
             self._open, self._no_more = False, True
             return self._go_on()
@@ -523,7 +548,7 @@ class Protocol:
 
     def _close_on(self) -> list[Instruction]:
         self._appointments.clear()  # no rank comes to a step beyond the last
-        if self._over or self._proposal is not None or self.epoch is not None:
+        if self._over or self._proposal is not None or self._attempt is not None:
             return []
         if self._missed:
             return self._begin(self._missed.popleft(), missed=True)

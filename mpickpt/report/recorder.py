@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mpickpt.options import Options
+from mpickpt.protocol import Epoch
 from mpickpt.report.files import forget_old_runs, notes_path, run_name
 from mpickpt.report.notes import FORMAT, EndNote, EpochNote, Header, Note, Sums, fold, line_of
 from mpickpt.snapshot import Progress
@@ -113,11 +114,12 @@ class Recorder:
             start, sum_of_rest = self._waits[-1]
             self._waits[-1] = (start, sum_of_rest + seconds)
 
-    def cut(self, number: int, step: int, slot: int, began: float, blocked: float, before: Progress) -> None:
+    def cut(self, epoch: Epoch, began: float, blocked: float, before: Progress) -> None:
         """Note a cut that was made at `began`; `before` is what the snapshotter said just before it."""
         if self._file is None:
             return
-        self._draining = _Draining(number, step, slot, began - self._zero, blocked, *self._late(before))
+        at = began - self._zero
+        self._draining = _Draining(epoch.number, epoch.step, epoch.slot, at, blocked, *self._late(before))
 
     def drained(self, progress: Progress, *, hung: bool = False) -> None:
         """Note what became of the drain, and write the line; later, if the storage has `hung`."""

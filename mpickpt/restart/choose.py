@@ -226,7 +226,7 @@ def _plan(store: Store, restored: Restored) -> tuple[tuple[Layout, list[RankImag
     """Say where all ranks' shares lie in a slot or archived epoch, or why that cannot be said."""
     try:
         layout, offsets = store.structure(restored.path)  # imports h5py, on rank 0 alone
-        slot = store.look(restored.path)
+        slot = store.inspect(restored.path)
         return (layout, images_of(restored.path, layout, offsets, slot.records, slot.packed)), None
     except MpickptError as error:
         return None, str(error)

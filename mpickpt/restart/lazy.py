@@ -8,11 +8,12 @@ and no session ends well, before all ranks have loaded all and found it sound (d
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpickpt.errors import CorruptionError, StoreError
+from mpickpt.errors import CorruptionError, MpickptError, StoreError
 from mpickpt.layout.arrays import ArraySpec, blocks_in
 from mpickpt.protocol.policy import should_boost
 from mpickpt.reading.image import Damage, RankImage
@@ -70,12 +71,12 @@ class Loading:
         if damage:
             raise self._error(damage[0])
 
-    def look(self, elapsed: float, left: float) -> bool:
+    def poll(self, elapsed: float, remaining: float) -> bool:
         """See that all is loaded before the next cut.
 
         Parameters
         ----------
-        elapsed, left : float
+        elapsed, remaining : float
             Seconds since the first safe point and, by estimate, to the next cut.
 
         Returns
@@ -86,7 +87,7 @@ class Loading:
         if self._loader is None or self._is_bad:
             return False
         progress = self._loader.progress()
-        if should_boost(progress.nbytes_loaded / max(1, progress.nbytes), elapsed, left):
+        if should_boost(progress.nbytes_loaded / max(1, progress.nbytes), elapsed, remaining):
             self._loader.boost(True)
         self._is_bad = progress.corrupt is not None or progress.errno != 0
         return self._is_bad
@@ -117,6 +118,14 @@ class Loading:
                 errno=progress.errno,
                 path=self._image.path,
             )
+
+    def leave(self) -> None:
+        """Bring all into memory of its own, valid or not: the arrays stay usable, whoever writes to the slot then."""
+        try:
+            with suppress(MpickptError):
+                self.finish()
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Stop loading."""

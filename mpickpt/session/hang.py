@@ -107,7 +107,7 @@ class Hang:
             )
         return False
 
-    def left(self) -> None:
+    def session_ended(self) -> None:
         """Tell that the session has ended while the storage hung."""
         warn(
             f"Rank {self._rank}: {self.path}: the storage hangs, and the session has ended without it. The checkpoint "

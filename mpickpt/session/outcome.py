@@ -38,6 +38,27 @@ class Outcome:
         return self.complete
 
 
+def told_stopped(complete: bool, newest: int | None, directory: Path) -> str:
+    """Say that the program ends as it was asked to.
+
+    Parameters
+    ----------
+    complete : bool
+        Whether the epoch that was to be made before is complete.
+    newest : int or None
+        The number of the newest complete epoch.
+    directory : pathlib.Path
+        The checkpoint directory.
+    """
+    if complete:
+        return (
+            f"mpickpt: stopped as asked, after epoch {newest} of {directory} became complete; the same command goes on"
+        )
+    if newest is None:
+        return f"mpickpt: stopped as asked, but no epoch in {directory} became complete"
+    return f"mpickpt: stopped as asked; no new epoch became complete, epoch {newest} of {directory} stays"
+
+
 def told_lost(last: Outcome, newest: Outcome | None, number: int | None, directory: Path) -> str:
     """Say at the end of a session that its last epoch failed, why, and what is saved instead.
 

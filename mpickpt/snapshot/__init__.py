@@ -12,10 +12,12 @@ except ImportError as error:
         f"The native core of mpickpt is not beside {__file__}: either it was not built (pip install .), or Python was "
         f"started in the folder of the sources, which hides the installed package; start it elsewhere."
     ) from error
+from mpickpt.snapshot.plan import CutPlan, Target
 from mpickpt.snapshot.reading import Loader, LoadProgress, crc32c, read_blocks
 from mpickpt.snapshot.snapshotter import DrainState, Mapping, Memory, Progress, Snapshotter
 
 __all__ = [
+    "CutPlan",
     "DrainState",
     "LoadProgress",
     "Loader",
@@ -23,6 +25,7 @@ __all__ = [
     "Memory",
     "Progress",
     "Snapshotter",
+    "Target",
     "crc32c",
     "read_blocks",
 ]

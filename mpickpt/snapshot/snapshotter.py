@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mpickpt import _native
 from mpickpt.layout.arrays import SlotOffsets
+from mpickpt.snapshot.plan import CutPlan
 
 
 class DrainState(IntEnum):
@@ -272,71 +273,41 @@ class Snapshotter:
         under_way, ended = self._session.calls()
         return under_way, ended
 
-    def cut(
-        self,
-        *,
-        path: Path,
-        epoch: int,
-        step: int,
-        rank: int,
-        run: int,
-        digest: bytes,
-        offsets: SlotOffsets,
-        objects: bytes,
-        spill: Path | None,
-        channels_follow: bool = False,
-        channels_spill: Path | None = None,
-    ) -> None:
+    def cut(self, plan: CutPlan) -> None:
         """Fix the image of all regions as it is now; it is saved in the background.
 
         What goes wrong while it is saved is told by `progress`.
-
-        Parameters
-        ----------
-        path : Path
-            The slot file, which exists.
-        epoch, step, rank, run, digest
-            For the record.
-        offsets : SlotOffsets
-            Where this rank's bytes lie in the slot, arrays in the order of `add`.
-        objects : bytes
-            Saved beside the regions, at ``offsets.objects``, or in `spill` if they outgrew their room there.
-        spill : Path or None
-            The file for objects that do not fit.
-        channels_follow : bool
-            The epoch is not complete before `add_channels` has brought the messages that are in flight at the cut.
-        channels_spill : Path or None
-            The file for them if they do not fit at ``offsets.channels``; needed if they follow.
 
         Raises
         ------
         OSError
             EBUSY if the last drain has not ended, or was given up and hangs; EINVAL if not sealed.
         ValueError
-            If the objects do not fit and no `spill` is given, or channels follow and no `channels_spill` is.
+            If the objects do not fit and there is no file for them, or channels follow and there is none for those.
         """
-        fits = len(objects) <= offsets.objects_room
-        if not fits and spill is None:
-            raise ValueError(f"{len(objects)} bytes of objects do not fit into {offsets.objects_room}")
-        if channels_follow and channels_spill is None:
+        target, offsets = plan.target, plan.target.offsets
+        fits = len(plan.objects) <= offsets.objects_room
+        if not fits and target.spill is None:
+            raise ValueError(f"{len(plan.objects)} bytes of objects do not fit into {offsets.objects_room}")
+        if target.channels_follow and target.channels_spill is None:
             raise ValueError("channels follow, and it is not known whether they will fit: give channels_spill")
         self._session.cut(
-            path=str(path),
-            epoch=epoch,
-            step=step,
-            rank=rank,
-            run=run,
-            digest=digest,
+            path=str(target.path),
+            epoch=plan.epoch,
+            step=plan.step,
+            rank=target.rank,
+            run=target.run,
+            digest=target.digest,
             data_offsets=list(offsets.arrays),
             checksum_offsets=list(offsets.checksums),
             record_offset=offsets.record,
-            objects=objects,
+            objects=plan.objects,
             objects_offset=offsets.objects,
-            spill_path=None if fits else str(spill),
-            channels_follow=channels_follow,
+            spill_path=None if fits else str(target.spill),
+            channels_follow=target.channels_follow,
             channels_offset=offsets.channels,
             channels_room=offsets.channels_room,
-            channels_spill_path=None if channels_spill is None else str(channels_spill),
+            channels_spill_path=None if target.channels_spill is None else str(target.channels_spill),
         )
 
     def add_channels(self, data: bytes) -> None:

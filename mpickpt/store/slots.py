@@ -195,13 +195,13 @@ class Store:
 
     def slots(self) -> list[SlotInfo]:
         """List all slot files by index, unreadable ones too; `SlotInfo.why_not` tells what is wrong with them."""
-        return sorted(map(self.look, self._files(_SLOT_NAME)), key=lambda slot: slot.index)
+        return sorted(map(self.inspect, self._files(_SLOT_NAME)), key=lambda slot: slot.index)
 
     def archives(self) -> list[SlotInfo]:
         """List the archived epochs by name, unreadable ones too; their `SlotInfo.index` is -1."""
-        return [self.look(path) for path in sorted(self._files(_ARCHIVE_NAME))]
+        return [self.inspect(path) for path in sorted(self._files(_ARCHIVE_NAME))]
 
-    def look(self, path: Path) -> SlotInfo:
+    def inspect(self, path: Path) -> SlotInfo:
         """Tell of one slot or archived epoch, whether or not there is one."""
         return read_slot(path, self._crc32c)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mpickpt.layout.arrays import SlotOffsets
-from mpickpt.snapshot import DrainState, Snapshotter
+from mpickpt.snapshot import CutPlan, DrainState, Snapshotter, Target
 
 BLOCK = 64 * 1024
 
@@ -35,10 +35,8 @@ class Bench:
         self.snapshotter.wait()
         self.epoch += 1
         expected = self.region.copy()
-        self.snapshotter.cut(
-            path=self.path, epoch=self.epoch, step=0, rank=self.rank, run=1, digest=bytes(32), offsets=self.offsets,
-            objects=b"", spill=None,
-        )  # fmt: skip
+        target = Target(self.path, self.offsets, self.rank, run=1, digest=bytes(32))
+        self.snapshotter.cut(CutPlan(target, self.epoch, step=0, objects=b""))
         return expected
 
     def writable(self) -> np.ndarray:

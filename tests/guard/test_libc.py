@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mpickpt.errors import UsageError
 from mpickpt.layout.arrays import SlotOffsets
-from mpickpt.snapshot import Snapshotter
+from mpickpt.snapshot import CutPlan, Snapshotter, Target
 from mpickpt.snapshot.guard import close_guard, open_guard, pinned, refresh_guard
 
 BLOCK = 64 * 1024
@@ -77,10 +77,8 @@ class Protected:
     def cut(self) -> None:
         """Fix the image and note what it should be."""
         self.expected = self.region.copy()
-        self.snapshotter.cut(
-            path=self.path, epoch=1, step=0, rank=0, run=1, digest=bytes(32), offsets=self.offsets, objects=b"",
-            spill=None,
-        )  # fmt: skip
+        target = Target(self.path, self.offsets, rank=0, run=1, digest=bytes(32))
+        self.snapshotter.cut(CutPlan(target, epoch=1, step=0, objects=b""))
 
     def image(self) -> NDArray[np.uint8]:
         """What the drain saved."""

@@ -11,6 +11,7 @@ from mpi4py import MPI
 
 from mpickpt import LayoutError, MpickptError, StoreError, UsageError, WaitTimeout
 from mpickpt.mpi import Commit, Coordinator, Share
+from mpickpt.protocol import Epoch
 
 pytestmark = pytest.mark.mpi
 COMM = MPI.COMM_WORLD
@@ -88,29 +89,31 @@ def _commit(ranks: Coordinator, share: Share) -> Commit:
 def test_commit(ranks: Coordinator) -> None:
     last, alone = COMM.size - 1, COMM.size == 1
     assert ranks.commits.next() is None
-    found = _commit(ranks, Share(1, 10, 0, True, drain_seconds=1.0 + COMM.rank, lost_seconds=0.25))
+    found = _commit(ranks, Share(Epoch(1, 10, 0), True, drain_seconds=1.0 + COMM.rank, lost_seconds=0.25))
     assert found == Commit(True, True, False, False, None, 1.0 + last, 0.25)
     assert ranks.commits.next() is None
-    assert _commit(ranks, Share(2, 20, 1, COMM.rank != last)) == Commit(False, True, False, False, None, 0.0, 0.0, last)
-    hung = Share(2, 20, 1, False, hung=COMM.rank == last)
+    second = Epoch(2, 20, 1)
+    found = _commit(ranks, Share(second, COMM.rank != last))
+    assert found == Commit(False, True, False, False, None, 0.0, 0.0, last)
+    hung = Share(second, False, hung=COMM.rank == last)
     assert _commit(ranks, hung) == Commit(False, True, False, True, None, 0.0, 0.0, 0)
     for cut in ((COMM.rank, 10, 0), (1, COMM.rank, 0), (1, 10, COMM.rank)):
-        assert _commit(ranks, Share(*cut, True)) == Commit(alone, alone, False, False, None, 0.0, 0.0)
+        assert _commit(ranks, Share(Epoch(*cut), True)) == Commit(alone, alone, False, False, None, 0.0, 0.0)
 
 
 def test_a_rank_that_missed_the_cut_says_nothing_of_it(ranks: Coordinator) -> None:
     last = COMM.rank == COMM.size - 1
-    share = Share(3, 31, 1, False, missed=True) if last else Share(3, 30, 1, True)
+    share = Share(Epoch(3, 31, 1), False, missed=True) if last else Share(Epoch(3, 30, 1), True)
     assert _commit(ranks, share) == Commit(False, True, True, False, None, 0.0, 0.0, COMM.size - 1)
 
 
 def test_commits_and_meetings_do_not_wait_for_each_other(ranks: Coordinator) -> None:
     if COMM.rank % 2:
-        ranks.commits.post(Share(1, 10, 0, True))
+        ranks.commits.post(Share(Epoch(1, 10, 0), True))
         assert ranks.broadcast(COMM.rank, "rank 0") == 0
     else:
         assert ranks.broadcast(COMM.rank, "rank 0") == 0
-        ranks.commits.post(Share(1, 10, 0, True))
+        ranks.commits.post(Share(Epoch(1, 10, 0), True))
     found = ranks.wait(ranks.commits.next, "all")
     assert found is not None
     assert found.complete

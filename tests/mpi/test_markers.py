@@ -65,7 +65,7 @@ def agree(rounds: Rounds) -> tuple[int, int | None]:
     """Wait for the answer."""
     found = event(rounds)
     assert isinstance(found, Agreed)
-    return found.step, found.left
+    return found.step, found.departed
 
 
 def end(rounds: Rounds) -> None:
@@ -152,7 +152,7 @@ def test_all_have_left_but_one_was_ahead(rounds: Rounds) -> None:
     listen(rounds)
     if COMM.rank == LAST:
         rounds.propose(3)
-        rounds.pass_on(1, stop=False)
+        rounds.forward(1, stop=False)
     rounds.leave()
     assert sorted(COMM.allgather(rounds.calls)) == [1] * LAST + [4]
     finish(rounds)

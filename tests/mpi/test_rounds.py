@@ -169,19 +169,19 @@ def test_a_request_that_comes_while_rank_0_waits(mpi_tmp_path: Path) -> None:
     assert (stats.cuts, stats.complete, stats.failed) == (1, 1, 0)
 
 
-def test_ranks_rest_before_anything_has_happened(mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = []
-    glance = Driver.glance
+def test_ranks_are_idle_before_anything_has_happened(mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    polls = []
+    fast_path = Driver.fast_path
 
-    def look(driver: Driver, step: int) -> bool:
-        looks.append(time.perf_counter())
-        return glance(driver, step)
+    def poll(driver: Driver, step: int) -> bool:
+        polls.append(time.perf_counter())
+        return fast_path(driver, step)
 
-    monkeypatch.setattr(Driver, "glance", look)
+    monkeypatch.setattr(Driver, "fast_path", poll)
     run(mpi_tmp_path, 600, lambda ckpt, step: None)
-    decided = looks[0] + 0.3  # after so long the pace is known
-    later = [look for look in looks if look >= decided]
-    assert len(later) <= 5 + (looks[-1] - decided) / 0.05, "twice as many as at most, and some at the end"
+    decided = polls[0] + 0.3  # after so long the pace is known
+    later = [poll for poll in polls if poll >= decided]
+    assert len(later) <= 5 + (polls[-1] - decided) / 0.05, "twice as many as at most, and some at the end"
 
 
 def test_a_rank_fifty_times_slower(mpi_tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_interval_auto(mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ckpt = run(mpi_tmp_path, 400, lambda ckpt, step: None, interval="auto", mtbf=120)
     assert ckpt.stats().complete >= 1
     if COMM.rank == 0:
-        assert ckpt._driver.clock.interval != 0.2, "after the first epoch it is computed"
+        assert ckpt._driver._clock.interval != 0.2, "after the first epoch it is computed"
     check_restart(mpi_tmp_path, ckpt)
 
 

@@ -176,8 +176,8 @@ def test_the_messages_are_found_in_the_sources() -> None:
     assert len(found) > 150
     for text, where in (
         ("… is not a directory.", "cli/places.py"),  # raised
-        ("Epoch … (step …) failed: …", "session/epoch.py"),  # warned of
-        ("stopped as asked, but no epoch in … became complete", "session/driver.py"),  # printed
+        ("Epoch … (step …) failed: …", "session/epochs.py"),  # warned of
+        ("stopped as asked, but no epoch in … became complete", "session/performer.py"),  # what a function returns
         ("starts from the beginning; epoch … in … stays until a new epoch is complete", "restart/choose.py"),
         ("restored epoch … (step …) of … on …", "restart/choose.py"),  # what a function returns
         ("Rank … has written nothing yet.", ""),  # what a property returns, in the parts of a text without words

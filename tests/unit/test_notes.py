@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import mpickpt
 from mpickpt.errors import StoreError
 from mpickpt.options import Options
+from mpickpt.protocol import Epoch
 from mpickpt.report.files import KEPT_RUNS, forget_old_runs, notes_path, read_run, run_name, runs
 from mpickpt.report.notes import (
     COSTS,
@@ -81,7 +82,7 @@ class Run:
         """Wait, cut, drain."""
         self.at += 1.0
         self.recorder.waited(self.at, 0.125)
-        self.recorder.cut(number, 5 * number, number % 2, self.at + 0.125, 0.01, progress(number - 1, faults=9))
+        self.recorder.cut(Epoch(number, 5 * number, number % 2), self.at + 0.125, 0.01, progress(number - 1, faults=9))
         self.recorder.drained(progress(number))
 
     def end(self) -> None:
@@ -169,12 +170,12 @@ def test_only_the_owner_may_read_the_notes(tmp_path: Path) -> None:
 
 def test_nothing_is_written_while_the_storage_hangs(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.recorder.cut(1, 5, 1, run.at, 0.01, progress(0))
+    run.recorder.cut(Epoch(1, 5, 1), run.at, 0.01, progress(0))
     run.recorder.drained(progress(1, state=DrainState.HUNG, errno=errno.ETIMEDOUT), hung=True)
     assert run.read().epochs == ()
     run.epoch(2)
     assert [(note.epoch, note.errno) for note in run.read().epochs] == [(1, errno.ETIMEDOUT), (2, 0)]
-    run.recorder.cut(3, 15, 1, run.at, 0.01, progress(2))
+    run.recorder.cut(Epoch(3, 15, 1), run.at, 0.01, progress(2))
     run.recorder.drained(progress(3, state=DrainState.HUNG, errno=errno.ETIMEDOUT), hung=True)
     file = run.recorder._file
     run.end()

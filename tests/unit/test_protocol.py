@@ -263,7 +263,7 @@ def test_the_lookahead_adapts_to_a_slow_rank() -> None:
 @settings(max_examples=examples(60), deadline=None)
 @given(SIZES, st.sampled_from([1e-3, 5e-3, 0.02]), st.sampled_from([0.0, 0.01, 0.1]), st.integers(0, 2**32))
 @example(6, 0.02, 0.1, 1911)  # needs steps for each level of the tree
-@example(2, 1e-3, 0.1, 521)  # needs looks by steps as well as by time, or a pace that is not forgotten
+@example(2, 1e-3, 0.1, 521)  # needs polls by steps as well as by time, or a pace that is not forgotten
 @example(2, 1e-3, 0.1, 443)  # needs a pace that is not forgotten in a idle
 def test_ranks_that_rest_hold_up_nobody(size: int, unit: float, uneven: float, seed: int) -> None:
     """Ranks that wait for each other in each step never stand until their patience ends, however seldom they look.
@@ -389,9 +389,9 @@ def test_a_rank_rests_unless_a_step_is_to_be_agreed_on() -> None:
         return machine.seconds_to_next_poll(quiet=True)
 
     for step in range(31):
-        assert (pause() == 0.0) == (step <= 16), "it looks at each step until its pace is known"
+        assert (pause() == 0.0) == (step <= 16), "it polls at each step until its pace is known"
         machine.handle(p.Reached(step, float(step)))
-    machine.handle(p.Left())
+    machine.handle(p.Resumed())
     assert (pause(), machine.seconds_to_next_poll(quiet=False)) == (0.1, 0.004)
     assert machine.handle(p.Requested()) == [p.Forward(0, False)]
     assert pause() == 0.004
@@ -399,7 +399,7 @@ def test_a_rank_rests_unless_a_step_is_to_be_agreed_on() -> None:
     assert pause() == 0.004
     machine.handle(p.Agreed(35, None, 30.5))
     assert pause() == 0.1
-    assert machine.handle(p.Reached(35, 35.0)) == [p.Cut(1, 35, 0)]
+    assert machine.handle(p.Reached(35, 35.0)) == [p.Cut(p.Epoch(1, 35, 0))]
     assert pause() == IDLE_POLL_SECONDS
     machine.handle(p.Drained(True))
     assert pause() == IDLE_POLL_SECONDS
@@ -412,14 +412,14 @@ def test_ranks_rest_for_a_share_of_the_interval(interval: float, rest: float) ->
     assert p.idle_poll_seconds(interval) == pytest.approx(rest)
 
 
-def test_a_glance_is_a_look_that_finds_nothing() -> None:
+def test_a_poll_that_finds_nothing() -> None:
     whole, short = p.Protocol(1, 2, every=50), p.Protocol(1, 2, every=50)
     for step in range(31):
         for machine in (whole, short):
             machine.handle(p.Reached(step, float(step)))
-            machine.handle(p.Left())
+            machine.handle(p.Resumed())
     assert whole.handle(p.Reached(40, 37.0)) == []
-    whole.handle(p.Left())
+    whole.handle(p.Resumed())
     short.polled(40, 37.0)
     assert short.seconds_to_next_cut() == whole.seconds_to_next_cut() < 10
     assert whole.handle(p.Marked(False, 37.0)) == short.handle(p.Marked(False, 37.0))
@@ -436,7 +436,7 @@ def _rank_1_that_gave_up(every: int | None) -> p.Protocol:
     assert machine.blocked is p.Blocked.LIMITED
     assert machine.handle(p.GaveUp()) == []
     assert machine.blocked is p.Blocked.NO
-    machine.handle(p.Left())
+    machine.handle(p.Resumed())
     assert machine.next_step == 35
     machine.handle(p.Reached(35, 35.0))
     return machine
@@ -444,37 +444,37 @@ def _rank_1_that_gave_up(every: int | None) -> p.Protocol:
 
 def test_a_missed_cut_is_told_at_once() -> None:
     machine = _rank_1_that_gave_up(None)
-    assert machine.handle(p.Agreed(34, None, 35.5)) == [p.Miss(1, 35, 0)]
+    assert machine.handle(p.Agreed(34, None, 35.5)) == [p.Miss(p.Epoch(1, 35, 0))]
     (post,) = machine.handle(p.Drained(False))
     assert isinstance(post, p.Post)
-    assert (post.complete, post.epoch.missed) == (False, True)
+    assert (post.complete, post.missed) == (False, True)
 
 
 def test_an_answer_that_comes_late_but_in_time() -> None:
     machine = _rank_1_that_gave_up(None)
-    assert machine.handle(p.Agreed(35, None, 35.5)) == [p.Cut(1, 35, 0)]
+    assert machine.handle(p.Agreed(35, None, 35.5)) == [p.Cut(p.Epoch(1, 35, 0))]
 
 
 def test_a_cut_by_its_step_while_the_answer_is_unknown() -> None:
     """Its number depends on whether the cut that is being agreed on comes before it: it is missed, too."""
     machine = _rank_1_that_gave_up(36)
-    machine.handle(p.Left())
+    machine.handle(p.Resumed())
     assert machine.handle(p.Reached(36, 36.0)) == []
     assert machine.blocked is p.Blocked.NO
-    assert machine.handle(p.Agreed(34, None, 36.5)) == [p.Miss(1, 36, 0)]
+    assert machine.handle(p.Agreed(34, None, 36.5)) == [p.Miss(p.Epoch(1, 36, 0))]
     first, *more = machine.handle(p.Drained(False))
     assert isinstance(first, p.Post)
     assert more == []
-    assert machine.handle(p.Decided(False, True)) == [p.Miss(2, 36, 0)]
+    assert machine.handle(p.Decided(False, True)) == [p.Miss(p.Epoch(2, 36, 0))]
 
 
 def test_a_cut_by_its_step_that_is_the_one_agreed_on() -> None:
     machine = _rank_1_that_gave_up(36)
-    machine.handle(p.Left())
+    machine.handle(p.Resumed())
     machine.handle(p.Reached(36, 36.0))
-    machine.handle(p.Left())
+    machine.handle(p.Resumed())
     machine.handle(p.Reached(37, 37.0))
-    assert machine.handle(p.Agreed(36, None, 37.5)) == [p.Miss(1, 37, 0)]
+    assert machine.handle(p.Agreed(36, None, 37.5)) == [p.Miss(p.Epoch(1, 37, 0))]
     machine.handle(p.Drained(False))
     assert machine.handle(p.Decided(False, True)) == []
 
@@ -485,7 +485,7 @@ def test_no_cut_by_its_step_after_one_that_is_to_stop() -> None:
     machine.handle(p.Reached(3, 3.0))
     assert machine.handle(p.Requested(True)) == [p.Announce(True)]
     machine.handle(p.Marked(True, 3.0))
-    assert p.Cut(1, 3, 0) in machine.handle(p.Agreed(3, None, 3.0))
+    assert p.Cut(p.Epoch(1, 3, 0)) in machine.handle(p.Agreed(3, None, 3.0))
     assert machine.next_step > 10**9
 
 
@@ -493,12 +493,12 @@ def test_a_save_waits_for_what_was_begun_before() -> None:
     """Rank 1 proposed step 34, lacks the answer there, and an epoch is in progress: both come before the save's cut."""
     machine = _rank_1_that_gave_up(33)
     assert machine.epoch is None
-    machine.handle(p.Left())
+    machine.handle(p.Resumed())
     assert machine.handle(p.Reached(35, 36.0, save=True)) == []
     assert machine.blocked is p.Blocked.PATIENT
-    assert machine.handle(p.Agreed(34, None, 36.5)) == [p.Miss(1, 35, 0)]
+    assert machine.handle(p.Agreed(34, None, 36.5)) == [p.Miss(p.Epoch(1, 35, 0))]
     machine.handle(p.Drained(False))
-    assert machine.handle(p.Decided(False, True)) == [p.Cut(2, 35, 0), p.Boost()]
+    assert machine.handle(p.Decided(False, True)) == [p.Cut(p.Epoch(2, 35, 0)), p.Boost()]
     assert machine.blocked is p.Blocked.PATIENT
     machine.handle(p.Drained(True))
     assert machine.handle(p.Decided(True, False)) == [p.EndSave()]
@@ -508,8 +508,8 @@ def test_a_save_waits_for_what_was_begun_before() -> None:
 def test_a_cut_that_is_due_at_a_save_is_the_same_one() -> None:
     machine = _rank_1_that_gave_up(None)
     assert machine.handle(p.Agreed(37, None, 35.5)) == []
-    machine.handle(p.Left())
-    assert machine.handle(p.Reached(37, 37.0, save=True)) == [p.Cut(1, 37, 0), p.Boost()]
+    machine.handle(p.Resumed())
+    assert machine.handle(p.Reached(37, 37.0, save=True)) == [p.Cut(p.Epoch(1, 37, 0)), p.Boost()]
     machine.handle(p.Drained(True))
     assert machine.handle(p.Decided(True, False)) == [p.EndSave()]
 
@@ -517,17 +517,17 @@ def test_a_cut_that_is_due_at_a_save_is_the_same_one() -> None:
 def test_a_save_behind_the_safe_point_of_its_step_misses_what_was_agreed_on_for_that() -> None:
     """Other ranks were cut at the head of the step. Theirs is the older epoch."""
     machine = _rank_1_that_gave_up(None)
-    machine.handle(p.Left())
+    machine.handle(p.Resumed())
     machine.handle(p.Reached(35, 36.0, save=True))
-    assert machine.handle(p.Agreed(35, None, 36.5)) == [p.Miss(1, 35, 0)]
+    assert machine.handle(p.Agreed(35, None, 36.5)) == [p.Miss(p.Epoch(1, 35, 0))]
 
 
 @pytest.mark.parametrize("stop", [False, True])
 def test_a_request_in_a_save_of_a_rank_alone_is_for_a_later_step(stop: bool) -> None:
     machine = p.Protocol(0, 1)
     machine.handle(p.Reached(4, 4.0))
-    machine.handle(p.Left())
-    assert machine.handle(p.Reached(4, 4.0, save=True)) == [p.Cut(1, 4, 0), p.Boost()]
+    machine.handle(p.Resumed())
+    assert machine.handle(p.Reached(4, 4.0, save=True)) == [p.Cut(p.Epoch(1, 4, 0)), p.Boost()]
     machine.handle(p.Requested(stop))
     machine.handle(p.Drained(True))
     todo = machine.handle(p.Decided(True, False))
@@ -544,7 +544,7 @@ def test_a_program_that_was_stopped_saves_no_more() -> None:
     machine.handle(p.Marked(True, 3.0))
     machine.handle(p.Agreed(3, None, 3.0))
     machine.handle(p.Drained(True))
-    machine.handle(p.Left())
+    machine.handle(p.Resumed())
     assert machine.handle(p.Reached(4, 4.0, save=True)) == []
     assert machine.handle(p.Decided(True, False)) == [p.Stop(True)]
 
@@ -553,7 +553,7 @@ def test_first_safe_point_is_no_cut() -> None:
     machine = p.Protocol(0, 2, every=10)
     assert machine.handle(p.Reached(20, 0.0)) == []
     assert machine.next_step == 30
-    assert machine.handle(p.Reached(30, 1.0)) == [p.Cut(1, 30, 0)]
+    assert machine.handle(p.Reached(30, 1.0)) == [p.Cut(p.Epoch(1, 30, 0))]
 
 
 @pytest.mark.parametrize("size", [16, 128, 1024])

@@ -238,7 +238,7 @@ def test_a_program_that_is_to_stop(tmp_path: Path, where: str) -> None:
             if step == 3 and where == "before":
                 ckpt.request(stop=True)
             if step == 3 and where == "inside":
-                ckpt._triggers.request(stop=True)
+                ckpt._driver.request(stop=True)
             if step >= 3:
                 assert ckpt.save()
                 done += 1

@@ -778,9 +778,9 @@ def test_a_drain_is_seen_to_while_nothing_else_happens(tmp_path: Path, monkeypat
         seen.append((saved, elapsed, left))
         return False
 
-    monkeypatch.setattr("mpickpt.session.epoch.should_boost", watch)
+    monkeypatch.setattr("mpickpt.session.epochs.should_boost", watch)
     with mpickpt.open(tmp_path, interval=600) as ckpt:
-        _u = ckpt.array("u", 1 << 25, fill=1.0)  # more than a disk takes between two looks
+        _u = ckpt.array("u", 1 << 25, fill=1.0)  # more than a disk takes between two polls
         for step in ckpt.range(10**6):
             time.sleep(0.001)
             if step == 40:
@@ -795,30 +795,30 @@ def test_a_drain_is_seen_to_while_nothing_else_happens(tmp_path: Path, monkeypat
 
 def test_looks_keep_up_with_steps_that_become_quicker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first comes after as many steps as fitted between two; soon after, they are as rare as before."""
-    looks: list[float] = []
-    glance = Driver.glance
+    polls: list[float] = []
+    fast_path = Driver.fast_path
 
-    def look(driver: Driver, step: int) -> bool:
-        looks.append(time.perf_counter())
-        return glance(driver, step)
+    def poll(driver: Driver, step: int) -> bool:
+        polls.append(time.perf_counter())
+        return fast_path(driver, step)
 
-    monkeypatch.setattr(Driver, "glance", look)
+    monkeypatch.setattr(Driver, "fast_path", poll)
     with mpickpt.open(tmp_path, interval=600) as ckpt:
         steps = iter(ckpt.range(10**6))
         for _ in range(60):
             next(steps)
             time.sleep(0.02)
-        count = len(looks)
-        while len(looks) == count:  # the quick ones begin right after a look
+        count = len(polls)
+        while len(polls) == count:  # the quick ones begin right after a look
             next(steps)
             time.sleep(0.02)
         begin = time.perf_counter()
-        looks.clear()
+        polls.clear()
         while time.perf_counter() < begin + 2:
             next(steps)
             time.sleep(0.0005)
-    assert looks[0] - begin < 0.05, "half of what goes by between two looks in slow steps"
-    assert len(looks) < 60, "three times as many as in slow steps; if the pace were not found out again, hundreds"
+    assert polls[0] - begin < 0.05, "half of what goes by between two polls in slow steps"
+    assert len(polls) < 60, "three times as many as in slow steps; if the pace were not found out again, hundreds"
 
 
 def test_forked_child_is_inert(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from mpickpt import _native
 from mpickpt.layout.arrays import PAGE_BYTES, RECORD_FIELDS, ArraySpec, Layout, RankLayout, RecordState
 from mpickpt.reading.image import RankImage, images_of
-from mpickpt.snapshot import DrainState, Progress, Snapshotter, crc32c
+from mpickpt.snapshot import CutPlan, DrainState, Progress, Snapshotter, Target, crc32c
 from mpickpt.store import SlotInfo, Store, read_slot, slot_path, spill_path
 
 BLOCK = 64 * 1024
@@ -37,11 +37,16 @@ class Rank:
     def cut(self, epoch: int, *, follow: bool = True, spill: Path | None = None) -> None:
         """Cut with the number of the epoch in each byte of the array."""
         self.region[:] = epoch
-        self.snapshotter.cut(
-            path=self.path, epoch=epoch, step=10 * epoch, rank=0, run=1, digest=self.layout.digest,
-            offsets=self.store.offsets(0)[0], objects=b"objects", spill=None, channels_follow=follow,
+        target = Target(
+            self.path,
+            self.store.offsets(0)[0],
+            rank=0,
+            run=1,
+            digest=self.layout.digest,
+            channels_follow=follow,
             channels_spill=spill or self.spill,
-        )  # fmt: skip
+        )
+        self.snapshotter.cut(CutPlan(target, epoch, step=10 * epoch, objects=b"objects"))
 
     def wait_for_blocks(self) -> Progress:
         """Wait until nothing but the channels is missing."""
@@ -126,10 +131,8 @@ def test_messages_that_nobody_expects(rank: Rank) -> None:
     assert refused(error)
     assert rank.snapshotter.wait(150)
     with pytest.raises(ValueError, match="give channels_spill"):
-        rank.snapshotter.cut(
-            path=rank.path, epoch=3, step=0, rank=0, run=1, digest=bytes(32), offsets=rank.store.offsets(0)[0],
-            objects=b"", spill=None, channels_follow=True,
-        )  # fmt: skip
+        target = Target(rank.path, rank.store.offsets(0)[0], rank=0, run=1, digest=bytes(32), channels_follow=True)
+        rank.snapshotter.cut(CutPlan(target, epoch=3, step=0, objects=b""))
 
 
 def test_epoch_that_is_given_up(rank: Rank) -> None:

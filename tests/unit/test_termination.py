@@ -9,6 +9,7 @@ import pytest
 
 import mpickpt
 from mpickpt import _native
+from mpickpt.protocol import Epoch
 from mpickpt.signals import termination
 
 
@@ -17,9 +18,9 @@ def test_the_handler_knows_when_a_last_epoch_is_saved(tmp_path: Path, monkeypatc
     with pytest.raises(mpickpt.Stopped), mpickpt.open(tmp_path, every=2) as ckpt:
         original = ckpt._checkpointer.cut
 
-        def cut(*where: int) -> None:
+        def cut(epoch: Epoch) -> None:
             told.append(saved[-1] if saved else False)
-            original(*where)
+            original(epoch)
 
         saved: list[bool] = []
         monkeypatch.setattr(termination, "set_saving", saved.append)

@@ -1,0 +1,59 @@
+"""Why epochs fail, in words."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from mpickpt.mpi import Commit
+
+SKIPPED = "it was skipped, as the storage of a rank hung"
+MISSED = "a rank had to go on before it knew the step of the cut; it is tried again"
+RAISED = "its cut raised an exception"
+# The slot is deleted, not as it was, or no file any more: it may have to be made again.
+LOST = (errno.ENOENT, errno.ESTALE, errno.EINVAL)
+
+
+def why_not(commit: Commit, rank: int, own: str) -> str:
+    """Say why an epoch failed, as far as `rank` knows, where it failed for the reason `own` if it failed there."""
+    if commit.missed:
+        return MISSED
+    if commit.failed == rank:
+        reason = own
+    elif commit.errno == errno.ECANCELED:
+        reason = "the messages in flight to it were not known in time; that rank says which"
+    else:
+        reason = explain(commit.errno) if commit.errno else "that rank says why"
+    return f"Rank {commit.failed}: {reason}"
+
+
+def explain(number: int) -> str:
+    """Say what an errno of the snapshotter means."""
+    if number == errno.ELOOP:
+        return "somebody has put a symbolic link in its place, through which nothing is written"
+    if number == errno.ETIMEDOUT:
+        return "the storage hangs"
+    if number == errno.ENOENT:
+        return "somebody has deleted it; it is made again for the next epoch there"
+    if number == errno.ESTALE:
+        return (
+            "the slot is not as this rank left it, so something else has written to it or put another file in its "
+            "place, or this machine does not know yet that it was made again; nothing was written to it, and the next "
+            "epoch there saves everything"
+        )
+    mappings = _mappings() if number == errno.ENOMEM else None
+    if mappings is not None:
+        return (
+            f"not all arrays could be protected: the process has {mappings[0]} memory mappings, and vm.max_map_count "
+            f"allows {mappings[1]}"
+        )
+    return os.strerror(number)
+
+
+def _mappings() -> tuple[int, int] | None:
+    """Count the process's memory mappings beside their limit, if it is used up."""
+    limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    with Path("/proc/self/maps").open("rb", buffering=1 << 20) as maps:
+        count = sum(1 for _ in maps)
+    return (count, limit) if count >= 0.999 * limit else None
