@@ -4,6 +4,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpickpt.snapshot.plan import CutPlan
+
 CHECKS: bool
 RECORD_BYTES: int
 RECORD_OFFSETS: dict[str, int]
@@ -43,26 +45,7 @@ class Session:
     def set_stall_limit(self, seconds: float, text: str) -> None: ...
     def give_up(self) -> None: ...
     def calls(self) -> tuple[int, int]: ...
-    def cut(
-        self,
-        *,
-        path: str,
-        epoch: int,
-        step: int,
-        rank: int,
-        run: int,
-        digest: bytes,
-        data_offsets: list[int],
-        checksum_offsets: list[int],
-        record_offset: int,
-        objects: bytes,
-        objects_offset: int,
-        spill_path: str | None,
-        channels_follow: bool,
-        channels_offset: int,
-        channels_room: int,
-        channels_spill_path: str | None,
-    ) -> None: ...
+    def cut(self, plan: CutPlan, spills: bool) -> None: ...
     def add_channels(self, data: bytes) -> None: ...
     def fail(self, errno: int) -> None: ...
     def boost(self, on: bool) -> None: ...

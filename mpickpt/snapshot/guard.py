@@ -33,7 +33,7 @@ def open_guard(*, donate_cores: bool = True) -> None:
     Raises
     ------
     UsageError
-        If the guard is open already: another session is.
+        If the guard is open already, because another session is.
     """
     try:
         _native.guard_open(donate_cores)

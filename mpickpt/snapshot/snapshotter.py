@@ -124,7 +124,7 @@ class Snapshotter:
     """Fixes the image of a rank's regions at a cut and saves it in the background.
 
     Regions are added, then sealed, then cut any number of times. One snapshotter of a process may be sealed at a
-    time. Threads that write to regions must stand still in `cut`, `unseal` and `close`.
+    time. No thread may write to regions during `cut`, `unseal` and `close`.
 
     Parameters
     ----------
@@ -285,30 +285,13 @@ class Snapshotter:
         ValueError
             If the objects do not fit and there is no file for them, or channels follow and there is none for those.
         """
-        target, offsets = plan.target, plan.target.offsets
-        fits = len(plan.objects) <= offsets.objects_room
+        target, room = plan.target, plan.target.offsets.objects_room
+        fits = len(plan.objects) <= room
         if not fits and target.spill is None:
-            raise ValueError(f"{len(plan.objects)} bytes of objects do not fit into {offsets.objects_room}")
+            raise ValueError(f"{len(plan.objects)} bytes of objects do not fit into {room}")
         if target.channels_follow and target.channels_spill is None:
             raise ValueError("channels follow, and it is not known whether they will fit: give channels_spill")
-        self._session.cut(
-            path=str(target.path),
-            epoch=plan.epoch,
-            step=plan.step,
-            rank=target.rank,
-            run=target.run,
-            digest=target.digest,
-            data_offsets=list(offsets.arrays),
-            checksum_offsets=list(offsets.checksums),
-            record_offset=offsets.record,
-            objects=plan.objects,
-            objects_offset=offsets.objects,
-            spill_path=None if fits else str(target.spill),
-            channels_follow=target.channels_follow,
-            channels_offset=offsets.channels,
-            channels_room=offsets.channels_room,
-            channels_spill_path=None if target.channels_spill is None else str(target.channels_spill),
-        )
+        self._session.cut(plan, not fits)
 
     def add_channels(self, data: bytes) -> None:
         """Bring the messages in flight that a cut with `channels_follow` waits for, empty if there are none.

@@ -83,33 +83,36 @@ class Session {
         mpk_session_progress(session_, &p);
         return {p.calls, p.calls_ended};
     }
-    void cut(const std::string &path, uint64_t epoch, uint64_t step, uint32_t rank, uint64_t run, nb::bytes digest,
-             const std::vector<uint64_t> &data_offsets, const std::vector<uint64_t> &checksum_offsets,
-             uint64_t record_offset, nb::bytes objects, uint64_t objects_offset,
-             const std::optional<std::string> &spill_path, bool channels_follow, uint64_t channels_offset,
-             size_t channels_room, const std::optional<std::string> &channels_spill_path) {
-        mpk_plan plan = {};
+    // `plan`: a mpickpt.snapshot.CutPlan. spills: its objects go into the file for those that do not fit.
+    void cut(nb::object plan, bool spills) {
+        nb::object target = plan.attr("target"), offsets = target.attr("offsets");
+        auto path = text(target, "path").value();
+        auto data_offsets = nb::cast<std::vector<uint64_t>>(offsets.attr("arrays"));
+        auto checksum_offsets = nb::cast<std::vector<uint64_t>>(offsets.attr("checksums"));
+        auto objects = nb::cast<nb::bytes>(plan.attr("objects")), digest = nb::cast<nb::bytes>(target.attr("digest"));
+        auto spill = spills ? text(target, "spill") : std::nullopt, channels_spill = text(target, "channels_spill");
+        mpk_plan native = {};
         if (data_offsets.size() != kept_.size() || checksum_offsets.size() != kept_.size())
             throw nb::value_error("as many offsets as regions are needed");
-        if (digest.size() != sizeof plan.digest) throw nb::value_error("a digest has 32 bytes");
-        plan.path = path.c_str();
-        plan.data_offsets = data_offsets.data();
-        plan.checksum_offsets = checksum_offsets.data();
-        plan.record_offset = record_offset;
-        plan.objects = objects.c_str();
-        plan.objects_bytes = objects.size();
-        plan.objects_offset = objects_offset;
-        plan.spill_path = spill_path ? spill_path->c_str() : nullptr;
-        plan.channels_follow = channels_follow;
-        plan.channels_offset = channels_offset;
-        plan.channels_room = channels_room;
-        plan.channels_spill_path = channels_spill_path ? channels_spill_path->c_str() : nullptr;
-        plan.epoch = epoch;
-        plan.step = step;
-        plan.run = run;
-        plan.rank = rank;
-        std::memcpy(plan.digest, digest.c_str(), sizeof plan.digest);
-        check(mpk_cut(session_, &plan), path.c_str()); // keeps the lock: no other Python thread runs at the cut
+        if (digest.size() != sizeof native.digest) throw nb::value_error("a digest has 32 bytes");
+        native.path = path.c_str();
+        native.data_offsets = data_offsets.data();
+        native.checksum_offsets = checksum_offsets.data();
+        native.record_offset = nb::cast<uint64_t>(offsets.attr("record"));
+        native.objects = objects.c_str();
+        native.objects_bytes = objects.size();
+        native.objects_offset = nb::cast<uint64_t>(offsets.attr("objects"));
+        native.spill_path = spill ? spill->c_str() : nullptr;
+        native.channels_follow = nb::cast<bool>(target.attr("channels_follow"));
+        native.channels_offset = nb::cast<uint64_t>(offsets.attr("channels"));
+        native.channels_room = nb::cast<size_t>(offsets.attr("channels_room"));
+        native.channels_spill_path = channels_spill ? channels_spill->c_str() : nullptr;
+        native.epoch = nb::cast<uint64_t>(plan.attr("epoch"));
+        native.step = nb::cast<uint64_t>(plan.attr("step"));
+        native.run = nb::cast<uint64_t>(target.attr("run"));
+        native.rank = nb::cast<uint32_t>(target.attr("rank"));
+        std::memcpy(native.digest, digest.c_str(), sizeof native.digest);
+        check(mpk_cut(session_, &native), path.c_str()); // keeps the lock: no other Python thread runs at the cut
     }
     void add_channels(nb::bytes data) { check(mpk_add_channels(session_, data.c_str(), data.size())); }
     void fail(int error) { check(mpk_fail_epoch(session_, error)); }
@@ -152,6 +155,12 @@ class Session {
     }
 
   private:
+    static std::optional<std::string> text(nb::object from, const char *name) {
+        nb::object found = from.attr(name);
+        if (found.is_none()) return std::nullopt;
+        return nb::cast<std::string>(nb::str(found));
+    }
+
     static int ask(void *self, size_t taken) {
         nb::gil_scoped_acquire hold;
         try {
@@ -177,9 +186,7 @@ void bind_session(nb::module_ &m) {
         .def("seal", &Session::seal, "block_bytes"_a, "pool_bytes"_a)
         .def("resume", &Session::resume, "path"_a, "record_offset"_a, "checksum_offsets"_a, "epoch"_a)
         .def("unseal", &Session::unseal)
-        .def("cut", &Session::cut, nb::kw_only(), "path"_a, "epoch"_a, "step"_a, "rank"_a, "run"_a, "digest"_a,
-             "data_offsets"_a, "checksum_offsets"_a, "record_offset"_a, "objects"_a, "objects_offset"_a,
-             "spill_path"_a, "channels_follow"_a, "channels_offset"_a, "channels_room"_a, "channels_spill_path"_a)
+        .def("cut", &Session::cut, "plan"_a, "spills"_a)
         .def("add_channels", &Session::add_channels, "data"_a)
         .def("fail", &Session::fail, "errno"_a)
         .def("boost", &Session::boost, "on"_a)

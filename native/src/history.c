@@ -1,5 +1,5 @@
 /* What is known of each block from the cuts before: since when it is as it is, and when it is written to; and what each
- * slot holds. Together they tell which blocks a slot lacks.
+ * slot has. Together they tell which blocks a slot lacks.
  *
  * A block is CLEAN from the moment when it was saved until its first write, over any number of cuts, so a cut finds the
  * blocks that changed since the last one by their states. A block whose version is no newer than the cut that a slot

@@ -14,7 +14,7 @@
 
 #define TAG_UNIT ((uint64_t)1 << 32)
 #define PIECE ((size_t)1536) /* bytes that are checked and then copied: their stores are on the way while the next are loaded */
-#define WAIT_NS 20000000 /* a writer looks again this often even if nobody woke it */
+#define WAIT_NS 20000000 /* a writer tries again this often even if nobody wakes it */
 
 /* An entry has one owner from when it is taken until it is given back. */
 #ifdef MPICKPT_CHECKS

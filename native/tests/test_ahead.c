@@ -37,9 +37,9 @@ static uint64_t finish(mpk_session *s) {
 /* All is saved, and closed. Gives the number of blocks that were written. */
 static uint64_t cut(mpk_session *s) {
     start(s);
-    uint64_t due = finish(s);
+    uint64_t dirty = finish(s);
     CHECK(atomic_load(&s->blocks.n_closed) == s->blocks.n);
-    return due;
+    return dirty;
 }
 
 static uint32_t n_open(const mpk_session *s) { return s->blocks.n - atomic_load(&s->blocks.n_closed); }

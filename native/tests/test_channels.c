@@ -181,7 +181,7 @@ static void test_refusals(void) {
 }
 
 /* Nobody can bring them any more: nothing hangs, and the record says why. */
-static void test_unseal_while_due(void) {
+static void test_unseal_while_pending(void) {
     for (uint64_t epoch = 1; epoch <= 40; epoch++) {
         mpk_session *s = open_session();
         cut(s, epoch, true);
@@ -248,7 +248,7 @@ int main(int argc, char **argv) {
     snprintf(spill, sizeof spill, "%s.channels", slot);
     memory = mpk_alloc(BYTES, 0);
     test_refusals();
-    test_unseal_while_due();
+    test_unseal_while_pending();
     test_forked_child();
     test_storage_that_fails();
     mpk_session *s = open_session();

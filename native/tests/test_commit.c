@@ -130,7 +130,7 @@ static int die_at(int call, bool half) {
     CHECK(waitpid(child, &status, 0) == child);
     CHECK((WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) || (WIFEXITED(status) && WEXITSTATUS(status) == 0));
     int a = check_slot(paths[0]), b = check_slot(paths[1]);
-    CHECK((a > b ? a : b) >= atomic_load(&told->epochs)); /* the newest epoch that was whole is still there */
+    CHECK((a > b ? a : b) >= atomic_load(&told->epochs)); /* the newest epoch that was complete is still there */
     for (int i = 0; i < 2; i++) {
         unlink(paths[i]);
         free(paths[i]);

@@ -87,7 +87,7 @@ static void wait_for_state(mpk_session *s, enum mpk_drain_state state) {
     CHECK(mpk__session_is_valid(s));
 }
 
-/* An epoch that is whole, with the image of its cut, whatever hung before. */
+/* An epoch that is complete, with the image of its cut, whatever hung before. */
 static void check_next_epoch(mpk_session *s, uint64_t epoch) {
     CHECK(cut(s, epoch) == 0);
     uint8_t value = memory[0];

@@ -1,5 +1,5 @@
-/* A slot gets what it lacks, and no more: each block that changed since the epoch that it holds, all of them when what it
- * holds cannot be relied on. */
+/* A slot gets what it lacks, and no more: each block that changed since the epoch that it has, all of them when what it
+ * has cannot be relied on. */
 #define _GNU_SOURCE
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -56,12 +56,12 @@ static void check_slot(const char *path, uint64_t epoch) {
     free(image);
 }
 
-/* Cuts, and checks how many blocks were due and that the slot has everything. */
-static void cut_and_check(mpk_session *s, const char *path, uint64_t epoch, uint64_t due) {
+/* Cuts, and checks how many blocks were dirty and that the slot has everything. */
+static void cut_and_check(mpk_session *s, const char *path, uint64_t epoch, uint64_t dirty) {
     mpk_progress p = cut(s, path, epoch);
     CHECK(p.state == MPK_DRAIN_COMPLETE && p.blocks == BLOCKS + 1);
-    if (p.blocks_dirty != due) fprintf(stderr, "epoch %d: %d blocks due\n", (int)epoch, (int)p.blocks_dirty);
-    CHECK(p.blocks_dirty == due && p.blocks_saved == due);
+    if (p.blocks_dirty != dirty) fprintf(stderr, "epoch %d: %d dirty blocks\n", (int)epoch, (int)p.blocks_dirty);
+    CHECK(p.blocks_dirty == dirty && p.blocks_saved == dirty);
     check_slot(path, epoch);
 }
 
@@ -82,7 +82,7 @@ static void test_turns(const char *a, const char *b) {
     mpk_progress p;
     mpk_plan plan = {.path = a, .data_offsets = data_at, .checksum_offsets = checksums_at, .epoch = 8, .run = 7};
     CHECK(mpk_cut(s, &plan) == 0);
-    change(0), change(1), change(2); /* the first is due, the others are not */
+    change(0), change(1), change(2); /* the first is dirty, the others are not */
     end_drain(s);
     mpk_session_progress(s, &p);
     CHECK(p.blocks_dirty == 1 && p.blocks_copied <= 1);
@@ -94,8 +94,8 @@ static void test_turns(const char *a, const char *b) {
     mpk_session_destroy(s);
 }
 
-static void put_first_record(const char *path, mpk_record record, bool sound) {
-    record.crc = mpk_crc32c(0, &record, offsetof(mpk_record, crc)) ^ !sound;
+static void put_first_record(const char *path, mpk_record record, bool valid) {
+    record.crc = mpk_crc32c(0, &record, offsetof(mpk_record, crc)) ^ !valid;
     int fd = open(path, O_WRONLY);
     CHECK(pwrite(fd, &record, sizeof record, 0) == sizeof record);
     close(fd);

@@ -31,7 +31,7 @@ static struct window {
 } window;
 
 typedef struct counts {
-    uint64_t copied, stalled, blocks, due, failed, ahead;
+    uint64_t copied, stalled, blocks, dirty, failed, ahead;
 } counts;
 
 static void choose_window(uint64_t *seed) {
@@ -158,7 +158,7 @@ static void one_round(mpk_session *s, const mpk_plan *plan, uint64_t *seed, coun
     sum->copied += p.blocks_copied;
     sum->stalled += p.stall_ns > 0;
     sum->blocks += p.blocks;
-    sum->due += p.blocks_dirty;
+    sum->dirty += p.blocks_dirty;
     for (uint32_t b = 0; b < s->blocks.n; b++) sum->ahead += atomic_load(&s->history.block[b].is_ahead);
     if (p.state == MPK_DRAIN_COMPLETE)
         check_epoch(plan);
@@ -238,10 +238,10 @@ int main(int argc, char **argv) {
                 }
     printf("%d cuts, %llu of them failed; %.0f %% of the blocks written, %llu copied by the writers, %llu opened ahead, %llu cuts with a "
            "full pool\n",
-           done, (unsigned long long)sum.failed, 100.0 * (double)sum.due / (double)sum.blocks, (unsigned long long)sum.copied,
+           done, (unsigned long long)sum.failed, 100.0 * (double)sum.dirty / (double)sum.blocks, (unsigned long long)sum.copied,
            (unsigned long long)sum.ahead, (unsigned long long)sum.stalled);
     /* Or the threads wrote too little, or slots lacked too much or too little, for this to prove a thing. */
     CHECK(sum.copied > (uint64_t)done && sum.stalled > 0 && sum.failed > 0 && sum.ahead > (uint64_t)done);
-    CHECK(sum.due < sum.blocks * 9 / 10 && sum.due > sum.blocks / 10);
+    CHECK(sum.dirty < sum.blocks * 9 / 10 && sum.dirty > sum.blocks / 10);
     return 0;
 }

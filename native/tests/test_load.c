@@ -1,5 +1,5 @@
 /* Lazy reading: threads write while everything is loaded, and not a byte is lost; what the file holds later shows in no
- * page; damage is found in the file, not in what the program has written; a child of fork() has all. */
+ * page; corruption is found in the file, not in what the program has written; a child of fork() has all. */
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -79,11 +79,11 @@ static mpk_loading progress(const mpk_loader *loader) {
     return now;
 }
 
-static void test_writers_and_damage(int round, uint64_t *seed) {
+static void test_writers_and_corruption(int round, uint64_t *seed) {
     mpk_loader *loader = begin(seed);
-    bool damage = round % 3 == 0;
+    bool corrupt = round % 3 == 0;
     size_t part = next_random(seed) % n_parts, at = next_random(seed) % parts[part].bytes;
-    if (damage) {
+    if (corrupt) {
         uint8_t flipped = content[parts[part].offset + at] ^ (uint8_t)(1 << next_random(seed) % 8);
         parts[part].model[at] = flipped;
         CHECK(pwrite(file, &flipped, 1, (off_t)(parts[part].offset + at)) == 1);
@@ -97,8 +97,8 @@ static void test_writers_and_damage(int round, uint64_t *seed) {
     mpk_loader_boost(loader, 1); /* an idle thread may get nothing beside other programs */
     CHECK(mpk_loader_wait(loader, -1) == 1);
     mpk_loading now = progress(loader);
-    CHECK(now.error == 0 && now.bytes == now.bytes_loaded && now.is_corrupt == damage);
-    CHECK(!damage || (now.part == part && now.block == at / BLOCK));
+    CHECK(now.error == 0 && now.bytes == now.bytes_loaded && now.is_corrupt == corrupt);
+    CHECK(!corrupt || (now.part == part && now.block == at / BLOCK));
     spoil_file();
     atomic_store(&stop, 1);
     for (size_t i = 0; i < WRITERS; i++) pthread_join(writers[i], NULL);
@@ -195,7 +195,7 @@ int main(void) {
     content = malloc(FILE_BYTES);
     for (size_t i = 0; i < PARTS; i++) parts[i].model = malloc(MOST);
     uint64_t began = mpk__prim_now_ns();
-    for (int round = 0; goes_on(round, ROUNDS, began, 30); round++) test_writers_and_damage(round, &seed);
+    for (int round = 0; goes_on(round, ROUNDS, began, 30); round++) test_writers_and_corruption(round, &seed);
     for (int round = 0; round < 20; round++) test_fork(&seed);
     for (int round = 0; round < 5; round++) test_misuse(&seed);
     test_end_at_any_instant(&seed);

@@ -127,7 +127,7 @@ static void test_torn(const char *path) {
     close(fd);
 }
 
-/* What is held for writers that somebody knows of may change at any time; the checksum is that of what was copied. */
+/* What is pinned for known writers may change at any time; the checksum is that of what was copied. */
 static void test_held(const char *path) {
     written_to = mpk_alloc(BYTES, 0);
     mpk_session *s;

@@ -1,10 +1,10 @@
-/* The order of the drain: earliest expected write first, each chunk that has something due once, and what is too late left
+/* The order of the drain: earliest expected write first, each chunk with dirty blocks once, and what is too late left
  * out. A drain in made-up time then saves nearly as many chunks in time as can be (compared with all subsets). */
 #include "check.h"
 
 enum { BLOCK = 16384, CHUNK = MPK__CHUNK_BLOCKS, CHUNKS = 9, BLOCKS = CHUNKS * CHUNK - 5, RUN_US = 100 };
 
-static uint32_t deadlines[CHUNKS]; /* of each chunk; 0: nothing is due in it */
+static uint32_t deadlines[CHUNKS]; /* of each chunk; 0: nothing is dirty in it */
 
 static void expect(mpk_session *s, uint64_t *seed) {
     uint32_t most = next_random(seed) % 3 ? CHUNKS * RUN_US * 3 / 2 : 100 * RUN_US;
