@@ -1,6 +1,6 @@
-"""Kill a rank of jobs/heat while its checkpoint is being written, start it again, compare with the uninterrupted run.
+"""Kill a rank of jobs/heat while it writes a checkpoint, start the job again, compare with an uninterrupted run.
 
-``make demo`` installs what it needs into ``.build/`` and runs this. Everything else happens in a temporary folder.
+``make demo`` installs what this script needs into ``.build/`` and runs it. All files go to a temporary folder.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ RANKS, VICTIM = 2, 1
 EVERY = 10
 ROWS, COLS, STEPS = 3001, 3000, 60  # 34 MiB a rank
 SIZE = ["--rows", str(ROWS), "--cols", str(COLS), "--steps", str(STEPS)]
-KILL_AFTER_EPOCH = 2  # so that a complete epoch is there when the next one is torn
-TRIES = 5  # a drain is short: the kill may come too late
+KILL_AFTER_EPOCH = 2  # so that there is a complete epoch when the next one is torn
+TRIES = 5  # a drain is short, and the kill can come too late
 HEAT = Path(__file__).resolve().parent / "heat"
 SURROUNDINGS = {  # more ranks than cores, also as root in a container
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -38,7 +38,7 @@ say = Console(highlight=False, width=100)
 
 
 def mpiexec() -> str:
-    """Give the mpiexec that belongs to this Python, or the machine's."""
+    """Return the mpiexec that belongs to this Python, or the machine's."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     found = shutil.which("mpiexec", path=path)
     if found is None:
@@ -47,7 +47,7 @@ def mpiexec() -> str:
 
 
 def start(log: Path, *command: str | Path) -> subprocess.Popen[bytes]:
-    """Start a program on all ranks, with a log for what they print, away from the folder mpickpt/ of the sources."""
+    """Start a program on all ranks, with a log of their output, outside the sources, which have no native core."""
     words = [mpiexec(), "-n", str(RANKS), sys.executable, *map(str, command)]
     own = {name: value for name, value in os.environ.items() if not name.startswith("MPICKPT_")}
     with log.open("wb") as out:
@@ -62,7 +62,7 @@ def start(log: Path, *command: str | Path) -> subprocess.Popen[bytes]:
 
 
 def descendants(pid: int) -> list[int]:
-    """Give the PIDs of all children of a process, their children, and so on."""
+    """Return the PIDs of all children of a process, their children, and so on."""
     found: list[int] = []
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):  # it ended while we looked
@@ -72,7 +72,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def stop(job: subprocess.Popen[bytes]) -> None:
-    """End a job that is no longer wanted, and all its processes."""
+    """Kill a job and all its processes, if it still runs."""
     for pid in [*descendants(job.pid), job.pid] if job.poll() is None else []:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -80,7 +80,7 @@ def stop(job: subprocess.Popen[bytes]) -> None:
 
 
 def finish(job: subprocess.Popen[bytes], log: Path) -> float:
-    """Wait for a job that must end well; give the seconds it took from now."""
+    """Wait for a job that must succeed; return the seconds that it took from now."""
     begin = time.monotonic()
     try:
         code = job.wait(timeout=120)
@@ -102,7 +102,7 @@ def pid_of_rank(job: subprocess.Popen[bytes], rank: int) -> int | None:
 
 
 def shared_memory(pid: int) -> set[Path]:
-    """Give the shared memory that a rank uses; MPI does not remove that of a rank that was killed."""
+    """Return the shared memory files of a rank; MPI does not remove those of a rank that was killed."""
     lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     return {
         Path(line.split(maxsplit=5)[5]) for line in lines if " /dev/shm/" in line and not line.endswith("(deleted)")
@@ -110,14 +110,14 @@ def shared_memory(pid: int) -> set[Path]:
 
 
 def record(slot: Path, rank: int) -> tuple[int, int]:
-    """Give state and epoch of a rank's record in a slot."""
+    """Return state and epoch of a rank's record in a slot."""
     with h5py.File(slot, "r", locking=False) as file:
         row = file["records"][rank]
     return int(row["state"]), int(row["epoch"])
 
 
 def kill_in_mid_drain(job: subprocess.Popen[bytes], log: Path, directory: Path) -> tuple[Path, int] | None:
-    """Kill the victim while its record says WRITING; give slot and epoch, None if the drain ended before the kill."""
+    """Kill the victim while its record says WRITING; return slot and epoch, or None if the drain ended first."""
     victim = None
     while job.poll() is None:
         victim = victim or pid_of_rank(job, VICTIM)
@@ -135,7 +135,7 @@ def kill_in_mid_drain(job: subprocess.Popen[bytes], log: Path, directory: Path) 
 
 
 def demonstrate(folder: Path) -> None:
-    """Show it in a folder of its own."""
+    """Run the demonstration in the given folder."""
     directory, log = folder / "heat.ckpt", folder / "log"
     twin, result = folder / "twin.npy", folder / "result.npy"
     saved: list[str | Path] = ["-m", "mpickpt", "run", "--dir", directory, "--every", str(EVERY)]
@@ -186,7 +186,7 @@ def demonstrate(folder: Path) -> None:
 
 
 def main() -> None:
-    """Show it in a temporary folder that is gone afterwards."""
+    """Run the demonstration in a temporary folder, which is deleted afterwards."""
     with tempfile.TemporaryDirectory(prefix="mpickpt-demo-") as folder:
         demonstrate(Path(folder))
 

@@ -1,6 +1,6 @@
 """Conjugate gradients for the 5-point Laplacian on a square grid: strips of grid rows, a sparse matrix on each rank.
 
-The result has the same bits whenever the number of ranks is the same.
+The result has the same bits in each run on the same number of ranks.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def parse() -> argparse.Namespace:
 
 
 def laplacian(rows: int, grid: int) -> sp.csr_array:
-    """Give the matrix of a strip of `rows` grid rows; its columns include one grid row above and one below."""
+    """Return the matrix of a strip of `rows` grid rows; its columns include one grid row above and one below."""
     along = sp.diags_array([-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(grid, grid))
     across = sp.diags_array([-1.0, 2.0, -1.0], offsets=[0, 1, 2], shape=(rows, rows + 2))
     inner = sp.eye_array(rows, rows + 2, k=1)
@@ -34,19 +34,19 @@ def laplacian(rows: int, grid: int) -> sp.csr_array:
 
 
 def right_hand_side(first: int, last: int) -> Vector:
-    """Give the entries `first` to `last` of a right-hand side that depends on the place alone."""
+    """Return the entries `first` to `last - 1` of a right-hand side that depends only on the grid point."""
     return np.arange(first, last) * 7919 % 1009 / 1009.0
 
 
 def dot(comm: MPI.Intracomm, a: Vector, b: Vector) -> float:
-    """Give the scalar product over all ranks."""
+    """Return the scalar product over all ranks."""
     total = np.empty(1)
     comm.Allreduce(np.array([a @ b]), total)
     return float(total[0])
 
 
 def exchange(comm: MPI.Intracomm, wide: Vector, grid: int) -> None:
-    """Bring the neighbours' grid rows into the first and the last grid row of `wide`."""
+    """Receive the neighbours' grid rows into the first and the last grid row of `wide`."""
     up = comm.rank - 1 if comm.rank > 0 else MPI.PROC_NULL
     down = comm.rank + 1 if comm.rank < comm.size - 1 else MPI.PROC_NULL
     comm.Sendrecv(wide[grid : 2 * grid], dest=up, recvbuf=wide[-grid:], source=down)

@@ -1,9 +1,9 @@
-"""A farm: rank 0 hands out intervals of which nobody knows how long they take, and the other ranks integrate over them.
+"""A farm: rank 0 hands out intervals whose cost is not known in advance, and the other ranks integrate over them.
 
-Each worker has two items ahead, and gets another one for each result; the master takes results from whoever is the
-quickest. So a quick worker is many steps ahead of the master, and a slow one behind, and there are messages between
-them at any instant. Every worker has its own sequence of items: so its messages are the same in each run, whoever was
-quick in that. The result has the same bits whenever the number of ranks is the same.
+Each worker has two items in its queue, and gets another one for each result; the master receives results in the order
+in which they arrive. So a quick worker is many steps ahead of the master, a slow one is behind, and there are messages
+between them at any instant. Every worker has its own sequence of items, so its messages are the same in each run,
+however quick the workers are. The result has the same bits in each run on the same number of ranks.
 """
 
 import argparse
@@ -33,12 +33,12 @@ def parse() -> argparse.Namespace:
 
 
 def f(x: float) -> float:
-    """Swing ever faster towards 0, ever higher."""
+    """Return sin(1/x) / sqrt(x), which oscillates with growing frequency and amplitude towards 0."""
     return math.sin(1 / x) / math.sqrt(x)
 
 
 def integrate(low: float, high: float, pause: float) -> float:
-    """Integrate f by Simpson's rule, halving the interval where it swings: the more work, the nearer it is to 0."""
+    """Integrate f by adaptive Simpson's rule, halving the interval where f oscillates: the work grows towards 0."""
     time.sleep(pause * (high - low))
     total, todo = 0.0, [(low, high)]
     while todo:
@@ -66,7 +66,7 @@ def hand_out(comm: MPI.Intracomm, rngs: Generators, worker: int) -> None:
 
 
 def lead(comm: MPI.Intracomm, rngs: Generators, results: Results, step: int) -> None:
-    """Take as many results as there are workers, whoever they come from, and hand out an item for each."""
+    """Receive as many results as there are workers, from any of them, and hand out an item for each."""
     workers, steps = results.shape
     if step == 0:
         for item in range(min(AHEAD, steps) * workers):

@@ -1,7 +1,7 @@
 """The heat equation on a plate: rows in blocks, one halo row to each side.
 
 The result has the same bits on any number of ranks: each cell is computed from the same five numbers
-in the same order, whoever owns it.
+in the same order, whichever rank owns it.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def parse() -> argparse.Namespace:
 
 
 def warm_up(u: Field, first_row: int) -> None:
-    """Fill a block of rows with a pattern that depends on the place alone, and its halo with the plate's edges."""
+    """Fill a block of rows with a pattern that depends only on the cell, and its halo with the plate's edges."""
     row = np.arange(first_row, first_row + u.shape[0])[:, None]
     u[:] = row * np.arange(u.shape[1]) % 101
     u[0] = u[-1] = EDGE

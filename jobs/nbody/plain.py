@@ -1,6 +1,6 @@
-"""Bodies that attract each other, all pairs: blocks of bodies travel round a ring; a thermostat kicks at random.
+"""Bodies that attract each other, all pairs: blocks of bodies travel round a ring; a thermostat adds random kicks.
 
-The result has the same bits whenever the number of ranks is the same.
+The result has the same bits in each run on the same number of ranks.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def parse() -> argparse.Namespace:
 
 
 def attraction(pos: Vectors, others: Vectors) -> Vectors:
-    """Give the pull of `others` on each body of `pos`."""
+    """Return the pull of `others` on each body of `pos`."""
     distance = others[None, :, :] - pos[:, None, :]
     square = (distance * distance).sum(axis=2) + SOFTENING
     pulls: Vectors = (distance / (square * np.sqrt(square))[:, :, None]).sum(axis=1)
@@ -33,7 +33,7 @@ def attraction(pos: Vectors, others: Vectors) -> Vectors:
 
 
 def pull(comm: MPI.Intracomm, pos: Vectors) -> Vectors:
-    """Give the pull of all bodies on each of this rank's: every block of bodies passes by once."""
+    """Return the pull of all bodies on each of this rank's: every block of bodies passes by once."""
     left, right = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
     guests, total = pos, np.zeros_like(pos)
     for _ in range(comm.size):

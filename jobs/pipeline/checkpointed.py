@@ -1,8 +1,8 @@
-"""A pipeline: blocks of noise flow through the ranks, and each smooths them by a recursive filter of its own.
+"""A pipeline: blocks of noise flow through the ranks, and each rank smooths them by its own recursive filter.
 
-Each rank passes on one block in each step, and up to eight more if they have come; up to eight may be on the way to the
-next rank, which acknowledges each. So the ranks are seldom at the same block, and there are messages between them at
-any instant. The result has the same bits whenever the number of ranks is the same.
+Each rank passes on one block in each step, and up to eight more if they have arrived. Up to eight can be in flight to
+the next rank, which acknowledges each. So the ranks are seldom at the same block, and there are messages between them
+at any instant. The result has the same bits in each run on the same number of ranks.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def parse() -> argparse.Namespace:
 
 
 def can_go_on(comm: MPI.Intracomm, blocks: dict[str, int]) -> bool:
-    """Tell whether a block can be passed on without waiting: it has come, and fewer than eight are on the way."""
+    """Return whether a block can be passed on without waiting: it has arrived, and fewer than eight are in flight."""
     if comm.rank < comm.size - 1:
         while comm.Iprobe(source=comm.rank + 1, tag=ACKNOWLEDGED):
             acknowledge(comm, blocks)
@@ -40,12 +40,12 @@ def can_go_on(comm: MPI.Intracomm, blocks: dict[str, int]) -> bool:
 
 
 def acknowledge(comm: MPI.Intracomm, blocks: dict[str, int]) -> None:
-    """Wait until the next rank says that it has taken one more block."""
+    """Wait until the next rank acknowledges one more block."""
     blocks["acknowledged"] = comm.recv(source=comm.rank + 1, tag=ACKNOWLEDGED)
 
 
 def take(comm: MPI.Intracomm, rng: np.random.Generator, block: Signals, number: int) -> None:
-    """Get the next block from the rank before; rank 0 makes it."""
+    """Receive the next block from the previous rank; rank 0 generates it."""
     if comm.rank == 0:
         rng.standard_normal(out=block)
     else:
@@ -61,12 +61,12 @@ def smooth(block: Signals, level: Signals, rate: float) -> None:
 
 
 def linger(pause: float, rank: int, number: int) -> None:
-    """Work a little, or much, or not at all: the ranks are slow in turns, so that blocks wait now here, now there."""
+    """Sleep not at all, briefly or longer, in turns, so that blocks queue up at different ranks."""
     time.sleep(pause * ((number // 20 + rank) % 3))
 
 
 def give(comm: MPI.Intracomm, block: Signals, peaks: Signals, blocks: dict[str, int]) -> None:
-    """Pass a block on to the next rank; the last one notes its peaks."""
+    """Pass a block on to the next rank; the last rank records its peaks."""
     if comm.rank == comm.size - 1:
         np.abs(block).max(axis=0, out=peaks[blocks["passed on"]])
     else:
