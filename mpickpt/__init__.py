@@ -5,8 +5,8 @@
         for step in ckpt.range(100_000):
             ...
 
-`open` saves and restores, `Checkpoint` reads what was saved, without MPI. Each name is imported when it is first
-used, so that who only reads needs no MPI, and who only asks for help needs nothing.
+`open` saves and restores; `Checkpoint` reads what was saved, without MPI. Each name is imported when it is first used:
+reading a checkpoint needs no MPI, and printing the help needs no other package.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    """Import what is asked for; called once for each name."""
+    """Import a public name; called once for each."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(import_module(f"{__name__}.{_HOME_OF.get(name, 'errors')}"), name)

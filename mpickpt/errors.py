@@ -1,7 +1,7 @@
-"""The exceptions of mpickpt: one tree, so that ``except MpickptError`` catches them all; and `warn`.
+"""The exceptions of mpickpt, and `warn`. ``except MpickptError`` catches all errors.
 
-Messages are complete sentences that say what happened, where, and what to do. What a program may want to look at is
-kept in attributes beside the message. All of them survive pickling, because ranks send them to each other.
+Messages are complete sentences that say what happened, where, and what to do. Attributes hold the values that a program
+may want to evaluate. All exceptions can be pickled, because ranks send them to each other.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class MpickptError(Exception):
     Attributes
     ----------
     exit_code : int
-        What `mpickpt run` ends with when this error reaches it; the other verbs end with 1 or 2 (docs/cli.md).
+        Exit status of `mpickpt run` when this error reaches it; for the other verbs see docs/cli.md.
     everywhere : bool
-        All ranks raise this error alike, so that one of them telling it is enough.
+        All ranks raise this error, so one report of it is enough.
     elsewhere : bool
-        It follows from an error of another rank, which says what is the matter.
+        It follows from an error of another rank, which reports the cause.
     """
 
     exit_code: int = 1
@@ -33,13 +33,13 @@ class MpickptError(Exception):
 
 
 def everywhere(error: MpickptError) -> MpickptError:
-    """Mark an error that all ranks raise alike, so that one report of it is enough."""
+    """Mark an error that all ranks raise, so that it is reported once."""
     error.everywhere = True
     return error
 
 
 class UsageError(MpickptError, ValueError):
-    """A call, an option or an environment variable makes no sense as it was given."""
+    """A call, an option or an environment variable is invalid."""
 
     exit_code = 2
 
@@ -76,7 +76,7 @@ class InUseError(StoreError):
 
 
 class CorruptionError(MpickptError):
-    """Stored data do not agree with their checksum.
+    """Stored data do not match their checksum.
 
     Attributes
     ----------
@@ -109,7 +109,7 @@ class CorruptionError(MpickptError):
 
 
 class NothingToRestore(MpickptError):
-    """There are checkpoints, but none of them can be restored; the message lists why for each.
+    """There are checkpoints, but none of them can be restored; the message gives the reason for each.
 
     Nothing was overwritten.
     """
@@ -120,44 +120,44 @@ class NothingToRestore(MpickptError):
 class EpochError(MpickptError):
     """An epoch does not exist, is not complete, or was overwritten while it was read.
 
-    Also: a program that was restarted does not send the messages again that it sent before (docs/messages.md).
+    Also: a restarted program does not repeat the messages that it had sent before its cut (docs/messages.md).
     """
 
     exit_code = 7
 
 
 class WaitTimeout(MpickptError, TimeoutError):
-    """Another rank or a drain did not answer within the time allowed, ten minutes unless MPICKPT_WAIT_LIMIT says so.
+    """Another rank or a drain did not answer within the time limit: MPICKPT_WAIT_LIMIT, or ten minutes.
 
-    The message names the ranks that are late, and what they were waited for.
+    The message names the ranks that are late, and what this rank waited for.
     """
 
     exit_code = 8
 
 
 class BatchError(MpickptError):
-    """The batch system cannot be asked, or does not do what it is asked for."""
+    """The batch system does not answer, or refuses a request."""
 
     exit_code = 9
 
 
 class NoProgress(MpickptError):
-    """A job was started again and again, and saved nothing newer."""
+    """Several restarts of a job in a row saved no newer step."""
 
     exit_code = 10
 
 
 class Stopped(SystemExit):
-    """The program was asked to stop, and its last epoch is complete: ends the interpreter with status 75.
+    """The program was asked to stop, and its last epoch is complete: the interpreter exits with status 75.
 
-    All ranks get it at a safe point. It is no `MpickptError`: ``except Exception`` lets it pass.
+    All ranks raise it at a safe point. It is not an `MpickptError`, and ``except Exception`` does not catch it.
 
     Attributes
     ----------
     epoch : int or None
         The newest complete epoch.
     exit_code : int
-        75, which is EX_TEMPFAIL: the same command goes on.
+        75 (EX_TEMPFAIL): the same command resumes the program.
     """
 
     exit_code: int = 75
@@ -168,7 +168,7 @@ class Stopped(SystemExit):
 
 
 def warn(text: str, category: type[Warning] = RuntimeWarning) -> None:
-    """Warn in the name of that line of the program from which mpickpt was called, however deep the call came."""
+    """Warn at the line of the program that called mpickpt, whatever the depth of the call."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back

@@ -1,8 +1,8 @@
-"""Options of a session: what a program, the environment and the command line ask for, and which of them wins.
+"""Options of a session, from the program, the environment and the command line.
 
-Each option may be given in three places. The command line (``mpickpt run``) wins over the environment
-(``MPICKPT_DIR``, ``MPICKPT_EVERY``, …), and that over the arguments of `mpickpt.open`. Every complaint names the place
-that the bad value came from. Nothing here does I/O.
+Each option can be given in all three places. The command line (``mpickpt run``) takes precedence over the environment
+(``MPICKPT_DIR``, ``MPICKPT_EVERY``, …), and the environment over the arguments of `mpickpt.open`. Every error names the
+place of the bad value. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any, Literal
 
 from mpickpt.errors import UsageError
 
-DEFAULT_INTERVAL = 600.0  # seconds between two cuts when the program does not say
+DEFAULT_INTERVAL = 600.0  # seconds between two cuts
 DEFAULT_MTBF = 86_400.0  # seconds between two failures of the whole job, for interval="auto"
-DEFAULT_MARGIN = 60.0  # seconds of a batch job that are left for its end, beside those of a drain
+DEFAULT_MARGIN = 60.0  # seconds reserved for the end of a batch job, in addition to a drain
 DEFAULT_KEEP = 2
-DEFAULT_STALL_LIMIT = 60.0  # seconds without a call to the storage that ends, until an epoch is given up
+DEFAULT_STALL_LIMIT = 60.0  # seconds without a completed storage call until an epoch is given up
 DEFAULT_POOL_FRACTION = 0.25
 DEFAULT_WAIT_LIMIT = 600.0  # seconds that a rank waits for the others
-DEFAULT_POOL_BLOCKS = 16  # the default pool is never smaller, so that a small state does not stall for nothing
+DEFAULT_POOL_BLOCKS = 16  # the default pool is never smaller, so that a small state does not stall needlessly
 
 Restart = int | Literal["auto", "never"]
 OnRebind = Literal["error", "warn", "ignore"]
@@ -52,9 +52,9 @@ class PoolSize:
     fraction: float | None = None
 
     def bytes_for(self, state_bytes: int, block_bytes: int, pinned_bytes: int = 0) -> int:
-        """Size of the pool of a rank with `state_bytes` of arrays; one block at the least.
+        """Return the size in bytes of the pool of a rank with `state_bytes` of arrays; at least one block.
 
-        By default there is room for `pinned_bytes`, which are copied at each cut, and for a share of the rest.
+        By default there is room for `pinned_bytes`, which are copied at each cut, and for a share of the others.
         """
         if self.nbytes is not None:
             return max(self.nbytes, block_bytes)
@@ -73,9 +73,9 @@ class Options:
     directory : pathlib.Path
         The checkpoint directory.
     every : int or None
-        Steps between two cuts; None if they are made by time.
+        Steps between two cuts; None if cuts are scheduled by time.
     interval : float, "auto" or None
-        Seconds between two cuts, or the best; None if they are made by steps.
+        Seconds between two cuts, or the best interval; None if cuts are scheduled by steps.
     keep : int
         Number of slots.
     restart : "auto", "never" or int
@@ -87,27 +87,25 @@ class Options:
     mtbf : float
         Mean time between failures of the job in seconds, for the best interval.
     signals : bool
-        Whether SIGUSR1 makes a cut, and SIGTERM a cut and the end.
+        Whether SIGUSR1 requests a cut, and SIGTERM a cut and the end.
     predict : bool
         Whether to drain first what was written to first in the last interval.
     lazy : bool
-        Whether arrays are read while the program computes already.
+        Whether a restart reads arrays while the program computes.
     margin : float
-        Seconds of a batch job that are left for its end, beside those of a drain.
+        Seconds reserved for the end of a batch job, in addition to a drain.
     record : bool
         Whether notes are taken for ``mpickpt report``.
     progress : bool
-        Whether rank 0 tells on stderr where the program is.
+        Whether rank 0 shows the progress of the program on stderr.
     alone : bool
-        Whether a process that takes itself for the only one is, whatever its launcher says.
+        Whether a process is alone if MPI says so, whatever its launcher says.
     on_rebind : "error", "warn" or "ignore"
-        What a cut does about arrays and objects that the program does not hold any more, where it does not say so for
-        each.
+        What a cut does about arrays and objects that the program no longer holds, unless it is set for each of them.
     term_limit : float
-        Seconds after the first SIGTERM, after which that takes the effect that it had before; may be infinite.
+        Seconds after the first SIGTERM until the signal has its original effect; may be infinite.
     stall_limit : float
-        Seconds in which no call to the storage ends, until an epoch that holds the program up is given up; may be
-        infinite.
+        Seconds without a completed storage call until an epoch that blocks the program is given up; may be infinite.
     """
 
     directory: Path
@@ -229,7 +227,7 @@ def parse_switch(value: object) -> bool:
 
 
 def parse_on_rebind(value: object) -> OnRebind:
-    """Read what to do about what the program does not hold any more."""
+    """Read what to do about arrays and objects that the program no longer holds."""
     match value:
         case "error" | "warn" | "ignore":
             return value
@@ -260,7 +258,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
 
 @dataclass
 class CommandLine:
-    """What ``mpickpt run`` was told; sessions of the same process look it up here.
+    """The options of ``mpickpt run``; sessions of the same process read them here.
 
     Attributes
     ----------
@@ -281,25 +279,25 @@ def resolve(
     *,
     base: Path = Path(),
 ) -> Options:
-    """Decide on the options of a session.
+    """Resolve the options of a session.
 
-    ``every`` and ``interval`` are one option in two units: the place that wins decides which of them counts.
+    ``every`` and ``interval`` are one option in two units: the place with precedence decides which of them counts.
 
     Parameters
     ----------
     code : mapping
-        The arguments of `mpickpt.open`; None stands for "not given". ``dir`` is the directory.
+        The arguments of `mpickpt.open`; None means "not given". ``dir`` is the directory.
     environment : mapping
         Usually `os.environ`.
     command_line : mapping, optional
-        What the command line says.
+        The options of the command line.
     base : pathlib.Path
-        What a relative directory is relative to.
+        The base of a relative directory.
 
     Raises
     ------
     UsageError
-        If a value makes no sense; names its source.
+        If a value is invalid; the message names its source.
     """
     places: list[tuple[Callable[[str], str], Mapping[str, object]]] = [
         (lambda name: f"Option --{name.replace('_', '-')}", command_line or {}),
@@ -335,7 +333,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
 
 
 def wait_limit() -> float:
-    """Seconds to wait for other ranks, from MPICKPT_WAIT_LIMIT."""
+    """Return the seconds to wait for other ranks, from MPICKPT_WAIT_LIMIT."""
     text = os.environ.get("MPICKPT_WAIT_LIMIT") or str(DEFAULT_WAIT_LIMIT)
     try:
         limit = float(text)

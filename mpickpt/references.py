@@ -1,13 +1,13 @@
-"""Saved arrays inside pickled objects: written by their names, so that they are one and the same array after a restart.
+"""Saved arrays inside pickled objects: they are pickled by name, so that they are the same array after a restart.
 
-An object that holds a saved array (``sim.u``) would take a copy of it into its pickle, at each cut, and after a restart
-hold another array than the one that is saved. So a saved array, or a view of one, is pickled as a call of `saved_array`
-with its name and, for a view, what part of its bytes it shows. Whoever unpickles says what a name stands for: a
-restart the array that the program has declared, `mpickpt.Checkpoint` the one in the file.
+The pickle of an object that holds a saved array (``sim.u``) would contain a copy of the array at each cut, and after a
+restart the object would hold another array than the saved one. So a saved array, or a view of one, is pickled as a call
+of `saved_array` with its name and, for a view, the part of its bytes that it shows. The unpickler resolves the name: a
+restart to the array that the program has declared, `mpickpt.Checkpoint` to the one in the file.
 
-Objects without such arrays are one pickle of a dictionary. With them they are pickled one after another, with one memo,
-so that what they share they go on sharing: then an object can be had when the arrays that it needs are there, and those
-of others are not yet.
+Objects without such arrays are one pickle of a dictionary. Objects with such arrays are pickled one after another with
+one memo, so that they still share what they shared. An object can then be unpickled when its own arrays are there, even
+if those of other objects are not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Resolve = Callable[[str, "Part | None", str], Any]  # an array's name, a part of
 
 
 class Part(NamedTuple):
-    """What of a saved array's bytes a view shows.
+    """The part of a saved array's bytes that a view shows.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class Part(NamedTuple):
     writeable : bool
         Whether it may be written to.
     kind : type or None
-        Its class, if it is not plainly an array.
+        Its class, if it is not `numpy.ndarray`.
     """
 
     dtype: np.dtype[Any]
@@ -55,7 +55,7 @@ class Part(NamedTuple):
     kind: type[Any] | None
 
     def of(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Give the view of `array`, which is contiguous."""
+        """Return the view of `array`, which is contiguous."""
         plain = np.asarray(array)
         straight = plain if plain.flags.c_contiguous else plain.T
         memory = straight.reshape(-1).view(np.uint8)
@@ -65,15 +65,15 @@ class Part(NamedTuple):
 
 
 def saved_array(name: str, *part: object) -> NoReturn:
-    """Blocked in a pickle for a saved array, or for a view of one; the fields of `Part` follow its name.
+    """Represent a saved array, or a view of one, in a pickle; the fields of `Part` follow its name.
 
-    Only whoever knows the arrays can unpickle it: `mpickpt.Session.object` and `mpickpt.Checkpoint.objects`.
+    Only `mpickpt.Session.object` and `mpickpt.Checkpoint.objects`, which know the arrays, can unpickle it.
     """
     raise LayoutError(f"A pickle refers to the saved array {name!r}: use mpickpt.Checkpoint(...).objects(rank).")
 
 
 def masked_array(data: NDArray[Any], mask: Any, fill_value: Any, is_hard: bool) -> NDArray[Any]:  # noqa: ANN401
-    """Join data and mask, of which one at least is a saved array."""
+    """Join data and mask, at least one of which is a saved array."""
     joined: NDArray[Any] = np.ma.MaskedArray(data, mask=mask, copy=False, fill_value=fill_value, hard_mask=is_hard)
     return joined
 
@@ -85,24 +85,24 @@ class Apart:
     names: tuple[str, ...]
 
     def __reduce__(self) -> tuple[type[Apart], tuple[tuple[str, ...]]]:
-        """Name itself and the names."""
+        """Return the class and the names."""
         return Apart, (self.names,)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A saved array as objects may hold it.
+    """A saved array that objects may hold.
 
     Attributes
     ----------
     spec : ArraySpec
-        What it is.
+        Its description.
     address : int
-        Of its first byte.
+        Address of its first byte.
     kind : type
         Its class.
     identity : callable
-        Gives the array that the program was handed, while there is one; needed for one without bytes.
+        Returns the array of the program, or None if it is gone; identifies an array without bytes.
     """
 
     spec: ArraySpec
@@ -121,9 +121,9 @@ class Places:
         self._empty = [one for one in saved if not one.spec.nbytes]
 
     def find(self, array: NDArray[Any]) -> tuple[Saved, int] | Saved | None:
-        """Give the saved array that holds all of `array`, and the offset of its first cell in it, in bytes.
+        """Return the saved array that holds all of `array`, and the offset in bytes of the first cell of `array` in it.
 
-        A `Saved` alone is one that has only some of the memory; None if there is no such array.
+        Without an offset if it holds only some of the memory; None if there is no such array.
         """
         if not array.size or not array.itemsize:
             same = (one for one in self._empty if one.identity() is array)
@@ -144,15 +144,15 @@ class Places:
 
 @dataclass
 class Pickled:
-    """What was found out while objects were pickled, each as a pair of an object's and an array's name.
+    """The saved arrays found in objects that were pickled, as pairs of the names of an object and an array.
 
     Attributes
     ----------
     references : set
         Objects, with the saved arrays that they are the first to refer to.
     copies : set
-        Objects, with the saved arrays of whose memory there is a copy in the pickle: they hold it as another class of
-        array, or as one that goes beyond what is saved.
+        Objects whose pickle contains a copy of a saved array's memory: they hold it as another class of array, or as
+        one that extends beyond the saved memory.
     """
 
     references: set[tuple[str, str]] = field(default_factory=set)
@@ -165,7 +165,7 @@ class Pickled:
 
 
 def out_of_order(found: Pickled, declared: Mapping[str, int]) -> set[tuple[str, str]]:
-    """Give the objects with arrays that were declared after them: a restart in the same order would refuse them."""
+    """Return the objects with arrays that were declared after them: a restart in the same order would refuse them."""
     return {(holder, name) for holder, name in found.references if declared[name] > declared[holder]}
 
 
@@ -179,7 +179,7 @@ class _Pickler(pickle.Pickler):
         self.copies: set[str] = set()
 
     def reducer_override(self, obj: object) -> Any:  # noqa: ANN401  (pickle's own)
-        """Say how to make a value again, if it is a saved array or part of one."""
+        """Return how to rebuild a value that is a saved array or a part of one."""
         if not isinstance(obj, np.ndarray):
             return NotImplemented
         if type(obj) is np.ma.MaskedArray:
@@ -204,7 +204,7 @@ class _Pickler(pickle.Pickler):
 
 
 def _is_all(part: Part, value: NDArray[Any], saved: Saved) -> bool:
-    """Tell whether a view shows a saved array as it was declared, so that it may be that very object."""
+    """Whether a view shows a saved array as it was declared, so that it can be the array itself."""
     spec = saved.spec
     straight = value.flags.c_contiguous if spec.order == "C" else value.flags.f_contiguous
     same = (part.dtype, part.shape) == (spec.dtype, spec.shape) and type(value) is saved.kind
@@ -221,7 +221,7 @@ def dump(objects: Mapping[str, object], places: Places, *, apart: bool) -> tuple
     places : Places
         Of the saved arrays.
     apart : bool
-        Pickle them one after another even if no reference turns up: it did before, and to pickle once is enough then.
+        Pickle them one after another at once, because the last cut found references: a first try would be in addition.
     """
     if not objects:
         return NO_OBJECTS, Pickled()
@@ -243,29 +243,29 @@ def dump(objects: Mapping[str, object], places: Places, *, apart: bool) -> tuple
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickles references as what somebody else says."""
+    """Unpickles references by `resolve`."""
 
     def __init__(self, file: io.BytesIO, resolve: Resolve) -> None:
         super().__init__(file)
         self._resolve = resolve
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401  (pickle's own)
-        """Give what a name in the pickle stands for."""
+        """Return the object that a global name in the pickle means."""
         if (module, name) == (__name__, saved_array.__name__):
             return self._resolve
         return super().find_class(module, name)
 
 
 class PickledObjects:
-    """The objects of one rank, unpickled as they are asked for where that makes a difference.
+    """The objects of one rank; if any of them holds a saved array, they are unpickled on demand.
 
     Parameters
     ----------
     payload : bytes
-        What `dump` gave; empty if there are none.
+        What `dump` returned; empty if there are none.
     resolve : callable
-        Is given the name of an array and, for a view, the fields of a `Part`, and the name of the object that holds it
-        as `holder=`; returns the array.
+        Takes the name of an array, a `Part` for a view (None otherwise), and the name of the object that holds it;
+        returns the array.
     """
 
     def __init__(self, payload: bytes, resolve: Resolve) -> None:
@@ -281,7 +281,7 @@ class PickledObjects:
         return self._resolve(name, Part(*part) if part else None, self._holder)
 
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401  (objects may be anything)
-        """Give an object, which is one of `names`."""
+        """Return an object, which is one of `names`."""
         while name not in self._loaded:
             if self._error is not None:
                 raise self._error
@@ -295,12 +295,12 @@ class PickledObjects:
         return self._loaded[name]
 
     def close(self) -> None:
-        """Let go of the objects, and of the arrays in them."""
+        """Release the objects, and the arrays in them."""
         self._unpickler = None
         self._loaded = {}
 
     def all(self) -> dict[str, Any]:
-        """Give all of them."""
+        """Return all objects, and close."""
         found = {name: self[name] for name in self.names}
         self.close()
         return found

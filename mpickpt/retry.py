@@ -1,7 +1,7 @@
-"""Reading again what could not be read, and what the system says of it in one line.
+"""Retries of failed reads, and the reason for a failure in one line.
 
-An error of a storage may be gone the next time: a server comes back, a path fails over, a signal came between. One
-such error must not cost the newest epoch, so a read is tried a few times before anybody falls back to an older one.
+A storage error may be transient: a server comes back, a path fails over, a signal interrupts a call. One such error
+must not cost the newest epoch, so a read is tried a few times before a restart falls back to an older one.
 The native core does the same for each of its reads (native/src/retry.c).
 """
 
@@ -30,14 +30,14 @@ _told: set[tuple[str, int]] = set()
 
 
 def read_again(path: Path, read: Callable[[], _T]) -> _T:
-    """Call `read`, and again if it fails by an error that may pass; what the last try raises is raised.
+    """Call `read`, and retry it after a transient error; the error of the last try is raised.
 
     Parameters
     ----------
     path : pathlib.Path
-        What is read, to tell of it: once for each file and error.
+        What is read, for the message.
     read : callable
-        Opens the file again each time, as a stale descriptor stays stale.
+        Opens the file each time: a stale descriptor stays stale.
     """
     for pause in PAUSES:
         try:
@@ -52,7 +52,7 @@ def read_again(path: Path, read: Callable[[], _T]) -> _T:
 
 
 def tell(path: Path, number: int) -> None:
-    """Say on stderr that a file is read again, once for each file and error in a process."""
+    """Report on stderr that a file is read again, once for each file and error in a process."""
     if (str(path), number) in _told:
         return
     _told.add((str(path), number))
@@ -61,7 +61,7 @@ def tell(path: Path, number: int) -> None:
 
 
 def system_errno(error: BaseException) -> int | None:
-    """Find the operating system's error number, also where h5py has it in the text of a KeyError or the like only."""
+    """Return the operating system's error number; h5py gives it only in the text of errors such as KeyError."""
     number = getattr(error, "errno", None)
     if number is None and (found := _ERRNO.search(str(error))):
         number = int(found[1])
@@ -69,7 +69,7 @@ def system_errno(error: BaseException) -> int | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """Say in one line why something failed, without a full stop; the messages of h5py have many lines."""
+    """Return in one line why something failed, without a full stop; the messages of h5py have many lines."""
     number = system_errno(error)
     told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if number and ("\n" in told or _ERRNO.search(told)):

@@ -1,7 +1,7 @@
-"""The batch system that a program runs under: which job it is, when that ends, and how it goes back to the queue.
+"""The batch system that a program runs under: which job it is, when the job ends, and how to queue it again.
 
-This is the only module that knows SLURM_* and scontrol. `find` gives what there is: `Slurm` inside a job, and
-`Environment` outside, which answers the same questions for a program that no batch system started.
+This is the only module that knows SLURM_* and scontrol. `find` returns a `Slurm` inside a job, and an `Environment`
+outside, which has the same interface for a program that no batch system started.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from mpickpt.errors import BatchError
 from mpickpt.protocol.policy import Ceiling
 from mpickpt.units import human_bytes
 
-ASK_SECONDS = 30.0  # between two questions for the end of the job, which its owner may move
+ASK_SECONDS = 30.0  # between two queries for the end of the job, which can change
 ANSWER_SECONDS = 15.0  # a controller that is up answers sooner
-JUMP_SECONDS = 5.0  # a clock that is this far from where it was is told of
+JUMP_SECONDS = 5.0  # a larger jump of the clock is reported
 
 
 class Environment:
-    """No batch system: no job, no end, nobody who starts the program again.
+    """No batch system: no job, no time limit, no queue.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Environment:
     restarts : int
         How often the job was started again.
     memory : Ceiling or None
-        What the job may take of this node's memory, if that is known.
+        The job's limit of memory on this node, if it is known.
     """
 
     job: str = ""
@@ -41,28 +41,28 @@ class Environment:
     memory: Ceiling | None = None
 
     def seconds_left(self, now: float) -> float:
-        """Tell how long the program may run, at the time `now` of `time.perf_counter`; does not wait."""
+        """Return the remaining seconds of the job at the time `now` of `time.perf_counter`; does not wait."""
         return math.inf
 
     def requeue(self) -> None:
-        """Have the job started again.
+        """Queue the job again.
 
         Raises
         ------
         BatchError
-            If it cannot be, or must not be because it was cancelled.
+            If that fails, or the job was cancelled.
         """
         raise BatchError("This is no batch job, so that nobody can start it again: SLURM_JOB_ID is not set.")
 
     def close(self) -> None:
-        """End a question that is still out."""
+        """Cancel a pending query."""
 
 
 class Slurm(Environment):
     """A job of Slurm.
 
-    The end of the job is asked for in the background, so that a controller that does not answer holds nobody up. It is
-    counted on by the monotonic clock from the offset of the first moment: clocks of nodes are set now and then.
+    The end of the job is queried in the background, so that a controller that does not answer blocks nobody. The
+    remaining time is counted by the monotonic clock, because the clock of a node may be adjusted.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class Slurm(Environment):
     """
 
     def __init__(self, variables: Mapping[str, str]) -> None:
-        # The number of an array's last task is that of the whole array, so that a task needs its index.
+        # The last task of a job array has the number of the array itself, so a task is named by its index.
         array, task = variables.get("SLURM_ARRAY_JOB_ID"), variables.get("SLURM_ARRAY_TASK_ID")
         self._id = f"{array}_{task}" if array and task else variables["SLURM_JOB_ID"]
         self.job = f"job {self._id}"
@@ -84,7 +84,7 @@ class Slurm(Environment):
         self._told: set[str] = set()
 
     def seconds_left(self, now: float) -> float:
-        """Tell how long the job may run, as far as it is known now; asks again from time to time."""
+        """Return the remaining seconds of the job, as far as known; queries Slurm from time to time."""
         if self._asked is not None:
             self._take_answer(self._asked, now)
         elif now >= self._ask_at:
@@ -96,7 +96,7 @@ class Slurm(Environment):
         return self._end - (now + self._offset)
 
     def requeue(self) -> None:
-        """Have the job started again, unless it was cancelled."""
+        """Queue the job again, unless it was cancelled."""
         if "EndTime" not in (shown := _fields(self._scontrol("show", "job", self._id))):
             raise BatchError(f"{self.job} is not queued again: scontrol does not know it.")
         if shown.get("JobState") != "RUNNING":
@@ -106,7 +106,7 @@ class Slurm(Environment):
         self._scontrol("requeue", self._id)
 
     def close(self) -> None:
-        """End a question that is still out."""
+        """Cancel a pending query."""
         if self._asked is not None:
             self._asked.kill()
             self._asked.communicate()
@@ -177,12 +177,12 @@ class Slurm(Environment):
 
 
 def find(variables: Mapping[str, str]) -> Environment:
-    """Give the job that `variables`, usually `os.environ`, tell of."""
+    """Return the job that `variables`, usually `os.environ`, describe."""
     return Slurm(variables) if variables.get("SLURM_JOB_ID") else Environment()
 
 
 def submit(script: str) -> str:
-    """Hand a batch script to sbatch, and give what it says.
+    """Hand a batch script to sbatch, and return what it prints.
 
     Raises
     ------
@@ -210,14 +210,14 @@ def _surroundings() -> dict[str, str]:
 
 
 def _fields(text: str) -> dict[str, str]:
-    """Take apart what ``scontrol show job`` prints."""
+    """Parse the output of ``scontrol show job``."""
     return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
 
 def _memory(variables: Mapping[str, str], job: str) -> Ceiling | None:
-    """Find what the job asked for of each node's memory, which Slurm may watch over without cgroups.
+    """Return the memory that the job requested on each node, which Slurm may enforce without cgroups.
 
-    It counts what is in use by the processes of the job. ``--mem=0`` asks for all.
+    Slurm counts the memory in use by the processes of the job. ``--mem=0`` requests all.
     """
     node = variables.get("SLURM_MEM_PER_NODE", "")
     cpu = variables.get("SLURM_MEM_PER_CPU", "")

@@ -1,4 +1,4 @@
-"""What a session tells about itself."""
+"""What a session reports about itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Restored:
-    """What a session went back to.
+    """The epoch that a session restored.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class Stats:
     Attributes
     ----------
     cuts : int
-        Cuts that were made; what the storage refused before that is counted in `failed` alone.
+        Cuts that were made; an epoch that the storage refused before its cut counts in `failed` alone.
     complete, failed : int
         Epochs known to be complete on all ranks, and epochs that failed on any of them.
     last_complete : int
@@ -47,8 +47,8 @@ class Stats:
     drain_seconds : float
         Time from each cut until this rank's image was on disk.
     stall_seconds, fault_seconds : float
-        Time in which writes to arrays waited for room in the pool; and the time that write faults took in all, copies
-        and stalls included. Both are summed over threads.
+        Time in which writes to arrays waited for room in the pool; and the total time of write faults, including
+        copies and stalls. Both are summed over threads.
     blocks_copied : int
         Blocks that were copied because the program changed them before they were saved.
     rounds, waits, missed : int

@@ -1,8 +1,8 @@
-"""What a person at the terminal, or in a log, sees of a run: one line about it, and bars where it takes a while.
+"""What you see of a run at a terminal or in a log: a status line, and progress bars for what takes long.
 
-All of it goes to stderr. A terminal is drawn on in place, with rich, which no other module of the library proper
-imports; a log file, a pipe and a terminal that can do nothing (``TERM=dumb``) get plain lines, and fewer of them.
-Nothing here has a thread: who does the work says how far it is, and mostly that is a comparison of two numbers.
+All of it goes to stderr. On a terminal it is redrawn in place by rich, which only the command line imports otherwise; a
+log file, a pipe and a terminal without capabilities (``TERM=dumb``) get plain lines, and fewer of them. Nothing here
+has a thread: the code that does the work reports its progress, and most reports only compare two numbers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 PATIENCE = 1.0  # seconds before a bar is shown
 REDRAW_SECONDS = 0.25  # between two drawings on a terminal
 LINE_SECONDS = 10.0  # between two lines in a log
-DECIDED_SECONDS = 1.0  # the same when an epoch has come to its end since
-PACE_SECONDS = 10.0  # the steps of so long a time make the steps per second
+DECIDED_SECONDS = 1.0  # the same after an epoch was decided
+PACE_SECONDS = 10.0  # over which steps per second are averaged
 
 
 def _is_terminal() -> bool:
@@ -44,14 +44,14 @@ def _print(line: str) -> None:
 
 @dataclass(frozen=True)
 class RunState:
-    """What the line tells.
+    """What the line shows.
 
     Attributes
     ----------
     step : int
         The step that begins.
     epoch : int or None
-        The epoch that is not decided, if there is one.
+        The epoch in progress, if there is one.
     share : float
         How much of it is saved on this rank, 0 to 1.
     complete : int or None
@@ -68,10 +68,10 @@ class RunState:
 
 
 class RunLine:
-    """One line that tells where the program is: its step and pace, the drain, the age of the last complete epoch.
+    """A status line: step and pace of the program, the drain, the age of the last complete epoch.
 
-    On a terminal it is redrawn in place. What the program prints on the same terminal by `sys.stdout` or `sys.stderr`
-    comes first: the line is taken away before, and comes back when the program has ended its own line.
+    On a terminal it is redrawn in place. Output of the program on the same terminal by `sys.stdout` or `sys.stderr` has
+    precedence: the line is erased before it, and redrawn when the program has ended its own line.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class RunLine:
         self._terminal: _TerminalLine | None = None
 
     def due(self, now: float, decided: int) -> bool:
-        """Whether `show` is to be called, at `now` of a clock in seconds, after so many epochs have been decided."""
+        """Whether to call `show`, at `now` of a clock in seconds, when `decided` epochs have been decided."""
         if self._terminal is not None and self._terminal.is_taken:
             return False
         return now >= self._due_at or (decided != self._decided and now >= self._decided_due_at)
@@ -100,7 +100,7 @@ class RunLine:
         self._decided_due_at = now + (REDRAW_SECONDS if self._terminal is not None else DECIDED_SECONDS)
 
     def close(self) -> None:
-        """Take the line away."""
+        """Erase the line."""
         if self._terminal is not None:
             self._terminal.close()
             self._terminal = None
@@ -117,19 +117,19 @@ class RunLine:
 
 
 def _epochs(state: RunState) -> Iterable[str]:
-    """Tell of the epoch that is saved, and of the one to go back to."""
+    """Describe the epoch in progress, and the newest complete one."""
     if state.epoch is not None:
         yield f"epoch {state.epoch}: " + ("saved here" if state.share >= 1 else f"{100 * state.share:.0f}% saved")
     if state.complete is not None:
         age = "before this run" if state.age is None else f"{human_seconds(state.age)} old"
-        named = state.complete if state.epoch is not None else f"epoch {state.complete}"  # 80 columns have to do
+        named = state.complete if state.epoch is not None else f"epoch {state.complete}"  # to fit 80 columns
         yield f"{named}: complete, {age}"
     elif state.epoch is None:
         yield "no epoch yet"
 
 
 class _TerminalLine:
-    """A line of text on stderr that makes way for all that is printed there."""
+    """A line of text on stderr that is erased before other output."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -145,7 +145,7 @@ class _TerminalLine:
                 setattr(sys, name, self._streams[name])
 
     def draw(self, text: str) -> None:
-        """Draw the line where the cursor is; not while the line there `is_taken`."""
+        """Draw the line where the cursor is; not while it `is_taken`."""
         width = self._console.width - 1  # in the last column a terminal may begin a new line
         line = f"mpickpt: {text}"
         with self._console:  # in one piece
@@ -155,7 +155,7 @@ class _TerminalLine:
         self._is_shown = True
 
     def make_way(self, text: str) -> None:
-        """Take the line away for `text`, which is going to be printed."""
+        """Erase the line before `text` is printed."""
         if self._is_shown:
             self._erase()
             self._is_shown = False
@@ -163,7 +163,7 @@ class _TerminalLine:
             self.is_taken = not text.endswith("\n")
 
     def close(self) -> None:
-        """Take the line away for good."""
+        """Erase the line, and restore the streams."""
         self.make_way("")
         for name, stream in self._streams.items():
             if getattr(sys, name) is stream:  # nobody has put another one in its place
@@ -177,7 +177,7 @@ class _TerminalLine:
 
 
 class _CourteousStream:
-    """A stream of text before which a line makes way; in all else the stream itself."""
+    """A text stream that erases the line before each write; otherwise the stream itself."""
 
     def __init__(self, stream: TextIO, line: _TerminalLine) -> None:
         self.stream = stream
@@ -195,11 +195,11 @@ class _CourteousStream:
         return getattr(self.stream, name)
 
 
-# -- while it stands still ---------------------------------------------------------------------------------------------
+# -- while it is blocked -----------------------------------------------------------------------------------------------
 
 
 class Bar:
-    """How much of something is done, with the rate and the time that is left, if it takes longer than a second.
+    """A progress bar with rate and remaining time, for what takes longer than a second.
 
     Parameters
     ----------
@@ -216,11 +216,11 @@ class Bar:
         self._drawing: Progress | None = None
 
     def __enter__(self) -> Self:
-        """Give the bar itself."""
+        """Return the bar itself."""
         return self
 
     def update(self, done: int, total: int) -> None:
-        """Say that `done` bytes of `total` are done."""
+        """Report that `done` bytes of `total` are done."""
         now = time.monotonic()
         if self._first is None:
             self._first = now, done
@@ -263,6 +263,6 @@ class Bar:
         return drawing
 
     def __exit__(self, *_: object) -> None:
-        """Take the bar away."""
+        """Erase the bar."""
         if self._drawing is not None:
             self._drawing.stop()

@@ -1,4 +1,4 @@
-"""Parts of sentences: text that somebody else wrote, as a terminal can show it; ranks and arrays by name."""
+"""Parts of messages: text of others made printable, and lists of ranks and arrays."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ NAMED = 5  # arrays, or runs of ranks, that a sentence names
 
 
 def visible(text: str) -> str:
-    """Write what cannot be printed (control characters, ends of lines, changes of direction) as Python would."""
+    """Escape unprintable characters (control characters, line ends, changes of direction) as Python does."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def told_ranks(ranks: Sequence[int]) -> str:
-    """Name ranks, which ascend: ``rank 3``, ``ranks 0 to 6 and 9``; but not hundreds of them."""
+    """List ascending ranks: ``rank 3``, ``ranks 0 to 6 and 9``; a long list is shortened."""
     runs: list[list[int]] = []
     for rank in ranks:
         if runs and rank == runs[-1][1] + 1:
@@ -32,12 +32,12 @@ def told_ranks(ranks: Sequence[int]) -> str:
 
 
 def told_names(names: Sequence[str]) -> str:
-    """Name arrays, but not hundreds."""
+    """List arrays by name; a long list is shortened."""
     listed = ", ".join(repr(name) for name in names[:NAMED])
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"array{'s' if len(names) > 1 else ''} {listed}{more}"
 
 
 def counted(number: int, thing: str) -> str:
-    """Write a number and a thing, or things."""
+    """Format a number with a noun, in the plural unless it is 1."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"

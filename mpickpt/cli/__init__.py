@@ -1,1 +1,1 @@
-"""The command line: one module for each verb, whose docstring is its help."""
+"""The command line: one module for each verb; its docstring is the help of the verb."""

@@ -6,8 +6,8 @@
 
 Where the file system clones files (XFS, Btrfs, bcachefs) this takes no time and no room; elsewhere the slot is copied.
 The file is a checkpoint like any other: show, verify, diff, export and mpickpt.Checkpoint read it, and
-`mpickpt run --restart 7` goes back to it. A program may be running: if it overwrites the slot meanwhile, nothing is
-archived, and the verb says so.
+`mpickpt run --restart 7` restores it. You can archive while a program is running: if it overwrites the slot meanwhile,
+nothing is archived, and the command reports it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Archive."""
+    """Archive the epoch."""
     checkpoint = open_checkpoint(args.place)
     directory = open_directory(args.to).directory if args.to else checkpoint.path.parent
     target = archive_path(directory, checkpoint.epoch)

@@ -4,8 +4,8 @@
     mpickpt diff monday.ckpt tuesday.ckpt          the newest complete epochs of two runs
     mpickpt diff heat.ckpt epoch-7.h5 --json
 
-Says which arrays differ, in how many blocks and cells, by how much at most, and where. Global arrays are compared also
-if other ranks hold them. Ends with 0 if all is the same, and with 1 if not.
+Prints which arrays differ, in how many blocks and cells, and the largest difference with its place. Global arrays are
+compared even if they are distributed differently. Exits with 0 if both epochs are the same, and with 1 if not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Compare; 1 if there is a difference."""
+    """Compare; return 1 if there is a difference."""
     a, b = open_checkpoint(args.a), open_checkpoint(args.b)
     found = compare(a, b)
     if args.json:

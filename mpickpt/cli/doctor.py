@@ -1,10 +1,10 @@
 """Find out what this machine and a directory give to checkpoints, by trying it.
 
     mpickpt doctor                                  here
-    mpickpt doctor /scratch/me                      in the directory where checkpoints are to go
+    mpickpt doctor /scratch/me                      in the directory that will hold the checkpoints
     mpirun -n 8 mpickpt doctor /scratch/me          and compare the ranks' nodes with each other
 
-Takes a few seconds, and 64 MiB of memory and disk for each rank. Ends with 1 if mpickpt cannot work well here.
+This takes a few seconds, and 64 MiB of memory and disk for each rank. Exits with 1 if mpickpt cannot work well here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Examine; 1 if something is bad. Under mpirun rank 0 tells of all ranks."""
+    """Run the probes; return 1 if a finding is bad. Under mpirun, rank 0 prints the findings of all ranks."""
     mpi = about_mpi()
     with _token(args.directory) as token:
         told = gather_world(_own(args.directory, mpi, token))
@@ -66,7 +66,7 @@ def _print(directory: Path, told: list[dict[str, Any]], findings: list[Finding])
 
 @contextmanager
 def _token(directory: Path) -> Iterator[str]:
-    """Have rank 0 make a file that the others look for; gives its path, or nothing if it cannot be made."""
+    """Create a file on rank 0 that the others look for; yields its path, or "" if it cannot be created."""
     token = ""
     if world_rank_and_size()[0] == 0:
         with suppress(OSError):
@@ -80,7 +80,7 @@ def _token(directory: Path) -> Iterator[str]:
 
 
 def _own(place: Path, mpi: dict[str, str], token: str) -> dict[str, Any]:
-    """Find out what there is on this rank."""
+    """Run the probes of this rank."""
     host = socket.gethostname()
     told: dict[str, Any] = {"host": host, "versions": probes.versions() | mpi, "findings": [], "error": None}
     try:
@@ -95,7 +95,7 @@ def _own(place: Path, mpi: dict[str, str], token: str) -> dict[str, Any]:
 
 
 def _joined(told: list[dict[str, Any]]) -> list[Finding]:
-    """Make one finding of those of all ranks; for measured ones, the least and the most."""
+    """Merge the findings of all ranks; a measured one shows the smallest and the largest value."""
     by_name: dict[str, list[tuple[int, Finding]]] = defaultdict(list)
     for number, rank in enumerate(told):
         for finding in rank["findings"]:
@@ -134,7 +134,7 @@ def _comparison(told: list[dict[str, Any]]) -> list[Finding]:
 
 
 def _by_rank(values: list[tuple[int, str]]) -> str:
-    """Write one value, or each with the ranks that have it."""
+    """Format one value, or each value with the ranks that have it."""
     numbers: dict[str, list[int]] = defaultdict(list)
     for number, value in values:
         numbers[value].append(number)

@@ -3,10 +3,10 @@
     mpickpt export heat.ckpt heat.h5                     all global arrays, plain HDF5, compressed
     mpickpt export heat.ckpt:7 heat.nc                   the same as NetCDF (pip install 'mpickpt[netcdf]')
     mpickpt export heat.ckpt u.npy --array u             one array for numpy.load
-    mpickpt export heat.ckpt r3.h5 --rank 3              the arrays of rank 3, halo and all
+    mpickpt export heat.ckpt r3.h5 --rank 3              the arrays of rank 3, with halo cells
 
-The name's end tells the format: .npy, .h5 or .hdf5, .nc. Arrays are read and checked piece by piece, so that little
-memory is needed.
+The suffix of the name selects the format: .npy, .h5 or .hdf5, .nc. Arrays are read and checked piece by piece, so
+little memory is needed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Export."""
+    """Export the arrays."""
     checkpoint = open_checkpoint(args.place)
     arrays = _chosen(checkpoint, args.array, args.rank)
     _check_out(args.out, arrays, args.force)
@@ -105,7 +105,7 @@ def _told(array: StoredArray, progress: Any) -> Iterator[tuple[tuple[slice, ...]
 
 
 def _write_npy(path: Path, array: StoredArray, exported: Exported) -> None:
-    """Write the header and then the cells in the order of the file, in which the pieces come."""
+    """Write the header and then the cells; the pieces come in the order of the file."""
     fortran = array.order == "F"
     header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": fortran, "shape": array.shape}
     with path.open("wb") as file:

@@ -3,9 +3,9 @@
     mpickpt ls heat.ckpt
     mpickpt ls heat.ckpt --json | jq '.epochs[] | select(.state == "complete") | .epoch'
 
-For each slot and each archived epoch: the epoch and the step that it was cut at, whether it is complete on all ranks,
-its size, how long ago it was cut, and the number of ranks. While a program runs: who it is, and how far each rank is
-with the epoch in progress.
+Prints for each slot and each archived epoch: the epoch and the step that it was cut at, whether it is complete on all
+ranks, its size, how long ago it was cut, and the number of ranks. While a program runs, also which process it is, and
+how far each rank is with the epoch in progress.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the table; 1 if a file is corrupt or a rank could not write."""
+    """Print the table; return 1 if a file is corrupt or a rank could not write."""
     store = open_directory(args.directory)
     holder = store.holder()
     found = [*store.slots(), *store.archives()]
@@ -51,7 +51,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def state_of(slot: SlotInfo) -> str:
-    """Say in a word what a slot holds."""
+    """Return one word for what a slot holds."""
     if slot.complete:
         return "complete"
     if not slot.readable:
@@ -115,7 +115,7 @@ def _size(path: Path) -> int:
 
 
 def _progress(slot: SlotInfo) -> dict[str, list[int]]:
-    """Tell which ranks are how far with the epoch that is being written."""
+    """List the ranks by how far they are with the epoch in progress."""
     found: dict[str, list[int]] = {"not cut yet": [], "draining": [], "complete": [], "failed": []}
     for rank, record in enumerate(slot.records):
         state = RecordState(int(record["state"])) if int(record["epoch"]) == slot.newest else RecordState.EMPTY

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from mpickpt.errors import BatchError, InUseError, LayoutError, MpickptError, NoProgress, StoreError, UsageError
 
-# The verbs, and the first sentence of each one's module, which is imported only when it is asked for.
+# The verbs, and the first line of each one's docstring. A module is imported only when its verb is used.
 VERBS = {
     "run": "Run a Python program with other options of mpickpt than it was written with.",
     "ls": "List the epochs of a checkpoint directory.",
@@ -72,13 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        `sys.argv` without the name of the program by default.
+        By default `sys.argv` without the name of the program.
 
     Returns
     -------
     int
-        The exit status: 0 all is fine, 1 something is wrong with the checkpoint, 2 used wrongly; or that of the
-        program that was run.
+        The exit status: 0 for success, 1 if something is wrong with the checkpoint, 2 for wrong usage; of `run`, that
+        of the program.
     """
     given = sys.argv[1:] if arguments is None else arguments
     args = parser(*given[:1]).parse_args(given)
@@ -94,13 +94,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def exit_status(error: MpickptError) -> int:
-    """Tell whether an error is found in the checkpoint, or in the way the command was given.
+    """Return the exit status for an error of the checkpoint, or for wrong usage.
 
-    A file that is no slot may be one that is corrupt; a path that the system does not let us use is a misuse.
+    A file that is not a slot counts as corrupt; a path that the operating system refuses counts as wrong usage.
     """
     if isinstance(error, UsageError | LayoutError | InUseError):
         return MISUSED
-    if isinstance(error, BatchError | NoProgress):  # what ends a batch job tells its reader why
+    if isinstance(error, BatchError | NoProgress):  # the status of a batch job shows the reason
         return error.exit_code
     system = error.errno if isinstance(error, StoreError) else None
     return MISUSED if system not in (None, errno.EIO) else WRONG

@@ -1,4 +1,4 @@
-"""What is in a pickle, without unpickling it: no class of it is imported and no code of it runs."""
+"""Lists what a pickle contains without unpickling it: none of its classes is imported, and none of its code runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mpickpt.references import Apart, saved_array
 REFERENCE = saved_array.__module__, saved_array.__name__
 APART = f"{Apart.__module__}.{Apart.__name__}"
 
-# What some types are pickled as: a function of another name.
+# Functions that some types are pickled as, with the names of the types.
 MADE_BY = {
     "numpy.random._pickle.__generator_ctor": "numpy.random.Generator",
     "numpy._core.numeric._frombuffer": "numpy.ndarray",
@@ -24,13 +24,13 @@ MADE_BY = {
 
 @dataclass
 class _Reference:
-    """Stands for a saved array, or a part of one."""
+    """Placeholder for a saved array, or for a part of one."""
 
     text: str
 
 
 class _Stand:
-    """Stands for an object of a class that is not imported; takes whatever a pickle does to it."""
+    """Placeholder for an object of a class that is not imported; accepts all that a pickle does to it."""
 
     name = ""
     first: object = None  # the first argument that it was made with
@@ -71,19 +71,19 @@ class _Reader(pickle.Unpickler):
         return type("Blocked", (_Stand,), {"name": full})
 
     def _refer(self, name: object, *part: object) -> _Reference:
-        """Blocked for a saved array."""
+        """Return the placeholder for a saved array."""
         if str(name) not in self.arrays:
             self.arrays.append(str(name))
         return _Reference(f"{'part of ' if part else ''}array {name}")
 
 
 def types_in(payload: bytes) -> dict[str, str]:
-    """Give the names of the objects in a rank's payload, and the names of their types and of the saved arrays in them.
+    """Return the names of the objects in a rank's payload, with their types and the saved arrays in them.
 
     Raises
     ------
     ValueError
-        If the payload is no pickle of a dictionary.
+        If the payload is not a pickled dictionary.
     """
     try:
         reader = _Reader(payload)
@@ -97,7 +97,7 @@ def types_in(payload: bytes) -> dict[str, str]:
 
 
 def _described(reader: _Reader) -> str:
-    """Name the type of the next object of several, and the saved arrays that it is the first to refer to."""
+    """Name the type of the next object, and the saved arrays that it is the first to refer to."""
     reader.arrays = []
     value = reader.load()
     if isinstance(value, _Reference) or not reader.arrays:

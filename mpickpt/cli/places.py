@@ -1,4 +1,4 @@
-"""What the verbs are pointed at: a checkpoint directory, a slot or archived epoch, or DIR:EPOCH."""
+"""The paths that verbs take: a checkpoint directory, a slot or archived epoch, or DIR:EPOCH."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def split_place(place: str) -> tuple[Path, int | None]:
-    """Take DIR:EPOCH apart; what exists as it stands is no such thing."""
+    """Split DIR:EPOCH; a path that exists under its full name is not split."""
     head, colon, number = place.rpartition(":")
     if colon and head and number.isdecimal() and not os.path.lexists(place):
         return Path(head), int(number)
@@ -29,7 +29,7 @@ def split_place(place: str) -> tuple[Path, int | None]:
 
 
 def open_checkpoint(place: str) -> Checkpoint:
-    """Open the epoch that `place` means; a `MpickptError` says in a sentence why not."""
+    """Open the epoch that `place` names; a `MpickptError` says why that is not possible."""
     path, epoch = split_place(place)
     _check_there(path)
     return Checkpoint(path, epoch)
@@ -53,7 +53,7 @@ def open_directory(path: Path) -> Store:
 
 
 def _check_there(path: Path) -> None:
-    """Say what keeps us from looking at `path`."""
+    """Raise a `StoreError` if `path` cannot be read."""
     try:
         is_directory = path.stat() and path.is_dir()
         if not os.access(path, os.R_OK | os.X_OK if is_directory else os.R_OK):

@@ -1,4 +1,4 @@
-"""What one rank finds out about its machine and a directory, by trying it."""
+"""The probes that one rank runs on its machine and in a directory."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from mpickpt.snapshot import CutPlan, DrainState, Snapshotter, Target, crc32c
 from mpickpt.store import Store, clones, reserve
 from mpickpt.units import human_bytes
 
-STATE_BYTES = 64 << 20  # what the measurements save
-PATIENCE = 8.0  # seconds for them to end
+STATE_BYTES = 64 << 20  # size of the array that the measurements save
+PATIENCE = 8.0  # seconds until a measurement is given up
 SHARED = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "panfs", "orangefs", "cifs", "fuse")
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -34,17 +34,17 @@ State = Literal["ok", "note", "bad"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found, and what it means for the user; "bad" is what makes mpickpt fail or a checkpoint unsafe."""
+    """What a probe found, and what it means for you; "bad" if mpickpt would fail or a checkpoint be unsafe."""
 
     name: str
     found: str
     state: State = "ok"
     meaning: str = ""
-    value: float = 0.0  # of what is measured: ranks may differ in it
+    value: float = 0.0  # of a measurement, in which ranks may differ
 
 
 def versions() -> dict[str, str]:
-    """Name what should be the same on all nodes."""
+    """Return what should be the same on all nodes."""
     packages = {name: metadata.version(name) for name in ("mpickpt", "numpy", "h5py", "mpi4py")}
     return {
         "python": platform.python_version(),
@@ -58,12 +58,12 @@ def versions() -> dict[str, str]:
 
 
 def system() -> list[Finding]:
-    """Look at the limits of the system; quick, and without touching a disk."""
+    """Check the limits of the system; this is quick and does not touch a disk."""
     return [_processor(), _huge_pages(), _sched_idle(), _map_count(), _locked_memory(), _memory_limit()]
 
 
 def directory(place: Path) -> list[Finding]:
-    """Try in a directory of its own inside `place` what a session does there; OSError if nothing can be made there."""
+    """Try what a session does, in a new directory inside `place`; OSError if none can be created."""
     work = Path(tempfile.mkdtemp(prefix=".mpickpt-doctor-", dir=place))
     try:
         return [_file_system(work), _fallocate(work), _locks(work), _reflink(work), *_measured(work)]
@@ -183,7 +183,7 @@ def _reflink(work: Path) -> Finding:
 
 
 def _measured(work: Path) -> list[Finding]:
-    """Save an array twice: quietly, and while all of it is changed."""
+    """Save an array twice: once at rest, and once while every block of it is written to."""
     spec = ArraySpec("u", (STATE_BYTES,), np.dtype("u1"))
     layout = Layout.of([RankLayout((spec,))])
     store = Store(work, crc32c)
@@ -239,7 +239,7 @@ def _measured(work: Path) -> list[Finding]:
 
 
 def _huge_share(memory: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> float:
-    """Share of an array that lies in huge pages."""
+    """Return the share of an array that lies in huge pages, 0 to 1."""
     address, inside, kib = memory.ctypes.data, False, 0
     for line in Path("/proc/self/smaps").read_text().splitlines():
         head = line.partition(" ")[0]

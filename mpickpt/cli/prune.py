@@ -3,8 +3,8 @@
     mpickpt prune heat.ckpt --keep 1 --dry-run       says what would be deleted
     mpickpt prune heat.ckpt --keep 3                 keeps the three newest complete epochs
 
-Counts complete epochs, in slots and archived. What holds no complete epoch is left alone. While a program uses the
-directory, its slots are left to it and only archived epochs are deleted. Whether an epoch is valid, `verify` tells.
+Only complete epochs count, in slots and archived; other files are not touched. While a program uses the directory, only
+archived epochs can be deleted: the slots belong to the program. `verify` checks whether an epoch is valid.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _at_least_one(text: str) -> int:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Prune."""
+    """Delete the surplus epochs."""
     store = open_directory(args.directory)
     with _locked(store, args.dry_run) as holder:
         complete = [slot for slot in (*store.slots(), *store.archives()) if slot.complete]
@@ -62,7 +62,7 @@ def execute(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _locked(store: Store, dry_run: bool) -> Iterator[str | None]:
-    """Keep programs out of the directory meanwhile, where it can be had; gives who has it otherwise."""
+    """Lock the directory; if a program uses it, or for a dry run, do not lock and yield its holder."""
     holder = store.holder()
     if dry_run or holder is not None:
         yield holder

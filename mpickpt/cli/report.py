@@ -5,9 +5,9 @@
     mpickpt report heat.ckpt -o heat.html --mtbf 12h
     mpickpt report heat.ckpt --json | jq '.runs[0].lost_share'
 
-A time line of each rank, and for each epoch how long the program was blocked, what it lost, bytes and bandwidth; what
-the whole run lost, and how often to cut. The ranks note this while they run, in the folder runs of the directory
-(unless MPICKPT_RECORD or mpickpt run --no-record says not to), so it works while the program runs too. Drawing needs
+The page shows a time line of each rank; for each epoch how long the program was blocked, what it lost, bytes and
+bandwidth; what the whole run lost, and how often to cut. The ranks take notes while they run, in the folder runs of the
+directory (unless MPICKPT_RECORD or mpickpt run --no-record disables it), so this works during a run, too. Drawing needs
 matplotlib: pip install 'mpickpt[report]'.
 """
 

@@ -3,12 +3,11 @@
     srun mpickpt run app.py
     mpickpt requeue $?
 
-The exit status of the program says what is to be done. 0: nothing, the job is done. 75 (stopped in time, with its last
-epoch complete), or that of a crash: the job goes back to the queue, and the same script goes on from the newest
-complete epoch. Not so if the job was cancelled, if mpickpt itself refused to go on (a usage error, a directory that is
-in use, corrupt checkpoints), or if the job came here several times in a row and no newer step was saved. That is
-counted in the checkpoint directory. The exit status is that of the program, or 10 for a job that is given up for want
-of progress.
+The exit status of the program decides. 0: the job is done. 75 (stopped in time, with its last epoch complete), or the
+status of a crash: the job is queued again, and the same script resumes from the newest complete epoch. The job is
+not queued again if it was cancelled, if mpickpt itself refused to continue (a usage error, a directory that is in use,
+corrupt checkpoints), or if several restarts in a row saved no newer step; they are counted in the checkpoint directory.
+The exit status is that of the program, or 10 for a job that is given up because it makes no progress.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from mpickpt.store import Store, replace_text
 
 COUNT = "requeued"  # the file in the checkpoint directory
 RESTARTS = 3
-# A restart would end in the same way, so that a person has to look.
+# A restart would end in the same way: a person has to act.
 FOR_A_PERSON = {error.exit_code for error in (UsageError, InUseError, NothingToRestore, EpochError)}
 
 
@@ -39,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Put the job back, or say why not."""
+    """Queue the job again, or say why not."""
     environment = find(os.environ)
     if not environment.job:
         raise UsageError("mpickpt requeue ends the script of a batch job, and SLURM_JOB_ID is not set: this is none.")
@@ -78,7 +77,7 @@ def _requeue(environment: Environment, directory: Path, status: int, most: int) 
 
 
 def _count(environment: Environment, directory: Path, step: int | None) -> int:
-    """Count the restarts in a row after which `step` still is the newest one that is saved."""
+    """Count the restarts in a row after which `step` is still the newest one saved."""
     path = directory / COUNT
     try:
         before = json.loads(path.read_text())

@@ -3,8 +3,8 @@
     mpirun -n 4 mpickpt run [options] app.py [arguments]
     mpirun -n 4 mpickpt run [options] -m package.module [arguments]
 
-The options given here win over the environment (MPICKPT_DIR, MPICKPT_EVERY, ...), and that over the arguments of
-mpickpt.open() in the program. The same line again resumes the program; another number of ranks redistributes it.
+Options given here take precedence over the environment (MPICKPT_DIR, MPICKPT_EVERY, ...), and the environment over the
+arguments of mpickpt.open() in the program. The same command again resumes the program, on any number of ranks.
 If a rank ends by an uncaught exception or a non-zero exit code, all ranks are ended. A program that is asked to stop
 (SIGTERM, mpickpt trigger --stop) ends with exit status 75 after its last checkpoint is complete.
 """
@@ -40,7 +40,7 @@ OPTIONS = {
 SWITCHES = ("lazy", "record", "progress", "alone")
 
 INTERRUPTED = 130  # the exit code that shells give to a program that Ctrl-C ended
-LAST_WORDS_SECONDS = 5.0  # that a rank gets to say why it left, before those that cannot go on without it end all
+LAST_WORDS_SECONDS = 5.0  # for a rank to say why it left, before those that cannot continue without it end all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Run the program as ``__main__``; gives its exit code, or ends all ranks."""
+    """Run the program as ``__main__``; return its exit code, or end all ranks."""
     command_line.given = {
         name: str(value) for name in (*OPTIONS, *SWITCHES) if (value := getattr(args, name)) is not None
     }
@@ -98,7 +98,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _check_program(program: str, is_module: bool) -> None:
-    """Say in a sentence if there is no such program."""
+    """Raise a `UsageError` if there is no such program."""
     if not is_module:
         if not Path(program).exists():
             raise UsageError(f"There is no program {program}.")
@@ -112,7 +112,7 @@ def _check_program(program: str, is_module: bool) -> None:
 
 
 def _exit_code(error: SystemExit) -> int:
-    """Give the exit code that the interpreter would give."""
+    """Return the exit code that the interpreter would use."""
     if error.code is None:
         return 0
     if isinstance(error.code, int):
@@ -129,7 +129,7 @@ def _end_all(code: int) -> int:
 
 
 def _report(error: BaseException) -> str:
-    """Write a traceback of the program's own frames: without those of runpy, and of mpickpt where it complains."""
+    """Format a traceback without the frames of runpy; for an error of mpickpt, without those of mpickpt, too."""
     report = traceback.TracebackException.from_exception(error)
     package = str(Path(__file__).parents[1])
     outer = len(list(takewhile(lambda frame: frame.filename in (__file__, "<frozen runpy>"), report.stack)))

@@ -1,11 +1,11 @@
 """Write a batch script for Slurm that runs a program until it is done.
 
-That may take any number of time limits.
+The program may need any number of time limits.
 
     mpickpt sbatch -n 64 --time 4h --interval auto app.py its arguments > app.sbatch
     mpickpt sbatch -n 64 --time 4h --interval auto --submit app.py its arguments
 
-The script goes to standard output, or with --submit to sbatch. What it does is in docs/slurm.md.
+The script goes to standard output, or with --submit to sbatch. docs/slurm.md explains it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def write(args: argparse.Namespace) -> str:
-    """Give the script."""
+    """Return the script."""
     name = Path(args.program).stem
     return SCRIPT.format(
         name=shlex.quote(name),

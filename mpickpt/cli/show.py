@@ -4,7 +4,7 @@
     mpickpt show heat.ckpt:7                  epoch 7, in a slot or archived
     mpickpt show heat.ckpt/slot-0.h5          whatever is in this slot, complete or not
 
-Objects are named by their types; nothing is unpickled and no code of the file runs.
+Objects are listed with their types; nothing is unpickled and no code of the file runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mpickpt.units import human_bytes, human_seconds
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-MOST_RANKS = 64  # so many ranks are told of
+MOST_RANKS = 64  # that are shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the tree and the table of records; 1 if the file is corrupt or a rank could not write."""
+    """Print the tree and the table of records; return 1 if the file is corrupt or a rank could not write."""
     path, _ = split_place(args.place)
     slot = open_slot(path) if path.is_file() else open_checkpoint(args.place).slot
     layout, offsets = read_structure(slot.path, crc32c)
@@ -101,7 +101,7 @@ def _objects(image: RankImage) -> str:
 
 
 def _types(image: RankImage) -> tuple[dict[str, str], str]:
-    """Give the objects' types, or what is wrong with them."""
+    """Return the objects' types, or what is wrong with them."""
     payload, damage = image.read_objects()
     if damage:
         return {}, damage[0].what
@@ -112,7 +112,7 @@ def _types(image: RankImage) -> tuple[dict[str, str], str]:
 
 
 def _records(slot: SlotInfo) -> tuple[list[str], Iterable[list[str]]]:
-    """Head and rows of the table of records; epoch and step only where the ranks differ in them."""
+    """Return head and rows of the table of records; epoch and step only if the ranks may differ in them."""
     records = slot.records[:MOST_RANKS]
     in_flight = bool(slot.records["channels_bytes"].any())
     heads = ["rank", "state", *(() if slot.complete else (" epoch", " step")), " written", " drain", " blocked"]

@@ -1,4 +1,4 @@
-"""How the verbs look: tables, figures, ages, JSON, and a bar where it takes a while. rich is imported when it draws."""
+"""Output of the verbs: tables, figures, ages, JSON and progress bars. rich is imported only to draw."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def draw(drawing: RenderableType) -> None:
 
 
 def draw_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
-    """Draw a table without lines; a head that begins with a blank is that of a column of numbers."""
+    """Draw a table without lines; a head that begins with a blank marks a column of numbers."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold")
@@ -36,7 +36,7 @@ def draw_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, title: st
 
 
 def print_json(value: object) -> None:
-    """Write JSON; figures that JSON does not have become text."""
+    """Print JSON; numbers that JSON does not have become text."""
     print(json.dumps(_plain(value), indent=2, default=str, allow_nan=False))
 
 
@@ -50,7 +50,7 @@ def _plain(value: object) -> object:
 
 @contextmanager
 def bar(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """Draw a bar with rate and time left on a terminal, nothing elsewhere; gives a function of bytes done."""
+    """Draw a bar with rate and remaining time on a terminal only; yields a function that takes bytes done."""
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -67,12 +67,12 @@ def bar(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int
 
 
 def age(time_ns: int) -> str:
-    """Tell how long ago an instant was, given in nanoseconds since 1970."""
+    """Format how long ago an instant was; it is given in nanoseconds since 1970."""
     return f"{human_seconds(max(0.0, time.time() - time_ns / 1e9))} ago" if time_ns else "-"
 
 
 def spans(numbers: Iterable[int]) -> str:
-    """Write ascending numbers as spans: 0-2, 5."""
+    """Format ascending numbers as spans: 0-2, 5."""
     found: list[list[int]] = []
     for number in numbers:
         if found and found[-1][1] == number - 1:
@@ -83,5 +83,5 @@ def spans(numbers: Iterable[int]) -> str:
 
 
 def ranks(numbers: Sequence[int]) -> str:
-    """Write ranks as spans: ranks 0-2, 5."""
+    """Format ranks as spans: ranks 0-2, 5."""
     return f"rank{'s' if len(numbers) > 1 else ''} {spans(numbers)}"

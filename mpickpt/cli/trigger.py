@@ -1,9 +1,9 @@
 """Ask a running program for a checkpoint now.
 
     mpickpt trigger heat.ckpt          a cut at one of the next safe points
-    mpickpt trigger heat.ckpt --stop   the same, and the end of the program with exit status 75 when it is complete
+    mpickpt trigger heat.ckpt --stop   the same; the program exits with status 75 when it is complete
 
-Rank 0 of the program looks for it twice a second, at its safe points.
+Rank 0 of the program polls for the request at its safe points, twice a second.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Leave the request in the directory."""
+    """Write the request into the directory."""
     holder = open_directory(args.directory).holder()
     if holder is None:
-        raise UsageError(f"No program is using {args.directory}, so that nobody would make a checkpoint.")
+        raise UsageError(f"No running program uses {args.directory}: there is nobody to take a checkpoint.")
     leave_file(args.directory, stop=args.stop)
     if args.json:
         print_json({"asked": holder, "stop": args.stop})

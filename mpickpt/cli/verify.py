@@ -4,7 +4,7 @@
     mpickpt verify heat.ckpt:7                epoch 7
     mpickpt verify heat.ckpt/slot-0.h5
 
-Names rank, array, block, bytes and cells of what is corrupt.
+Prints rank, array, block, bytes and cells of all corrupt data.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mpickpt.units import human_bytes, human_seconds
 
 @dataclass
 class Result:
-    """What became of one file: `problem` is what makes the verb fail, `passed_over` what does not."""
+    """The result for one file: `problem` makes the verb fail, `passed_over` does not."""
 
     slot: SlotInfo
     nbytes: int = 0
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Verify; 1 if anything is corrupt, or nothing is there to verify."""
+    """Verify; return 1 if anything is corrupt. EpochError if there is nothing to verify."""
     results = []
     for slot in _slots(args.place):
         results.append(_verify(slot, quiet=args.json))
@@ -82,7 +82,7 @@ def _verify(slot: SlotInfo, *, quiet: bool) -> Result:
         with tables.bar(f"{slot.path.name}: epoch {slot.epoch}", checkpoint.nbytes, quiet=quiet) as progress:
             result.damage = checkpoint.verify(progress)
         result.seconds = time.perf_counter() - began
-    except EpochError as error:  # a running program needs the slot
+    except EpochError as error:  # a running program overwrote the slot
         result.passed_over = str(error)
     except MpickptError as error:
         result.problem = str(error)
@@ -97,7 +97,7 @@ def _print(result: Result) -> None:
     rate = human_bytes(result.nbytes / max(result.seconds, 1e-9))
     how = f"{human_bytes(result.nbytes)} in {human_seconds(result.seconds)}, {rate}/s"
     places = counted(len(result.damage), "place")
-    print(f"{name}: epoch {result.slot.epoch} is {f'corrupt in {places}' if result.damage else 'sound'} ({how})")
+    print(f"{name}: epoch {result.slot.epoch} is {f'corrupt in {places}' if result.damage else 'valid'} ({how})")
     for damage in result.damage:
         print(f"  {damage}")
         if damage.bytes and damage.cells:

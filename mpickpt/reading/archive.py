@@ -1,7 +1,7 @@
-"""An epoch as a file of its own, out of the turn of the slots.
+"""Archives an epoch in a file of its own, outside the rotation of the slots.
 
 A copy of the slot file is a complete checkpoint by itself, and costs nothing where the file system clones files. A
-compressed archive is written again, checked on the way, with all payloads in it.
+compressed archive is a new file with all payloads, which are checked while they are copied.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Archived:
 
 
 def archive(checkpoint: Checkpoint, target: Path, *, compress: bool, progress: Progress) -> Archived:
-    """Make a file of its own of an epoch.
+    """Archive an epoch in a file of its own.
 
     A running program may overwrite the slot meanwhile: its records are compared before and after, and the file gets its
     name only if they are the same.
@@ -62,7 +62,7 @@ def archive(checkpoint: Checkpoint, target: Path, *, compress: bool, progress: P
 
 
 def _pack(checkpoint: Checkpoint, path: Path, progress: Progress) -> None:
-    """Write the compressed archive: structure and arrays through HDF5, the rest at the offsets, as in a slot."""
+    """Write the compressed archive: structure and arrays through HDF5, all else at offsets, as in a slot."""
     ranks = []
     for own, image in zip(checkpoint.layout.ranks, checkpoint.images, strict=True):
         channels = max(PAGE_BYTES, round_up(image.channels_bytes)) if own.channels_room else 0
@@ -83,11 +83,11 @@ def _pack(checkpoint: Checkpoint, path: Path, progress: Progress) -> None:
 
 
 def _pack_array(image: RankImage, index: int, path: Path, progress: Progress) -> bytes:
-    """Copy one array piece by piece; gives its checksums."""
+    """Copy one array piece by piece; return its checksums."""
     spec, step = image.arrays[index], image.block_bytes * max(1, PIECE_BYTES // image.block_bytes)
     memory = page_aligned(min(step, spec.nbytes))
     sums: list[int] = []
-    rest = memory[:0]  # the head of a cell that the next piece ends
+    rest = memory[:0]  # the first bytes of a cell that the next piece completes
     written = 0
     with open_packed(path, image.rank, spec.name, None) as write:
         for start in range(0, spec.nbytes, step):
@@ -106,7 +106,7 @@ def _pack_array(image: RankImage, index: int, path: Path, progress: Progress) ->
 
 
 def _record(checkpoint: Checkpoint, rank: int) -> bytes:
-    """Make the rank's record again, as nothing is spilled any more."""
+    """Return the rank's record for the archive, in which nothing is spilled."""
     record = checkpoint.slot.records[rank : rank + 1].copy()
     record["objects_spilled"] = record["channels_spilled"] = 0
     record["crc"] = crc32c(record.tobytes()[: RECORD.itemsize - 4])

@@ -1,4 +1,4 @@
-"""An array in a checkpoint, read as it is indexed."""
+"""An array in a checkpoint, which is read when it is indexed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mpickpt.reading.image import PIECE_BYTES, RankImage, bytewise, gather
 if TYPE_CHECKING:
     import xarray
 
-NEAR_BYTES = 256 * 1024  # what lies between wanted cells is read along if they are this near
+NEAR_BYTES = 256 * 1024  # a box of up to this size is read whole, even if not all of its cells are wanted
 
 Guard = Callable[[], AbstractContextManager[None]]
 Read = Callable[[Box, NDArray[Any]], None]
@@ -29,8 +29,8 @@ Read = Callable[[Box, NDArray[Any]], None]
 class StoredArray:
     """An array that is read when it is indexed: ``array[10:20]``, ``array[::2, -1]``, ``array[...]`` for all of it.
 
-    Only the blocks that hold the cells asked for are read, and each is checked. Integers, slices with any step and
-    ``...`` are understood. ``numpy.asarray(array)`` reads all.
+    Only the blocks that hold the requested cells are read, and each is checked. An index consists of integers, slices
+    with any step, and ``...``. ``numpy.asarray(array)`` reads the whole array.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class StoredArray:
     Raises
     ------
     CorruptionError
-        If a block that holds one of the cells asked for is corrupt.
+        If a block that holds a requested cell is corrupt.
     EpochError
         If a running program overwrote the epoch since it was opened.
     """
@@ -85,20 +85,20 @@ class StoredArray:
         Parameters
         ----------
         index : int, slice, ``...``, or a tuple of these
-            As for numpy; a slice may have any step, negative ones too. Arrays of indices and masks are not understood.
+            As for numpy; a slice can have any step, also negative. Arrays of indices and masks are not supported.
 
         Returns
         -------
         ndarray or scalar
-            A new array of the shape that numpy gives for this index, or a scalar of `dtype` where only integers are
-            given. It does not change with the checkpoint.
+            A new array of the shape that numpy gives for this index, or a scalar of `dtype` if only integers are
+            given.
 
         Raises
         ------
         IndexError
-            If an index is out of bounds or of another kind, or there are too many.
+            If an index is out of bounds or not supported, or there are too many.
         CorruptionError
-            If a block that holds one of the cells is corrupt.
+            If a block that holds a selected cell is corrupt.
         EpochError
             If a running program overwrote the epoch since it was opened.
         StoreError
@@ -121,19 +121,19 @@ class StoredArray:
         return result[()] if selection.scalar else result
 
     def pieces(self, nbytes: int = PIECE_BYTES) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
-        """Read all of it in pieces, in the order of the file, so that little memory is needed.
+        """Read the array in pieces, in the order of the file, so that little memory is needed.
 
         Parameters
         ----------
         nbytes : int
-            Size of a piece in bytes, about; 32 MiB by default.
+            Approximate size of a piece in bytes; 32 MiB by default.
 
         Yields
         ------
         where : tuple of slice
-            Where the piece belongs: one slice for each axis.
+            Place of the piece in the array: one slice for each axis.
         cells : ndarray
-            Its cells; the shape is that of ``array[where]``.
+            Its cells, of the shape of ``array[where]``.
 
         Raises
         ------
@@ -144,14 +144,14 @@ class StoredArray:
             yield box.slices, self[box.slices] if self.shape else self[...]
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        """Read all of it, for numpy."""
+        """Read the whole array, for numpy."""
         if copy is False:
             raise ValueError("an array of a checkpoint cannot be had without reading it into memory")
         whole: NDArray[Any] = self[...]
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
     def __repr__(self) -> str:
-        """Say what it is."""
+        """Return name, dtype and shape."""
         return f"<{self.name}: {self.dtype} {self.shape}>"
 
     def _repr_html_(self) -> str:
@@ -159,7 +159,7 @@ class StoredArray:
 
 
 def rank_array(guard: Guard, image: RankImage, index: int) -> StoredArray:
-    """Give one rank's array."""
+    """Return one rank's array."""
     spec = image.arrays[index]
     return StoredArray(
         spec.name, spec.shape, spec.dtype, spec.order, guard, lambda box, out: image.copy_cells(index, box, out)
@@ -167,7 +167,7 @@ def rank_array(guard: Guard, image: RankImage, index: int) -> StoredArray:
 
 
 def global_array(guard: Guard, layout: Layout, images: Sequence[RankImage], name: str) -> StoredArray:
-    """Give a global array; `name` is one of an array with a part."""
+    """Return the global array `name`, which has parts."""
     first = next(spec for rank in layout.ranks if (spec := rank.spec(name)))
     assert first.part is not None
     shape = first.part.shape
@@ -202,7 +202,7 @@ def as_dataset(arrays: Iterable[StoredArray], attributes: Mapping[str, Any]) -> 
 
 
 def html_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Write a table for a notebook."""
+    """Return a table in HTML, for notebooks."""
     head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     caption = f"<caption>{html.escape(title)}</caption>" if title else ""

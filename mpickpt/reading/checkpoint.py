@@ -1,6 +1,6 @@
 """Reading checkpoints without MPI: in a notebook, a test, or the command line.
 
-Everything is checked against its checksum while it is read. Nothing is unpickled but by `Checkpoint.objects`.
+All data are checked against their checksums while they are read. Only `Checkpoint.objects` unpickles.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import xarray
 
 VERIFIERS = 4  # threads of `verify`: some compute checksums while the others wait for the storage
-VERIFY_BYTES = 16 << 20  # read and checked in one go
+VERIFY_BYTES = 16 << 20  # read and checked at once
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class RankArrays(Mapping[str, StoredArray]):
         self._image = image
 
     def __getitem__(self, name: str) -> StoredArray:
-        """Give array `name`; KeyError if the rank has none of that name."""
+        """Return array `name`; KeyError if the rank has none of that name."""
         index = self._image.index(name)
         if index is None:
             raise KeyError(self._checkpoint.told_absent(name, self._image.rank))
         return rank_array(self._checkpoint.unchanged, self._image, index)
 
     def __iter__(self) -> Iterator[str]:
-        """Go through the names."""
+        """Iterate over the names."""
         return (spec.name for spec in self._image.arrays)
 
     def __len__(self) -> int:
@@ -83,7 +83,7 @@ class RankArrays(Mapping[str, StoredArray]):
         return len(self._image.arrays)
 
     def __repr__(self) -> str:
-        """Say what they are."""
+        """Return names, dtypes and shapes."""
         return f"<rank {self._image.rank}: {', '.join(map(repr, self.values())) or 'no arrays'}>"
 
     def _repr_html_(self) -> str:
@@ -92,10 +92,10 @@ class RankArrays(Mapping[str, StoredArray]):
 
 
 class Checkpoint:
-    """A checkpoint to look at: global arrays by ``checkpoint["u"]``, a rank's own by ``checkpoint.rank(3)["u"]``.
+    """A checkpoint to read: global arrays by ``checkpoint["u"]``, a rank's own by ``checkpoint.rank(3)["u"]``.
 
-    An array is read when it is indexed, as one of h5py is, and of the file only the blocks that hold the cells asked
-    for: ``checkpoint["u"][100:200, ::2]``.
+    As in h5py, an array is read when it is indexed: ``checkpoint["u"][100:200, ::2]`` reads only the blocks of the file
+    that hold these cells.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ class Checkpoint:
     StoreError
         If there is no such directory or file, or it cannot be read.
     EpochError
-        If there is no complete epoch, or not the one asked for.
+        If there is no complete epoch, or not the requested one.
 
     Examples
     --------
@@ -148,7 +148,7 @@ class Checkpoint:
         self.check_unchanged()
 
     def __repr__(self) -> str:
-        """Say what it is."""
+        """Return path, epoch, step and number of ranks."""
         return f"<Checkpoint {self.path}: epoch {self.epoch}, step {self.step}, {self.world_size} ranks>"
 
     def _repr_html_(self) -> str:
@@ -162,7 +162,7 @@ class Checkpoint:
 
     @property
     def arrays(self) -> Mapping[str, ArrayInfo]:
-        """What arrays there are: a mapping of names to `ArrayInfo`, in the order in which they were declared."""
+        """The arrays: a mapping of names to `ArrayInfo`, in the order in which they were declared."""
         found = {}
         for name in self.layout.names:
             specs = [(rank, spec) for rank, own in enumerate(self.layout.ranks) if (spec := own.spec(name))]
@@ -192,14 +192,14 @@ class Checkpoint:
         return RankArrays(self, self._image(rank))
 
     def told_absent(self, name: str, rank: int) -> str:
-        """Say that a rank has no array of a name, which ranks have, and what the rank has."""
+        """Return a sentence: the rank has no such array, which ranks have it, and what the rank has."""
         others = ranks_holding(self.layout, name)
         elsewhere = f"; {told_ranks(others)} {'has' if len(others) == 1 else 'have'} it" if others else ""
         own = ", ".join(spec.name for spec in self.images[rank].arrays) or "none"
         return f"rank {rank} has no array {name!r}{elsewhere}. Rank {rank} has: {own}"
 
     def __getitem__(self, name: str) -> StoredArray:
-        """Give the global array `name`, which is put together from the parts of all ranks as it is read.
+        """Return the global array `name`, which is assembled from the parts of all ranks when it is read.
 
         Returns
         -------
@@ -209,7 +209,7 @@ class Checkpoint:
         Raises
         ------
         KeyError
-            If there is no array of that name, or the ranks' arrays of that name are no parts of a global one.
+            If there is no array of that name, or it has no parts.
         """
         info = self.arrays.get(name)
         if info is None:
@@ -222,9 +222,9 @@ class Checkpoint:
         return global_array(self.unchanged, self.layout, self.images, name)
 
     def to_xarray(self) -> xarray.Dataset:
-        """Give all global arrays as an xarray Dataset, whose variables are read when they are used.
+        """Return all global arrays as an xarray Dataset, whose variables are read when they are used.
 
-        The dimensions of array ``u`` are called ``u_0``, ``u_1``, …: rename those that are the same.
+        The dimensions of array ``u`` are called ``u_0``, ``u_1``, …: rename those that arrays share.
 
         Returns
         -------
@@ -244,8 +244,8 @@ class Checkpoint:
     def objects(self, rank: int) -> dict[str, Any]:
         """Unpickle the objects of one rank.
 
-        Unpickling runs code from the file. It is done only here, and only for files that belong to the user who runs
-        this process. Saved arrays that an object refers to are read with it.
+        Unpickling runs code from the file. It is done only here, and only for files that belong to the user of this
+        process. Saved arrays that an object refers to are read with it.
 
         Parameters
         ----------
@@ -262,9 +262,9 @@ class Checkpoint:
         UsageError
             If there is no such rank.
         StoreError
-            If the file belongs to somebody else, or the objects cannot be unpickled.
+            If the file belongs to another user, or the objects cannot be unpickled.
         CorruptionError
-            If they do not agree with their checksum.
+            If they do not match their checksum.
         """
         with self.unchanged():
             return self._image(rank).objects()
@@ -278,7 +278,7 @@ class Checkpoint:
         )
 
     def verify(self, progress: Callable[[int], object] | None = None) -> list[Damage]:
-        """Read everything, and return what does not agree with its checksum.
+        """Read all data, and return what does not match its checksum.
 
         Parameters
         ----------
@@ -307,7 +307,7 @@ class Checkpoint:
         return damage
 
     def _pieces(self) -> Iterator[tuple[RankImage, int | None, int, int]]:
-        """Cut the epoch into pieces to verify: image, array or None for the payloads, first block, bytes."""
+        """Split the epoch into pieces to verify: image, array or None for the payloads, first block, bytes."""
         for image in self.images:
             yield image, None, 0, image.objects_bytes + image.channels_bytes
             blocks = max(1, VERIFY_BYTES // image.block_bytes)
@@ -323,7 +323,7 @@ class Checkpoint:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Refuse what was read inside the block if a running program overwrote the slot meanwhile."""
+        """Raise EpochError at the end of the block if a running program overwrote the slot meanwhile."""
         try:
             yield
         except OSError as error:
@@ -348,13 +348,13 @@ class Checkpoint:
 
 
 def _complete_epochs(where: Path) -> tuple[list[SlotInfo], list[str]]:
-    """All files with a complete epoch, oldest first, and a slot after an archive of it; and why others have none."""
+    """Return the files with a complete epoch, oldest first, slots after archives; and why others have none."""
     try:
         mode = read_again(where, where.stat).st_mode
     except (FileNotFoundError, NotADirectoryError):
         mode = 0
     except OSError as error:
-        raise StoreError(f"{where} cannot be looked at: {error.strerror}.", errno=error.errno, path=where) from None
+        raise StoreError(f"{where} cannot be inspected: {error.strerror}.", errno=error.errno, path=where) from None
     if stat.S_ISDIR(mode):
         store = Store(where, crc32c)
         slots = [*store.archives(), *store.slots()]
@@ -373,12 +373,12 @@ def _access_errno(path: Path) -> int | None:
 
 
 class _Verifier(threading.local):
-    """Checks pieces; each thread has one buffer, as finding and clearing memory would take half as long as reading."""
+    """Checks pieces; each thread keeps one buffer, because allocating and clearing memory takes time."""
 
     buffer = np.empty(0, np.uint8)
 
     def check(self, piece: tuple[RankImage, int | None, int, int]) -> tuple[list[Damage], int]:
-        """Give what is corrupt in a piece, and the bytes that were read."""
+        """Return what is corrupt in a piece, and the bytes that were read."""
         image, index, first, nbytes = piece
         if index is None:
             return image.check_payloads(), nbytes

@@ -1,7 +1,7 @@
-"""Two checkpoints compared, block by block and in pieces, so that little memory is needed.
+"""Compares two checkpoints piece by piece, so that little memory is needed.
 
-An array that lies alike in both is compared rank by rank, halo and all. A global array that is shared out in another
-way is compared by the cells that the ranks of the first one own.
+An array with the same layout in both is compared rank by rank, with halo cells. A global array that is distributed
+differently is compared by the cells that the ranks of the first checkpoint own.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Difference:
         Number of cells that are NaN on one side only.
     largest : float or None
         Largest absolute difference between numbers, in the unit of the array; the modulus for complex numbers. None
-        for dtypes that have none. Two NaN do not differ by anything.
+        for dtypes that have none. The difference of two NaN is 0.
     rank : int or None
-        Rank of the first checkpoint that holds the largest difference, or the first one where there is none.
+        Rank of the first checkpoint that holds the largest difference, or the first one if there is none.
     cell : tuple of int or None
         Index of that cell in the rank's array.
     """
@@ -92,12 +92,12 @@ class Comparison:
 def compare(a: Checkpoint, b: Checkpoint) -> Comparison:
     """Compare two checkpoints, bit by bit.
 
-    Arrays with a part are compared also if another number of ranks wrote them.
+    Arrays with a part are compared even if different numbers of ranks wrote them.
 
     Parameters
     ----------
     a, b : Checkpoint
-        The two. Ranks and blocks in the result are those of `a`.
+        The checkpoints. Ranks and blocks in the result are those of `a`.
 
     Returns
     -------
@@ -176,7 +176,7 @@ def _compare_rank(a: Checkpoint, b: Checkpoint, rank: int, spec: ArraySpec, alik
 def _pieces(
     a: Checkpoint, b: Checkpoint, rank: int, spec: ArraySpec, alike: bool
 ) -> Iterator[tuple[Box, NDArray[Any], NDArray[Any]]]:
-    """Give boxes of the rank's array with their cells on both sides."""
+    """Yield boxes of the rank's array with their cells on both sides."""
     index = a.images[rank].index(spec.name)
     assert index is not None
     inner = Box((0,) * len(spec.shape), spec.shape)
@@ -201,7 +201,7 @@ def _read(image: RankImage, index: int, box: Box, spec: ArraySpec) -> NDArray[An
 
 
 def _bits_differ(mine: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.bool_]:
-    """Tell for each cell, in C order, whether any bit of it differs."""
+    """Return for each cell, in C order, whether any bit of it differs."""
     shape = (mine.size, mine.dtype.itemsize)
     one, other = (np.ascontiguousarray(x).reshape(-1).view(np.uint8).reshape(shape) for x in (mine, theirs))
     differing: NDArray[np.bool_] = (one != other).any(axis=1)
@@ -219,7 +219,7 @@ def _blocks_of(cells: list[NDArray[np.intp]], spec: ArraySpec, block_bytes: int)
 def _take_largest(
     result: Difference, rank: int, mine: NDArray[Any], theirs: NDArray[Any], cells: list[NDArray[np.intp]]
 ) -> None:
-    """Note the largest difference so far, and where it is."""
+    """Keep the largest difference so far, and its place."""
     at = 0
     if mine.dtype.kind in "biufc":
         size, nans = _distance(mine, theirs)
@@ -235,7 +235,7 @@ def _take_largest(
 
 
 def _distance(mine: NDArray[Any], theirs: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Absolute differences, 0 where one or both are NaN or both are the same infinity; and where only one is NaN."""
+    """Return absolute differences, 0 for a NaN or the same infinity twice; and where only one is NaN."""
     if mine.dtype.kind in "biu":
         wide = [x.astype(np.uint8) if x.dtype.kind == "b" else x for x in (mine, theirs)]
         low, high = np.minimum(*wide), np.maximum(*wide)

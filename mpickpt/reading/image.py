@@ -1,8 +1,8 @@
-"""One rank's share of a complete epoch, read from the slot file and checked on the way.
+"""One rank's share of a complete epoch, read from the slot file and checked while it is read.
 
-A `RankImage` is plain data, so that rank 0 can make them all and send each rank its own. Arrays are read as blocks
-with their checksums; `gather` puts a rank's part of a global array together from any number of other ranks' images,
-reading only the blocks that hold the cells.
+A `RankImage` is plain data, so that rank 0 can make all of them and send each rank its own. Arrays are read as blocks
+with their checksums. `gather` assembles a rank's part of a global array from the images of any number of ranks, and
+reads only the blocks that hold its cells.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from mpickpt.retry import read_again, reason_of
 from mpickpt.snapshot import crc32c, read_blocks
 from mpickpt.store import PayloadKind, plain, spill_path
 
-PIECE_BYTES = 32 << 20  # read at once when only some cells are wanted; the memory needed beside the array itself
+PIECE_BYTES = 32 << 20  # read at once when only some cells are wanted; the memory needed in addition to the array
 
 
 @dataclass(frozen=True)
 class Damage:
-    """Stored data that do not agree with their checksum.
+    """Stored data that do not match their checksum.
 
     Attributes
     ----------
     path : pathlib.Path
         The corrupt file.
     epoch, rank : int
-        Whose data they are.
+        Epoch and rank of the data.
     array : str or None
         Name of the array; None for the objects and the channels.
     block : int or None
@@ -53,7 +53,7 @@ class Damage:
         First and last byte of the block, counted from the start of the array's data in C order (of the transpose for
         arrays in Fortran order).
     cells : tuple of two tuples of int or None
-        Index of the first and of the last cell that the block holds any byte of, in the rank's array.
+        Indices in the rank's array of the first and the last cell that has a byte in the block.
     """
 
     path: Path
@@ -67,13 +67,13 @@ class Damage:
     cells: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     def __str__(self) -> str:
-        """Say where it is."""
+        """Say where and what it is."""
         where = f"array {self.array!r}" if self.payload is None else f"{self.payload} in {self.path.name}"
         block = f", block {self.block}" if self.block is not None else ""
         return f"rank {self.rank}, {where}{block}: {self.what}"
 
     def error(self) -> CorruptionError:
-        """Return the exception that tells of it."""
+        """Return the exception for it."""
         return CorruptionError(
             f"Epoch {self.epoch} in {self.path} is corrupt: {self}. Use another epoch.",
             rank=self.rank,
@@ -103,7 +103,7 @@ class RankImage:
     packed: bool = False
 
     def index(self, name: str) -> int | None:
-        """Position of the array `name` among the rank's arrays."""
+        """Return the position of array `name` among the rank's arrays; None if it has no such array."""
         return next((i for i, spec in enumerate(self.arrays) if spec.name == name), None)
 
     def read_array(self, index: int, out: NDArray[np.uint8], first: int = 0, direct: bool = True) -> list[Damage]:
@@ -130,7 +130,7 @@ class RankImage:
         return np.frombuffer(sums[: len(sums) // 4 * 4], "<u4").astype(np.uint32)
 
     def _read_packed(self, index: int, out: NDArray[np.uint8], first: int, table: NDArray[np.uint32]) -> list[int]:
-        """Read from a compressed archive, where a block that cannot be decompressed is a corrupt one."""
+        """Read from a compressed archive; a block that cannot be decompressed is corrupt."""
         from mpickpt.store import open_packed
 
         corrupt = []
@@ -188,21 +188,21 @@ class RankImage:
         return self.read_objects()[1] + self.read_channels()[1]
 
     def objects(self) -> dict[str, Any]:
-        """Unpickle the objects; only from files of the user who runs this process. Arrays in them are read here.
+        """Unpickle the objects and read the arrays in them; only from files of the user of this process.
 
         Raises
         ------
         CorruptionError
-            If they do not agree with their checksum, or an array in them does not.
+            If they, or an array in them, do not match their checksums.
         StoreError
-            If the file belongs to somebody else, or they cannot be unpickled.
+            If the file belongs to another user, or they cannot be unpickled.
         """
         objects = self.pickled_objects(self.resolver())
         with self.unpickling():
             return objects.all()
 
     def pickled_objects(self, resolve: Resolve) -> PickledObjects:
-        """Prepare to unpickle the objects inside `unpickling`; `resolve` says what stands for saved arrays in them.
+        """Prepare to unpickle the objects inside `unpickling`; `resolve` returns the saved arrays in them.
 
         Raises
         ------
@@ -225,7 +225,7 @@ class RankImage:
 
     @contextmanager
     def unpickling(self) -> Iterator[None]:
-        """Say of which rank and epoch the objects are that cannot be unpickled inside the block."""
+        """Turn errors of unpickling in the block into a `StoreError` that names rank and epoch."""
         try:
             yield
         except MpickptError:
@@ -238,7 +238,7 @@ class RankImage:
             ) from error
 
     def resolver(self, direct: bool = True) -> Resolve:
-        """Give what reads the saved arrays that objects refer to from the file, each once."""
+        """Return a function that reads the arrays that objects refer to from the file, each once."""
         found: dict[str, NDArray[Any]] = {}
 
         def resolve(name: str, part: SavedPart | None, holder: str) -> NDArray[Any]:
@@ -275,7 +275,7 @@ class RankImage:
         return payload, [], owner
 
     def damage(self, index: int, block: int | None, what: str) -> Damage:
-        """Say that a block of array `index` is corrupt."""
+        """Return the damage of a block of array `index`; `block` is None where the file ends too early."""
         spec = self.arrays[index]
         if block is None:
             return Damage(self.path, self.epoch, self.rank, spec.name, None, what)
@@ -288,7 +288,7 @@ class RankImage:
 def images_of(
     path: Path, layout: Layout, offsets: Sequence[SlotOffsets], records: NDArray[np.void], packed: bool = False
 ) -> list[RankImage]:
-    """Describe the shares of all ranks of a complete epoch; `packed` if they are in a compressed archive."""
+    """Return the shares of all ranks of a complete epoch; `packed` if they are in a compressed archive."""
     return [
         RankImage(
             path=path,
@@ -312,18 +312,18 @@ def images_of(
 def gather(
     layout: Layout, images: Sequence[RankImage], spec: ArraySpec, out: NDArray[Any], direct: bool = True
 ) -> None:
-    """Fill `out`, the array `spec` of a rank of now, from the parts of the ranks of then.
+    """Fill `out`, the array `spec` of a rank of this run, from the parts of the ranks that wrote the epoch.
 
-    All cells of the global array that `out` shows are filled, halo cells too; what lies beyond is left alone.
+    All cells of the global array that `out` shows are filled, halo cells too; cells beyond it are not touched.
 
     Parameters
     ----------
     layout : Layout
-        Of the epoch.
+        Layout of the epoch.
     images : sequence of RankImage
         All ranks' shares of the epoch.
     spec : ArraySpec
-        The array wanted; with a part of the same global array as in `layout`.
+        The requested array, with a part of the same global array as in `layout`.
     out : numpy.ndarray
         Of the shape and dtype of `spec`; need not be contiguous.
     direct : bool
@@ -362,7 +362,7 @@ def _raise_first(damage: Sequence[Damage]) -> None:
 
 
 def _read(path: Path, offset: int, nbytes: int) -> tuple[bytes, int]:
-    """Read up to `nbytes` at `offset`, fewer only where the file ends; also who owns the file."""
+    """Read up to `nbytes` at `offset`, fewer only where the file ends; also return who owns the file."""
 
     def read() -> tuple[bytes, int]:
         with plain(path) as fd, open(fd, "rb", closefd=False) as file:
@@ -373,7 +373,7 @@ def _read(path: Path, offset: int, nbytes: int) -> tuple[bytes, int]:
 
 
 def bytewise(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Give a dtype that is copied with all of its bytes: numpy leaves out what lies between the fields of another."""
+    """Return a dtype that numpy copies with all of its bytes: it omits gaps between the fields of a structured one."""
     return dtype if dtype.names is None else np.dtype((np.void, dtype.itemsize))
 
 

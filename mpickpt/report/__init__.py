@@ -1,5 +1,5 @@
-"""What a run notes of its checkpoints, and the page that is drawn of it.
+"""The notes that a run takes of its checkpoints, and the page that shows them.
 
-A `recorder` of each rank writes `notes`, `files` says where they lie, `figures` are reckoned from them, and `page` and
-`pictures` show these. It is called by the session and by `mpickpt report`, and knows nothing of what is saved.
+The `recorder` of each rank writes `notes`, `files` finds and reads them, `figures` are computed from them, and `page`
+and `pictures` show them. It is called by the session and by `mpickpt report`, and knows nothing of what is saved.
 """

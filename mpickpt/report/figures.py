@@ -1,4 +1,4 @@
-"""What follows from the notes of a run: what each epoch cost, what the run lost, how often to cut. Pure: no I/O."""
+"""Figures from the notes of a run: what each epoch cost, what the run lost, how often to cut. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class EpochFigures:
     ranks : int
         How many ranks noted it.
     complete : bool
-        It is complete on all ranks of the run.
+        Whether it is complete on all ranks of the run.
     errno : int
-        Why it failed on some rank; 0 if it did on none.
+        Why it failed on a rank; 0 if it failed on none.
     cut : float
         When the first rank was cut, in seconds from the beginning of the run.
     blocked, faulted, waited : float
-        Seconds on the rank that lost most: that it stood still at the cut; for which its writes were held up, until its
-        next cut; and that it waited at safe points.
+        Seconds on the rank that lost most: blocked at the cut; in write faults, until its next cut; and waiting at safe
+        points.
     drain : float
         Seconds of the longest drain.
     nbytes, bytes_idle, bytes_urgent, bytes_waiting : int
-        Bytes of all ranks, and by whom and when they were drained.
+        Bytes of all ranks, and those drained idle, urgently, and while the program waited.
     blocks_copied, blocks_drained : int
         Blocks of all ranks that the program copied before they were saved, and that were saved as they were.
     faults : int
-        Writes of all ranks that the protection held up.
+        Write faults of all ranks.
     """
 
     epoch: int
@@ -64,7 +64,7 @@ class EpochFigures:
 
     @property
     def bandwidth(self) -> float:
-        """Bytes of all ranks a second, by the longest drain; 0 without one."""
+        """Bytes of all ranks per second of the longest drain; 0 without one."""
         return self.nbytes / self.drain if self.drain > 0 else 0.0
 
 
@@ -79,7 +79,7 @@ class RankFigures:
     host : str
         Its node.
     seconds : float
-        For how long it is known to have run.
+        For which it is known to have run.
     costs : Costs
         All of its notes together.
     end : float
@@ -105,19 +105,19 @@ class RankFigures:
 
 @dataclass(frozen=True)
 class Interval:
-    """How often to cut, by `mpickpt.protocol.policy.best_interval`, and what it was computed from.
+    """The best interval, by `mpickpt.protocol.policy.best_interval`, and what it was computed from.
 
     Attributes
     ----------
     best : float
-        Seconds between two cuts that lose the least.
+        Seconds between two cuts that minimise the expected lost time.
     measured : float or None
-        Seconds between two cuts of the run, on average; None if it made less than two.
+        Mean seconds between two cuts of the run; None if it made fewer than two.
     drain, lost, restart : float
         Seconds of a drain, lost to the program by an epoch (cut and write faults), and of a restart: of the slowest
         rank, averaged over the epochs.
     mtbf, downtime : float
-        Seconds that were assumed between two failures, and from a failure to the next start.
+        Seconds assumed between two failures, and from a failure to the next start.
     """
 
     best: float
@@ -148,11 +148,11 @@ class RunFigures:
     summed : int
         Older epochs that are noted as sums alone.
     ended : bool
-        All ranks noted their end, and none left alone.
+        Whether all ranks noted their end, and none left alone.
     restored : int or None
-        The epoch that the run went back to.
+        The epoch that the run restored.
     interval : Interval or None
-        None before the first epoch.
+        None if no epoch that is noted one by one succeeded.
     """
 
     name: str
@@ -167,7 +167,7 @@ class RunFigures:
 
     @property
     def seconds(self) -> float:
-        """For how long the run is known to have gone on."""
+        """Seconds for which the run is known to have gone on."""
         return max(rank.seconds for rank in self.ranks)
 
     @property
@@ -182,14 +182,14 @@ class RunFigures:
 
 
 def figures_of(run: RunNotes, mtbf: float | None = None) -> RunFigures:
-    """Compute all figures of a run of which there is a note.
+    """Compute all figures of a run.
 
     Parameters
     ----------
     run : RunNotes
-        The notes, of one rank at the least.
+        The notes, of at least one rank.
     mtbf : float, optional
-        Seconds between two failures; what the session was opened with by default.
+        Seconds between two failures; by default what the session was opened with.
     """
     headers = [notes.header for notes in run.ranks.values()]
     first = headers[0]
@@ -209,7 +209,7 @@ def figures_of(run: RunNotes, mtbf: float | None = None) -> RunFigures:
 
 
 def costs_of_epochs(notes: RankNotes) -> Iterator[tuple[EpochNote, Costs]]:
-    """Go through a rank's epochs and what each cost it, with the faults until the next cut."""
+    """Yield a rank's epochs and what each cost it, with the faults until the next cut."""
     followers: Sequence[Costs | None] = [*notes.epochs[1:], notes.end]
     for epoch, after in zip(notes.epochs, followers, strict=False):  # without epochs there is the end alone
         own = total([epoch])
@@ -218,7 +218,7 @@ def costs_of_epochs(notes: RankNotes) -> Iterator[tuple[EpochNote, Costs]]:
 
 
 def fault_rates(notes: RankNotes) -> list[tuple[float, float, float]]:
-    """Give spans of a rank's time, each with the write faults a second in it: from, to, rate."""
+    """Return spans of a rank's time, each with its write faults per second: start, stop, rate."""
     spans: list[tuple[float, float, int]] = []
     last = notes.sums.until
     for epoch in notes.epochs:
@@ -230,7 +230,7 @@ def fault_rates(notes: RankNotes) -> list[tuple[float, float, float]]:
 
 
 def _epochs(run: RunNotes, world_size: int) -> tuple[EpochFigures, ...]:
-    """Join the ranks' notes; an epoch that some rank has only in its sums is left out."""
+    """Merge the ranks' notes; an epoch that some rank has only in its sums is left out."""
     found: dict[int, list[tuple[EpochNote, Costs]]] = {}
     for notes in run.ranks.values():
         for epoch, costs in costs_of_epochs(notes):
@@ -274,7 +274,7 @@ def _rank(notes: RankNotes) -> RankFigures:
 
 
 def _interval(run: RunNotes, mtbf: float) -> Interval | None:
-    """Take the averages of the slowest rank: of the epochs that are noted one by one, if there are any."""
+    """Average the slowest rank of each epoch that is noted one by one; None if there are none."""
     drains: dict[int, float] = {}
     losses: dict[int, float] = {}
     cuts: dict[int, float] = {}

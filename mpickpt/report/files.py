@@ -1,4 +1,4 @@
-"""The notes of runs in a checkpoint directory: where they are, and reading them; `notes` is what is in them."""
+"""The notes of runs in a checkpoint directory: their paths, and reading them; `notes` defines their content."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mpickpt.store.files import os_errors
 from mpickpt.store.preface import plain
 from mpickpt.texts import visible
 
-MOST_BYTES = 4 << 20  # of a rank's notes that are read: when they are taken they are bounded to a fraction of it
-KEPT_RUNS = 16  # the notes of older ones are deleted when a new one begins
+MOST_BYTES = 4 << 20  # of a rank's notes that are read; the recorder keeps them much smaller
+KEPT_RUNS = 16  # notes of older runs are deleted when a run begins
 _RUN_NAME = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{8}")
 _RANK_NAME = re.compile(r"rank-(\d+)\.jsonl")
 
 
 def run_name(run: int, started_ns: int) -> str:
-    """Name a run: by when it began, so that names are in order, and by its number."""
+    """Return the name of a run: when it began, so that names are in order, and its number."""
     began = datetime.fromtimestamp(started_ns // 1_000_000_000, UTC)
     return f"{began:%Y%m%dT%H%M%S}.{started_ns // 1_000_000 % 1000:03d}Z-{run % 2**32:08x}"
 
@@ -49,19 +49,19 @@ def runs(directory: Path) -> list[str]:
 
 
 def forget_old_runs(directory: Path) -> None:
-    """Delete the notes of the oldest runs, where possible, so that there are `KEPT_RUNS` with the one that begins."""
+    """Delete the notes of the oldest runs, where possible, so that `KEPT_RUNS` are left with the one that begins."""
     with suppress(StoreError):
         for name in runs(directory)[: 1 - KEPT_RUNS]:
             shutil.rmtree(directory / "runs" / name, ignore_errors=True)
 
 
 def read_run(directory: Path, name: str) -> RunNotes:
-    """Read what all ranks noted of a run; a program may be writing it.
+    """Read the notes of all ranks of a run; a program may be writing them.
 
     Raises
     ------
     StoreError
-        If the notes cannot be read, are corrupt, or are a newer version's.
+        If the notes cannot be read, are corrupt, or were written by a newer version.
     """
     folder = directory / "runs" / name
     with os_errors(f"The notes in {folder} cannot be read", folder):
@@ -75,14 +75,14 @@ def read_run(directory: Path, name: str) -> RunNotes:
 
 
 def _read_rank(path: Path) -> RankNotes | None:
-    """Read one file; None if its first line is not there yet."""
+    """Read one file; None if its first line is not written yet."""
     with os_errors(f"{path} cannot be read", path):
         with plain(path) as fd, open(fd, "rb", closefd=False) as file:
             raw = file.read(MOST_BYTES + 1)
     if len(raw) > MOST_BYTES:
         raise StoreError(f"{path} is corrupt: notes do not become longer than {MOST_BYTES} bytes.", path=path)
     text = raw.decode(errors="replace")
-    *lines, _ = text.split("\n")  # what has no end was cut off by a crash, or is being written
+    *lines, _ = text.split("\n")  # a line without an end was cut off by a crash, or is being written
     if not lines:
         return None
     _check_format(path, lines[0])

@@ -1,8 +1,7 @@
-"""What a run notes about itself for ``mpickpt report``: lines of JSON, one file a rank. Pure data: no I/O.
+"""The notes of a run for ``mpickpt report``: lines of JSON, one file per rank. Pure data: no I/O.
 
-A rank's notes are a `Header`, an `EpochNote` for each epoch whose drain has ended, and an `EndNote`. So that they do
-not grow without end, the oldest epochs become one `Sums`. Times are seconds from the moment in which all ranks learned
-the name of the run.
+A rank's notes are a `Header`, an `EpochNote` for each epoch whose drain has ended, and an `EndNote`. To bound their
+size, the oldest epochs are summed up in one `Sums`. Times are seconds since all ranks learned the name of the run.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-MOST = 2**53  # of a count, or of seconds: what a float holds exactly
+MOST = 2**53  # largest count or number of seconds: a float holds it exactly
 LAST_NS = 253_402_300_799 * 10**9  # the end of the year 9999
 LONGEST = 255  # characters of a text: a node's name has fewer
 FORMAT = 1  # of the notes; a reader refuses a higher one
@@ -20,7 +19,7 @@ FORMAT = 1  # of the notes; a reader refuses a higher one
 
 @dataclass(frozen=True)
 class Header:
-    """Who notes, and what was asked for.
+    """The rank, and the options of its run.
 
     Attributes
     ----------
@@ -39,9 +38,9 @@ class Header:
     mtbf : float
         Mean time between failures in seconds that the session was opened with.
     restored : int or None
-        The epoch that the run went back to.
+        The epoch that the run restored.
     restart_seconds : float
-        What opening the session took, reading the epoch included.
+        Time to open the session, including reading the epoch.
     state_bytes, block_bytes : int
         Size of the arrays of this rank, and of a block.
     """
@@ -62,20 +61,20 @@ class Header:
 
 @dataclass
 class Costs:
-    """What adds up over epochs.
+    """Costs that add up over epochs.
 
     Attributes
     ----------
     blocked : float
-        Seconds in which the program stood still while its image was fixed.
+        Seconds in which the program was blocked while its image was fixed.
     waited : float
-        Seconds in which its safe points stood still since the last note.
+        Seconds in which its safe points were blocked since the last note.
     drain : float
         Seconds from the cut until the image was on disk, or the epoch failed.
     stall : float
         Seconds that writes waited for room in the pool, until the drain had ended; part of `fault_seconds`.
     faults, fault_seconds : int, float
-        Writes that the protection held up until the drain had ended, and for how long; summed over threads.
+        Write faults until the drain had ended, and their time; summed over threads.
     late_faults, late_fault_seconds : int, float
         The same for the time from the end of the last drain to this note's cut.
     bytes_written, bytes_waiting, bytes_urgent : int
@@ -101,7 +100,7 @@ class Costs:
 
     @property
     def bytes_idle(self) -> int:
-        """Bytes that the idle threads drained, beside a program that computed."""
+        """Bytes that the idle threads drained while the program computed."""
         return self.bytes_written - self.bytes_waiting - self.bytes_urgent
 
     @property
@@ -126,7 +125,7 @@ class EpochNote(Costs):
     errno : int
         Why it failed on this rank; 0 if it is complete.
     waits : tuple of tuple of float
-        Beginning and seconds of each wait; the last of too many holds the sum of the rest.
+        Start and seconds of each wait; if there are too many, the last one holds the sum of the others.
     """
 
     epoch: int = 0
@@ -160,12 +159,12 @@ class Sums(Costs):
 
 @dataclass
 class EndNote(Costs):
-    """How a rank came to its end; its costs are those since the last epoch was noted.
+    """The end of a rank's session; its costs are those since the last epoch was noted.
 
     Attributes
     ----------
     closing, closed : float
-        When the program came to the end of its session, and when that was over.
+        When the program began to close its session, and when the session was closed.
     by_itself : bool
         Whether this rank left alone, by an exception.
     complete, failed : int
@@ -198,7 +197,7 @@ class RankNotes:
 
     @property
     def seconds(self) -> float:
-        """For how long the rank is known to have run."""
+        """Seconds for which the rank is known to have run."""
         if self.end is not None:
             return self.end.closed
         return max([self.sums.until, *(epoch.drained for epoch in self.epochs)])
@@ -213,12 +212,12 @@ class RunNotes:
 
 
 def total(notes: Sequence[Costs]) -> Costs:
-    """Add up."""
+    """Add up costs."""
     return Costs(**{name: sum(getattr(note, name) for note in notes) for name in COSTS})
 
 
 def fold(sums: Sums, epochs: Sequence[EpochNote]) -> Sums:
-    """Make one note of `sums` and the epochs that come after it."""
+    """Add the epochs that come after `sums` to it."""
     if not epochs:
         return sums
     return Sums(
@@ -231,7 +230,7 @@ def fold(sums: Sums, epochs: Sequence[EpochNote]) -> Sums:
 
 
 def line_of(note: Note) -> str:
-    """Write a note as a line of JSON, with its end; out of cold caches twice as quick as a JSON encoder."""
+    """Format a note as a line of JSON, with its end; a template is faster than a JSON encoder."""
     template, texts = _TEMPLATES[type(note)]
     values = dict(vars(note))
     for name, text in texts:
@@ -240,12 +239,12 @@ def line_of(note: Note) -> str:
 
 
 def note_of(line: str) -> Note | None:
-    """Read a line; None for a kind of note that this version does not know.
+    """Parse a line; None for a kind of note that this version does not know.
 
     Raises
     ------
     ValueError
-        If it is no line of notes.
+        If it is not a note.
     """
     told = json.loads(line)
     if not isinstance(told, dict) or not isinstance(told.get("note"), str):
@@ -274,7 +273,7 @@ def _text_of_waits(waits: Sequence[tuple[float, float]]) -> str:
 
 
 def _template(kind: type[Note]) -> tuple[str, list[tuple[str, Callable[[Any], str]]]]:
-    """Give the line of a kind of note with places for its values, and how to write those that are not plain numbers."""
+    """Return the template of a kind of note, and how to format the values that are not plain numbers."""
     odd = [one for one in fields(kind) if one.type not in _NUMBERS]
     texts: list[tuple[str, Callable[[Any], str]]] = [(one.name, _TEXTS.get(str(one.type), json.dumps)) for one in odd]
     places = [f'"{one.name}":%({one.name}){_NUMBERS.get(str(one.type), "s")}' for one in fields(kind)]
@@ -300,7 +299,7 @@ def _are_waits(value: object) -> bool:
     )
 
 
-# What fits the types of the fields above.
+# Checks of values, by the types of their fields.
 _FITS: dict[str, Callable[[object], bool]] = {
     "int": _is_int,
     "int | None": lambda value: value is None or _is_int(value),

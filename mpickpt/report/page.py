@@ -1,4 +1,4 @@
-"""The page of ``mpickpt report``: one HTML file that needs no other, on light and dark ground."""
+"""The page of ``mpickpt report``: one self-contained HTML file, for light and dark mode."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ below, how many writes a second the protection held up."""
 EPOCHS = """For each epoch: what the program lost, on the rank that lost most; the bytes of all ranks, by who
 drained them and when; and the blocks that the slot lacked. A block that the program writes to before it is saved is
 copied first."""
-LOST = """Lost is what the program stood still at the cuts, what its writes were held up by the protection (summed
-over its threads), what it waited at safe points for the last drain or for other ranks, and what it waited for the
-last drain at its end. Processor time that the drain takes from the program is not in it."""
+LOST = """Lost is the time in which the program was blocked at its cuts, in which its writes were held up by the
+protection (summed over its threads), in which it waited at safe points for the last drain or for other ranks, and in
+which it waited for the last drain at its end. Processor time that the drain takes from the program is not in it."""
 FORMULA = """The formula is that of <code>interval="auto"</code>: max(1.1 C, √(2 S (μ − D − R − C + S))), by G.
 Aupy, A. Benoit, T. Herault, Y. Robert, J. Dongarra: Optimal Checkpointing Period: Time vs. Energy (PMBS 2013). C is
 the drain, S what is lost, R the restart, D the time from a failure to the next start, μ that between two failures.
@@ -53,7 +53,7 @@ What safe points waited is not in S: it depends on the interval."""
 
 @dataclass(frozen=True)
 class Section:
-    """A run on the page: its figures, and its pictures as SVG; without epochs there is no picture of them."""
+    """A run on the page: its figures, and its pictures as SVG; `epochs` is None if there are none."""
 
     number: int
     figures: RunFigures
@@ -63,7 +63,7 @@ class Section:
 
 
 def page(directory: str, sections: Sequence[Section]) -> str:
-    """Write the page."""
+    """Return the page in HTML."""
     title = f"{escape(directory)}: what checkpointing cost"
     body = "\n".join(_section(section) for section in sections)
     return (
@@ -228,7 +228,7 @@ def _advice(interval: Interval) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share with two digits or so."""
+    """Format a share as a percentage with about two digits."""
     value = 100 * share
     return f"{value:.0f} %" if value >= 10 or value == 0 else f"{value:.1f} %" if value >= 1 else f"{value:.2g} %"
 

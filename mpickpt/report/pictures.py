@@ -17,10 +17,10 @@ from matplotlib.patches import Patch
 from mpickpt.report.figures import EpochFigures, RunFigures, fault_rates
 from mpickpt.report.notes import RankNotes, RunNotes
 
-SHOWN_RANKS = 16  # lanes of a time line; of more ranks some are chosen
-MANY = 3000  # shapes, beyond which a picture holds them as pixels
+SHOWN_RANKS = 16  # lanes of a time line; if there are more ranks, some are chosen
+MANY = 3000  # shapes above which a picture stores them as pixels
 INK = "#101112"  # of text and axes; in a page it becomes the colour of the text there
-# Okabe's and Ito's colours, which differ for all eyes and on light and dark ground.
+# The palette of Okabe and Ito, which colour-blind readers can tell apart, on light and dark ground.
 COLOURS = {
     "computes": "#b0bac2",
     "noted as sums": "#c9b8d6",
@@ -33,13 +33,13 @@ COLOURS = {
     "blocks copied": "#882255",
     "blocks saved as they were": "#8fbcd4",
 }
-# Of what is drained, by whom and when: the figures of an epoch, in its notes and over all ranks.
+# Kinds of drained bytes, and their fields in `EpochNote` and `EpochFigures`.
 DRAINED = {
     "drained idle": "bytes_idle",
     "drained urgent": "bytes_urgent",
     "drained while the program waited": "bytes_waiting",
 }
-STYLE: Any = {  # of matplotlib, whose releases know different names
+STYLE: Any = {  # Any, as the names differ between releases of matplotlib
     **{name: INK for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")},
     **{f"axes.spines.{side}": False for side in ("top", "right")},
     "font.family": "sans-serif",
@@ -54,7 +54,7 @@ Box = tuple[float, float, float, float]  # left, right, bottom, top
 
 
 def draw_png(path: Path, draw: Callable[[Figure], object]) -> None:
-    """Write a picture of its own, on white ground."""
+    """Write a picture to a PNG file, on white ground."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 5), dpi=160, layout="constrained", facecolor="white")
         draw(figure)
@@ -62,7 +62,7 @@ def draw_png(path: Path, draw: Callable[[Figure], object]) -> None:
 
 
 def draw_svg(name: str, draw: Callable[[Figure], object]) -> str:
-    """Give a picture to be put into a page: without ground, its text in the colour of the page's."""
+    """Return a picture for a page in SVG: without a background, its text in the colour of the page's."""
     text = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(10, 5), layout="constrained")
@@ -88,7 +88,7 @@ def chosen_ranks(figures: RunFigures, most: int = SHOWN_RANKS) -> list[int]:
 
 
 def draw_time_line(figure: Figure, run: RunNotes, figures: RunFigures) -> None:
-    """Draw what each rank did when."""
+    """Draw what each rank did, over time."""
     shown = chosen_ranks(figures)
     figure.set_size_inches(10, 1.3 + 0.75 * len(shown))
     axes = figure.subplots()
@@ -140,7 +140,7 @@ def _add_program(boxes: dict[str, list[Box]], notes: RankNotes, lane: int, unit:
 
 
 def _add_drains(boxes: dict[str, list[Box]], notes: RankNotes, lane: int, unit: float) -> None:
-    """Add the middle band: each drain, its height shared out by who drained how many bytes."""
+    """Add the middle band: each drain, its height divided by the kinds of drained bytes."""
     for epoch in notes.epochs:
         bottom = lane + 0.64
         for what, name in DRAINED.items():
@@ -151,7 +151,7 @@ def _add_drains(boxes: dict[str, list[Box]], notes: RankNotes, lane: int, unit: 
 
 
 def _add_boxes(axes: Axes, what: str, boxes: Sequence[Box], *, thin: bool) -> None:
-    """Draw boxes in the colour of what they are; those that may be too thin to see get an edge."""
+    """Draw boxes in the colour of their kind; those that may be too thin to see get an edge."""
     if not boxes:
         return
     corners = [[(left, low), (left, high), (right, high), (right, low)] for left, right, low, high in boxes]
@@ -198,7 +198,7 @@ def draw_epochs(figure: Figure, epochs: Sequence[EpochFigures]) -> None:
 def _stack(
     axes: Axes, epochs: Sequence[EpochFigures], parts: Mapping[str, Sequence[float]], title: str, label: str
 ) -> None:
-    """Draw a bar for each epoch, made of parts."""
+    """Draw a stacked bar for each epoch."""
     floor = [0.0] * len(epochs)
     for what, values in parts.items():
         boxes = [

@@ -1,7 +1,7 @@
-"""Notes what a run did and what it cost, for ``mpickpt report``: a file of its own for each rank.
+"""Notes what a run did and what it cost, for ``mpickpt report``: one file per rank.
 
-Notes are taken at cuts, where safe points stand still, and when a drain has ended; then a line is written, into the
-page cache. Failing to write it harms neither the program nor an epoch: the notes are given up, and that is told once.
+Notes are taken at cuts, when safe points are blocked, and when a drain has ended; then a line is written, into the page
+cache. A failed write harms neither the program nor an epoch: no more notes are taken, which is reported once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOST_WAITS = 16  # that one note lists
 
 
 class _Draining(NamedTuple):
-    """What is known of an epoch at its cut, for the note that is made of it when its drain has ended."""
+    """What is known of an epoch at its cut; its note is made when its drain has ended."""
 
     epoch: int
     step: int
@@ -44,13 +44,13 @@ class Recorder:
     Parameters
     ----------
     options : Options
-        Where to note, what to say of the run, and whether to note at all.
+        The directory, the options to note, and whether to take notes at all.
     rank, ranks : int
         The rank, and how many there are.
     run, started_ns : int
-        The run's number and when it began, the same on all ranks. Seconds are counted from now on.
+        The run's number and when it began, the same on all ranks. Times are counted from now on.
     limit : int
-        Bytes that the file may have.
+        Largest size of the file in bytes.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Recorder:
         self._file: int | None = None
         self._size = 0
         self._sums = Sums()
-        self._epochs: list[tuple[EpochNote, bytes]] = []  # and their lines: writing them again takes its time
+        self._epochs: list[tuple[EpochNote, bytes]] = []  # with their lines, which need not be formatted again
         self._draining: _Draining | None = None
         self._waits: list[tuple[float, float]] = []
         self._waited = 0.0
@@ -104,7 +104,7 @@ class Recorder:
         self._write(self._header)
 
     def waited(self, since: float, seconds: float) -> None:
-        """Note that a safe point stood still, at `since` of `time.perf_counter`."""
+        """Note that a safe point was blocked, from `since` of `time.perf_counter` on."""
         if self._file is None:
             return
         self._waited += seconds
@@ -115,14 +115,14 @@ class Recorder:
             self._waits[-1] = (start, sum_of_rest + seconds)
 
     def cut(self, epoch: Epoch, began: float, blocked: float, before: Progress) -> None:
-        """Note a cut that was made at `began`; `before` is what the snapshotter said just before it."""
+        """Note a cut that was made at `began`; `before` is the snapshotter's progress just before it."""
         if self._file is None:
             return
         at = began - self._zero
         self._draining = _Draining(epoch.number, epoch.step, epoch.slot, at, blocked, *self._late(before))
 
     def drained(self, progress: Progress, *, hung: bool = False) -> None:
-        """Note what became of the drain, and write the line; later, if the storage has `hung`."""
+        """Note the result of the drain, and write the line; later, if the storage has `hung`."""
         self._hung = hung
         cut, self._draining = self._draining, None
         if self._file is None or cut is None:
@@ -156,7 +156,7 @@ class Recorder:
             self._write(note)
 
     def end(self, closing: float, stats: Stats, progress: Progress, *, by_itself: bool) -> None:
-        """Note the end, which began at `closing`, and close the file; neither if that might hang."""
+        """Note the end, which began at `closing`, and close the file; do neither if the storage hangs."""
         if self._hung:
             self._file = None
         if self._file is None:
@@ -179,7 +179,7 @@ class Recorder:
         self._close()
 
     def _late(self, progress: Progress) -> tuple[int, float]:
-        """Give the write faults, and their seconds, that no note has yet."""
+        """Return the write faults, and their seconds, that no note has yet."""
         faults, seconds = self._noted
         return progress.faults - faults, max(0.0, progress.fault_seconds - seconds)
 
@@ -199,7 +199,7 @@ class Recorder:
             self._epochs.append((note, line))
 
     def _thin(self) -> None:
-        """Make sums of the older half of the epochs, in a new file that takes the old one's place."""
+        """Sum up the older half of the epochs, in a new file that replaces the old one."""
         half = len(self._epochs) // 2
         self._sums = fold(self._sums, [epoch for epoch, _ in self._epochs[:half]])
         self._epochs = self._epochs[half:]

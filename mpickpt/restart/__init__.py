@@ -1,5 +1,5 @@
-"""Going back to an epoch when a program starts again.
+"""Restores an epoch when a program starts again.
 
-`choose` finds the epoch, `sources` where its arrays come from, and `lazy` loads them while the program computes. It is
-called by the session, and knows nothing of cuts.
+`choose` selects the epoch, `sources` provides its arrays and objects, and `lazy` loads arrays while the program
+computes. It is called by the session, and knows nothing of cuts.
 """

@@ -1,8 +1,8 @@
-"""Restart: which epoch to go back to, and to which messages in flight.
+"""Restart: which epoch is restored, and with which messages in flight.
 
-Rank 0 looks at the slots and names a candidate; all ranks read it in parallel and check every byte; if one finds
-damage, all go on to the next older candidate. If there are checkpoints but none of them is of use, that is an error:
-a fresh start in its place would in the end overwrite what can perhaps be saved.
+Rank 0 inspects the slots and names a candidate. All ranks read it in parallel and check every byte. If one finds
+damage, all try the next older candidate. If there are checkpoints but none of them is usable, that is an error: a fresh
+start would overwrite data that can perhaps be rescued.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mpickpt.terminal import Bar
 if TYPE_CHECKING:
     from mpickpt.mpi import Traffic
 
-SHOWN = 5  # so many corrupt places are told of one epoch
+SHOWN = 5  # corrupt places that are reported of one epoch
 
 
 @dataclass
@@ -40,15 +40,15 @@ class Start:
     source : Source or None
         Where arrays and objects come from; None for a fresh start.
     restored : Restored or None
-        The same in words.
+        What the program is told of it.
     next_epoch : int
-        Number of the first epoch of the run; higher than any in any slot, so that none is ever mixed of two runs.
+        Number of the first epoch of the run; higher than any in a slot, so that no epoch mixes two runs.
     epochs : dict
-        For each slot that exists, by index: the epoch in it that may be of use, or None.
+        For each slot that exists, by index: the usable epoch in it, or None.
     protected : int or None
-        Index of the slot to go back to if all fails now.
+        Index of the slot that a restart would use now.
     loading : Loading or None
-        What is still to be read and checked after a lazy restart.
+        What a lazy restart still has to read and check.
     """
 
     source: Source | None = None
@@ -61,7 +61,7 @@ class Start:
 
 @dataclass
 class _Survey:
-    """What rank 0 saw in the directory."""
+    """What rank 0 found in the directory."""
 
     candidates: list[tuple[int, Restored]]
     epochs: dict[int, int | None]
@@ -76,7 +76,7 @@ def begin(coordinator: Coordinator, store: Store, snapshotter: Snapshotter, opti
     Raises
     ------
     NothingToRestore
-        If there are checkpoints, but what was asked for is not among them or corrupt.
+        If there are checkpoints, but the requested one is missing or corrupt.
     """
     survey = coordinator.on_root(lambda: _survey(store, options), "rank 0 to look at the slots")
     start = Start(next_epoch=survey.next_epoch, epochs=survey.epochs)
@@ -105,17 +105,17 @@ def begin(coordinator: Coordinator, store: Store, snapshotter: Snapshotter, opti
 
 
 def messages(coordinator: Coordinator, traffic: Traffic, source: Source | None, directory: Path) -> bool:
-    """Go back to the messages in flight, at the first safe point; collective.
+    """Restore the messages in flight, at the first safe point; collective.
 
     Returns
     -------
     bool
-        Whether any rank took ``ckpt.comm``, so that messages count from here on.
+        Whether any rank took ``ckpt.comm``, so that messages are counted from here on.
 
     Raises
     ------
     LayoutError
-        On all ranks, if there are messages in flight that no rank could be served.
+        On all ranks, if there are messages in flight and no rank took ``ckpt.comm``.
     """
     error: MpickptError | None = None
     data = b""
@@ -132,18 +132,18 @@ def messages(coordinator: Coordinator, traffic: Traffic, source: Source | None, 
         raise everywhere(
             LayoutError(
                 f"The epoch that was restored from {directory} holds messages in flight, but no rank takes ckpt.comm, "
-                f"which would serve them."
+                f"which would replay them."
             )
         )
     if in_flight:
         late, early = traffic.restore(data, coordinator.gather, coordinator.scatter)
         if coordinator.rank == 0:
-            _tell(f"mpickpt: {late} late messages are served again, {early} early ones are not sent twice")
+            _tell(f"mpickpt: {late} late messages are replayed, {early} early ones are suppressed")
     return bool(takers)
 
 
 def _survey(store: Store, options: Options) -> _Survey:
-    """Look at all slots and archived epochs, on rank 0."""
+    """Inspect all slots and archived epochs, on rank 0."""
     slots = [*store.slots(), *store.archives()]
     complete = sorted((slot for slot in slots if slot.complete), key=lambda slot: slot.epoch or 0, reverse=True)
     found = _Survey(
@@ -184,8 +184,8 @@ def _wanted(complete: Sequence[SlotInfo], restart: Restart) -> list[SlotInfo]:
 def _never_was_complete(slots: Sequence[SlotInfo]) -> bool:
     """Whether the run that wrote the slots provably died before its first epoch was complete.
 
-    The first epochs go to slot 0 until one is complete, and only then is another slot written to. So if no rank ever
-    wrote to another, and all records are as a crash leaves them, none corrupt, there is nothing to go back to.
+    Epochs go to slot 0 until one is complete; only then is another slot written to. So if no rank ever wrote to another
+    slot, and no record is corrupt, there is nothing to restore.
     """
     sound = all(slot.readable and not slot.corrupt for slot in slots)
     return sound and slots[0].index == 0 and not any(slot.newest for slot in slots[1:])
@@ -194,7 +194,7 @@ def _never_was_complete(slots: Sequence[SlotInfo]) -> bool:
 def _read(
     coordinator: Coordinator, store: Store, snapshotter: Snapshotter, options: Options, restored: Restored
 ) -> tuple[Source | None, list[str]]:
-    """Read and check one epoch on all ranks; the same list of damage everywhere."""
+    """Read and check one epoch on all ranks; return the same list of damage everywhere."""
     plan, problem = _plan(store, restored) if coordinator.rank == 0 else (None, None)
     problem = coordinator.broadcast(problem, "rank 0 to read a slot's structure")
     if problem is not None:
@@ -223,7 +223,7 @@ def _read(
 
 
 def _plan(store: Store, restored: Restored) -> tuple[tuple[Layout, list[RankImage]] | None, str | None]:
-    """Say where all ranks' shares lie in a slot or archived epoch, or why that cannot be said."""
+    """Return where all ranks' shares lie in a slot or archived epoch, or why that is not known."""
     try:
         layout, offsets = store.structure(restored.path)  # imports h5py, on rank 0 alone
         slot = store.inspect(restored.path)

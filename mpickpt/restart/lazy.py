@@ -1,8 +1,8 @@
 """A lazy restart: the program computes on arrays that are still being read and checked.
 
-An array is a private mapping of the slot, so that it is there at once, for the program as for the kernel; a `Loader`
-reads and checks it in the background and gives it memory of its own. What makes that safe is one rule: no rank is cut,
-and no session ends well, before all ranks have loaded all and found it sound (docs/decisions/032-lazy-restart.md).
+An array is a private mapping of the slot, so the program and the kernel can use it at once. A `Loader` reads and checks
+it in the background and gives it memory of its own. One rule makes that safe: no rank is cut, and no session ends
+normally, before all ranks have loaded all blocks and found them valid (docs/decisions/032-lazy-restart.md).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from mpickpt.reading.image import Damage, RankImage
 from mpickpt.restart.sources import Remap, SameRanks
 from mpickpt.snapshot import Loader, Snapshotter
 
-INTERRUPT_SECONDS = 0.1  # a wait for the loader returns to Python so often, for Ctrl-C
+INTERRUPT_SECONDS = 0.1  # after which a wait for the loader returns to Python, for Ctrl-C
 
 
 class Loading:
-    """Loads one rank's arrays, those that the program asks for.
+    """Loads the arrays of one rank that the program asks for.
 
     Parameters
     ----------
     image : RankImage
         The rank's share of the epoch.
     direct : bool
-        Whether what is read at once is read past the page cache.
+        Whether arrays that are not mapped are read past the page cache.
     """
 
     def __init__(self, image: RankImage, direct: bool) -> None:
@@ -42,12 +42,12 @@ class Loading:
         self._mapped: list[int] = []  # positions of the arrays, in the order in which the loader has them
 
     def array(self, index: int) -> NDArray[np.uint8]:
-        """Give array `index` to compute on, and begin to load it; where it cannot be mapped it is read now.
+        """Return array `index` to compute on, and begin to load it; if it cannot be mapped, it is read now.
 
         Raises
         ------
         CorruptionError
-            If it is corrupt, where that shows at once.
+            If it is read now and corrupt.
         """
         nbytes = self._image.arrays[index].nbytes
         count = blocks_in(nbytes, self._image.block_bytes)
@@ -72,17 +72,17 @@ class Loading:
             raise self._error(damage[0])
 
     def poll(self, elapsed: float, remaining: float) -> bool:
-        """See that all is loaded before the next cut.
+        """Boost the loader if all would not be loaded before the next cut.
 
         Parameters
         ----------
         elapsed, remaining : float
-            Seconds since the first safe point and, by estimate, to the next cut.
+            Seconds since the first safe point, and estimated seconds to the next cut.
 
         Returns
         -------
         bool
-            Whether `finish` will raise; True once only.
+            Whether `finish` will raise; True only once.
         """
         if self._loader is None or self._is_bad:
             return False
@@ -93,7 +93,7 @@ class Loading:
         return self._is_bad
 
     def finish(self) -> None:
-        """Wait until all is loaded, and raise `CorruptionError` if any of it is corrupt.
+        """Wait until all is loaded.
 
         Raises
         ------
@@ -120,7 +120,7 @@ class Loading:
             )
 
     def leave(self) -> None:
-        """Bring all into memory of its own, valid or not: the arrays stay usable, whoever writes to the slot then."""
+        """Load all arrays, valid or not: they stay usable when the slot is overwritten."""
         try:
             with suppress(MpickptError):
                 self.finish()
@@ -144,7 +144,7 @@ class Loading:
 
 
 class LazyRanks(SameRanks):
-    """An epoch written by as many ranks, whose arrays are read while the program computes on them.
+    """An epoch written by the same number of ranks, whose arrays are read while the program computes on them.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ class LazyRanks(SameRanks):
         self.loading = loading
 
     def memory(self, spec: ArraySpec) -> NDArray[np.uint8]:
-        """Give memory that shows the array."""
+        """Return the memory of the array, which is still being loaded."""
         return self.loading.array(self.find(spec))
 
     def read_into(self, spec: ArraySpec, out: NDArray[np.generic], remap: Remap | None) -> None:

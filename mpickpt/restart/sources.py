@@ -1,8 +1,8 @@
 """An older run's arrays and objects, and how they become those of the new run.
 
-On the number of ranks that wrote the epoch each rank reads its own share straight into the memory that
-`Session.array` then hands out. On any other number each rank checks a share of the whole, and an array is put
-together from its parts when the program asks for it. All is read as raw bytes at the offsets that the store tells.
+On the same number of ranks, each rank reads its own share straight into the memory that `Session.array` returns. On any
+other number, each rank checks a share of the epoch, and an array is assembled from its parts when the program declares
+it. All data are read as raw bytes at the offsets that the store returns.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ from mpickpt.retry import reason_of
 from mpickpt.snapshot import Snapshotter, crc32c
 from mpickpt.texts import told_ranks
 
-PIECE_BYTES = 32 << 20  # checked in one go on another number of ranks: the memory that it needs
-OWN_PIECE_BYTES = 128 << 20  # read in one go on as many ranks, to tell how far it is
+PIECE_BYTES = 32 << 20  # checked at once on another number of ranks: the memory needed for it
+OWN_PIECE_BYTES = 128 << 20  # read at once on the same number of ranks, between two reports of progress
 
 Remap = Callable[[Sequence[Any], int, int], Any]
-Tell = Callable[[int, int], object]  # takes the bytes that are read, and those that are to be read
+Tell = Callable[[int, int], object]  # takes the bytes read so far, and the total
 
 
 class Source(Protocol):
-    """An epoch that was found complete and sound, as the session takes things out of it."""
+    """A complete and valid epoch, from which the session takes arrays and objects."""
 
     def memory(self, spec: ArraySpec) -> NDArray[np.uint8] | None:
-        """Give the memory that holds the array already, if there is such memory."""
+        """Return the memory that holds the array already, if there is such memory."""
 
     def read_into(self, spec: ArraySpec, out: NDArray[Any], remap: Remap | None) -> None:
         """Fill `out`, which `spec` describes."""
 
     def object(self, name: str, replicated: bool, remap: Remap | None) -> Any:  # noqa: ANN401  (objects may be anything)
-        """Give the object called `name`."""
+        """Return the object called `name`."""
 
     def hand_out(self, name: str, array: NDArray[Any]) -> None:
-        """Note which array the program has under a name: that is what its objects hold."""
+        """Note which array the program has under a name: its objects refer to that."""
 
     def channels(self) -> bytes:
-        """Give the messages that were in flight to this rank."""
+        """Return the messages that were in flight to this rank."""
 
     def names(self) -> set[str]:
-        """All names of arrays and objects that this rank should ask for."""
+        """Return the names of the arrays and objects that this rank should declare."""
 
     def close(self) -> None:
-        """Let go of what was handed out: nobody asks any more."""
+        """Release what was handed out; nothing is taken any more."""
 
 
 def _missing(kind: str, name: str, where: str) -> LayoutError:
@@ -75,7 +75,7 @@ def _changed(now: ArraySpec, saved: ArraySpec, where: str) -> LayoutError:
 
 @dataclass
 class SameRanks:
-    """An epoch written by as many ranks: all arrays are in memory, in the form in which they were saved."""
+    """An epoch written by the same number of ranks: all arrays are in memory, in the form in which they were saved."""
 
     where: str
     image: RankImage
@@ -87,11 +87,11 @@ class SameRanks:
         self._handed: dict[str, NDArray[Any]] = {}
 
     def memory(self, spec: ArraySpec) -> NDArray[np.uint8]:
-        """Give the memory of the array itself."""
+        """Return the memory of the array itself."""
         return self.arrays[self.find(spec)]
 
     def find(self, spec: ArraySpec) -> int:
-        """Give the position of the array among the rank's arrays; LayoutError if it is not there or another one."""
+        """Return the position of the array among the rank's arrays; LayoutError if it is missing or differs."""
         index = self.image.index(spec.name)
         if index is None:
             raise self._elsewhere(spec.name) or _missing("array", spec.name, self.where)
@@ -105,7 +105,7 @@ class SameRanks:
         out[...] = np.ndarray(spec.shape, spec.dtype, self.memory(spec), order=spec.order)
 
     def object(self, name: str, replicated: bool, remap: Remap | None) -> Any:  # noqa: ANN401  (objects may be anything)
-        """Give this rank's own object."""
+        """Return this rank's own object."""
         if name not in self._pickled().names:
             raise _missing("object", name, self.where)
         with self.image.unpickling():
@@ -116,23 +116,23 @@ class SameRanks:
         self._handed[name] = array
 
     def channels(self) -> bytes:
-        """Give the messages that were in flight to this rank."""
+        """Return the messages that were in flight to this rank."""
         return self.image.read_channels()[0]
 
     def names(self) -> set[str]:
-        """All that this rank saved."""
+        """Return the names of all that this rank saved."""
         return {spec.name for spec in self.image.arrays} | set(self._pickled().names)
 
     def close(self) -> None:
-        """Let go of all arrays and objects."""
+        """Release all arrays and objects."""
         self._handed.clear()
         self.arrays = []
         if self._objects is not None:
             self._objects.close()
 
     def _elsewhere(self, name: str) -> LayoutError | None:
-        """Say which other ranks saved an array that this one did not, if any did."""
-        from mpickpt.store import read_structure  # h5py, which most starts do without
+        """Return an error that names the ranks that saved the array, if any did."""
+        from mpickpt.store import read_structure  # imports h5py, which most starts do not need
 
         ranks: list[int] = []
         with suppress(MpickptError, OSError):  # then it is only missing
@@ -157,18 +157,18 @@ class SameRanks:
 
 
 class PerRank(Sequence[Any]):
-    """What each rank of the older run had under one name; read from the file when looked at."""
+    """The values of all ranks of the older run under one name; each is read when it is indexed."""
 
     def __init__(self, count: int, get: Callable[[int], Any]) -> None:
         self._count = count
         self._get = get
 
     def __len__(self) -> int:
-        """Give the number of ranks of the older run."""
+        """Return the number of ranks of the older run."""
         return self._count
 
     def __getitem__(self, rank: Any) -> Any:  # noqa: ANN401  (the values may be anything)
-        """Give the value of old rank `rank`."""
+        """Return the value of old rank `rank`."""
         if isinstance(rank, slice):
             return [self._get(r) for r in range(*rank.indices(self._count))]
         if not -self._count <= rank < self._count:
@@ -178,7 +178,7 @@ class PerRank(Sequence[Any]):
 
 @dataclass
 class OtherRanks:
-    """An epoch written by another number of ranks: global arrays are put together from their parts."""
+    """An epoch written by another number of ranks: global arrays are assembled from their parts."""
 
     where: str
     layout: Layout
@@ -195,7 +195,7 @@ class OtherRanks:
         """Nothing is in memory yet."""
 
     def read_into(self, spec: ArraySpec, out: NDArray[Any], remap: Remap | None) -> None:
-        """Read the cells of `spec` from their old owners, or ask `remap`."""
+        """Read the cells of `spec` from their old owners, or call `remap`."""
         if spec.name not in self.layout.names:
             raise _missing("array", spec.name, self.where)
         olds = [old for rank in self.layout.ranks if (old := rank.spec(spec.name))]
@@ -213,7 +213,7 @@ class OtherRanks:
         out[...] = value
 
     def object(self, name: str, replicated: bool, remap: Remap | None) -> Any:  # noqa: ANN401  (objects may be anything)
-        """Give rank 0's object if it is replicated, otherwise what `remap` makes of all of them."""
+        """Return what `remap` makes of the objects of all ranks; without it, rank 0's if it is replicated."""
         if remap is not None:
             return remap(PerRank(len(self.images), lambda r: self._old_object(r, name)), self.rank, self.size)
         if replicated:
@@ -225,12 +225,12 @@ class OtherRanks:
         self._handed[name] = array
 
     def channels(self) -> bytes:
-        """Messages between other ranks have no meaning on these: there may be none.
+        """Return nothing: messages between the old ranks have no meaning on the new ones.
 
         Raises
         ------
         LayoutError
-            If there are some.
+            If there are any.
         """
         if any(image.channels_bytes for image in self.images):
             raise LayoutError(
@@ -240,11 +240,11 @@ class OtherRanks:
         return b""
 
     def names(self) -> set[str]:
-        """All global arrays; other things may have had a meaning on other ranks only."""
+        """Return the global arrays; all else may have a meaning on the old ranks only."""
         return {name for name in self.layout.names if any((s := r.spec(name)) and s.part for r in self.layout.ranks)}
 
     def close(self) -> None:
-        """Let go of what was handed out."""
+        """Release what was handed out."""
         self._handed.clear()
 
     def _put_together(self, spec: ArraySpec, old: ArraySpec, out: NDArray[Any]) -> None:
@@ -270,7 +270,7 @@ class OtherRanks:
             objects.close()
 
     def _resolve(self, name: str, part: SavedPart | None, holder: str) -> NDArray[Any]:
-        """Give this rank's array for that of rank 0."""
+        """Return this rank's array in place of rank 0's."""
         array = _declared(self._handed, name, holder)
         if part is None:
             return array
@@ -291,7 +291,7 @@ class OtherRanks:
 
 
 def _declared(handed: Mapping[str, NDArray[Any]], name: str, holder: str) -> NDArray[Any]:
-    """Give the array that an object holds."""
+    """Return the array that an object holds."""
     if name not in handed:
         raise LayoutError(
             f"Object {holder!r} holds array {name!r}, which is declared after it, or not any more. Declare the array "
@@ -301,11 +301,11 @@ def _declared(handed: Mapping[str, NDArray[Any]], name: str, holder: str) -> NDA
 
 
 def _nobody(done: int, total: int) -> None:
-    """Tell nobody."""
+    """Report to nobody."""
 
 
 def describe(spec: ArraySpec) -> str:
-    """Shape, dtype and place of an array, in words."""
+    """Return dtype, shape and place of an array in words."""
     order = " in Fortran order" if spec.order == "F" else ""
     if spec.part is None:
         return f"{spec.dtype} {spec.shape}{order}"
@@ -315,14 +315,14 @@ def describe(spec: ArraySpec) -> str:
 def read_own(
     image: RankImage, snapshotter: Snapshotter, direct: bool, tell: Tell = _nobody
 ) -> tuple[list[NDArray[np.uint8]], list[str]]:
-    """Read and check all that one rank saved, and `tell` how far it is.
+    """Read and check all that one rank saved, and report progress to `tell`.
 
     Returns
     -------
     arrays : list of ndarray
         The bytes of each array in memory of its own.
     damage : list of str
-        What is wrong, in words; empty if all is sound.
+        What is wrong, in words; empty if all is valid.
     """
     try:
         arrays = [snapshotter.allocate(spec.nbytes) for spec in image.arrays]
@@ -345,7 +345,7 @@ def read_own(
 
 
 def check_payloads(image: RankImage) -> list[str]:
-    """Say what is wrong with one rank's objects and messages in flight, in words."""
+    """Return what is wrong with one rank's objects and messages in flight, in words."""
     try:
         return [str(found) for found in image.check_payloads()]
     except (OSError, StoreError) as error:
@@ -353,7 +353,7 @@ def check_payloads(image: RankImage) -> list[str]:
 
 
 def check_share(images: list[RankImage], rank: int, size: int, direct: bool, tell: Tell = _nobody) -> list[str]:
-    """Read and check this rank's share of an epoch, and `tell` how far it is: pieces of arrays, objects with channels.
+    """Read and check this rank's share of an epoch, pieces of arrays and payloads; report progress to `tell`.
 
     Returns
     -------
@@ -375,12 +375,12 @@ def check_share(images: list[RankImage], rank: int, size: int, direct: bool, tel
             damage += map(str, image.read_array(index, buffer[:nbytes], first, direct))
         except (OSError, StoreError) as error:
             damage.append(f"rank {image.rank}: {reason_of(error)}")
-            break  # it was tried more than once, and what else is there is of no use
+            break  # after several tries; the epoch is not usable, whatever else is there
     return damage
 
 
 def _pieces(images: list[RankImage], piece_bytes: int) -> Iterator[tuple[RankImage, int | None, int, int]]:
-    """Cut an epoch into pieces to check: image, array or None for objects and channels, first block, bytes."""
+    """Split an epoch into pieces to check: image, array or None for objects and channels, first block, bytes."""
     for image in images:
         yield image, None, 0, image.objects_bytes + image.channels_bytes
         step = max(1, piece_bytes // image.block_bytes)

@@ -13,7 +13,7 @@ from slots import read_all
 from conftest import Twin
 
 JOBS = pytest.mark.parametrize("job", [FARM, PIPELINE], ids=lambda job: job.name)
-SERVED = re.compile(r"mpickpt: (\d+) late messages are served again, (\d+) early")
+SERVED = re.compile(r"mpickpt: (\d+) late messages are replayed, (\d+) early")
 INTERVAL = "0.1s"
 
 

@@ -82,7 +82,7 @@ def test_the_command_needs_a_program(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mpickpt", "trigger", "c"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=150)
     assert found.returncode == 2
-    assert "No program is using c" in found.stderr
+    assert "No running program uses c" in found.stderr
 
 
 def test_a_signal_to_mpiexec(tmp_path: Path) -> None:

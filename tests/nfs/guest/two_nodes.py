@@ -108,7 +108,7 @@ def running(command: list[str], until: str) -> Iterator[subprocess.Popen[str]]:
 
 def sound(node: str) -> None:
     """Read all slots on a node, and compare them with their checksums."""
-    assert "is sound" in told(on(node, BIN / "mpickpt", "verify", "/nfs/c.ckpt"))
+    assert "is valid" in told(on(node, BIN / "mpickpt", "verify", "/nfs/c.ckpt"))
 
 
 def test_killed_and_started_again_with_the_ranks_on_each_others_nodes() -> None:
