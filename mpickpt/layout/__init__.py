@@ -1,4 +1,4 @@
-"""What is saved, as plain values: arrays, their shares of global arrays, and where they lie in memory.
+"""What is saved, as plain values: arrays, their parts of global arrays, and their places in memory.
 
-It is called by whoever saves or reads, and does no input or output.
+It is called by all code that saves or reads, and does no I/O.
 """

@@ -1,6 +1,6 @@
 """What is saved: names, shapes, dtypes and parts of all ranks, and where they lie in a slot file.
 
-Nothing here does I/O. A `Layout` describes the arrays of all ranks; its digest tells whether a slot fits it.
+Nothing here does I/O. A `Layout` describes the arrays of all ranks; its digest shows whether a slot fits it.
 `RECORD` is the record that commits an epoch; native code writes the same 4,096 bytes.
 """
 
@@ -114,7 +114,7 @@ def dtype_from_text(text: str) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """Name, shape, dtype and part of one rank's array; `order` "F" if it lies in memory column by column."""
+    """Name, shape, dtype and part of one rank's array; `order` is "F" for column-major order."""
 
     name: str
     shape: tuple[int, ...]
@@ -151,7 +151,7 @@ class ArraySpec:
         return 0 in self.shape or sum(extent > 1 for extent in self.shape) < 2
 
     def saves_as(self, other: ArraySpec) -> bool:
-        """Tell whether two specs save the same bytes with the same meaning."""
+        """Return whether two specs save the same bytes with the same meaning."""
         one = replace(self, order=other.order) if self.is_in_both_orders else self
         return one.canonical() == other.canonical()
 
@@ -168,7 +168,7 @@ class ArraySpec:
         return self.part.box(self.shape)
 
     def canonical(self) -> list[object]:
-        """Return plain values that are equal if and only if two specs are described alike in a slot."""
+        """Return plain values that are equal if and only if two specs are described in the same way in a slot."""
         part = None
         if self.part is not None:
             part = [self.part.shape, self.part.start, *self.part.local_box(self.shape)]
@@ -229,7 +229,7 @@ class Layout:
         return tuple(dict.fromkeys(spec.name for rank in self.ranks for spec in rank.arrays))
 
     def sources(self, name: str, box: Box) -> list[tuple[int, Box]]:
-        """Find which ranks own the cells `box` of the global array `name`, and which of them each."""
+        """Return the ranks that own cells of `box` in the global array `name`, each with its cells."""
         found = [(r, spec.owned.intersection(box)) for r, rank in enumerate(self.ranks) if (spec := rank.spec(name))]
         return [(r, common) for r, common in found if common.size]
 
@@ -237,8 +237,8 @@ class Layout:
     def digest(self) -> bytes:
         """SHA-256 of all that a slot's structure depends on.
 
-        The room for objects and for messages in flight is left out, as what outgrows it spills; but a slot with room
-        for messages is another than one without.
+        The room for objects and messages in flight is not included, because payloads that outgrow it spill; but slots
+        with room for messages differ from slots without.
         """
         ranks = [[spec.canonical() for spec in rank.arrays] for rank in self.ranks]
         structure: list[object] = ["mpickpt layout 1", self.block_bytes, ranks]
@@ -276,7 +276,7 @@ def objects_room_for(need: int) -> int:
 
 
 def block_bytes_for(nbytes_per_rank_arrays: Iterable[Iterable[int]]) -> int:
-    """Find the size of a block: 256 KiB, doubled until no rank has more than `MAX_BLOCKS` blocks.
+    """Return the size of a block in bytes: 256 KiB, doubled until no rank has more than `MAX_BLOCKS` blocks.
 
     Parameters
     ----------
@@ -296,7 +296,7 @@ def block_bytes_for(nbytes_per_rank_arrays: Iterable[Iterable[int]]) -> int:
 
 
 def _in_one_order(ranks: tuple[RankLayout, ...]) -> tuple[RankLayout, ...]:
-    """Give the parts of a global array that lie in both orders, such as a single row, the order of the others."""
+    """Set the order of parts that are in both orders, such as a single row, to that of the other parts."""
     orders: dict[str, Order] = {}
     for spec in (spec for rank in ranks for spec in rank.arrays if spec.part is not None):
         if spec.name not in orders or not spec.is_in_both_orders:

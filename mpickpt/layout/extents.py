@@ -1,7 +1,7 @@
 """Where the arrays of a rank lie in memory, so that no byte is saved under two names.
 
-Two arrays that overlap could not both be restored: what the one is given back would change the other. Views of one
-array do not overlap as long as they have no byte in common, also where both lie on one page.
+Two arrays that overlap could not both be restored: restoring one would change the other. Views of one array do not
+overlap if they have no byte in common, even if they share a page.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Extents:
         Parameters
         ----------
         name : str
-            What the array is to be called.
+            The name of the array.
         array : ndarray
             Contiguous.
 
         Raises
         ------
         LayoutError
-            Names both, and the bytes that they have in common.
+            If it has; names both, and the bytes that they have in common.
         """
         begin = _address(array)
         end = begin + array.nbytes
@@ -52,7 +52,7 @@ class Extents:
         )
 
     def add(self, name: str, array: NDArray[Any]) -> None:
-        """Note where a saved array lies; empty ones lie nowhere."""
+        """Note where a saved array lies; empty arrays are ignored."""
         if array.nbytes:
             begin = _address(array)
             extent = self._of[name] = (begin, begin + array.nbytes, name)

@@ -1,4 +1,4 @@
-"""Which ranks hold an array, in words: for whoever asks the wrong one."""
+"""Which ranks hold an array, for messages about a rank that does not."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from mpickpt.texts import told_names, told_ranks
 
 
 def ranks_holding(layout: Layout, name: str) -> list[int]:
-    """Find the ranks that have an array of a name."""
+    """Return the ranks that have an array of a name."""
     return [rank for rank, own in enumerate(layout.ranks) if own.spec(name)]
 
 
 def told_shares(layout: Layout, told: set[str]) -> list[str]:
-    """Say which ranks have not declared a global array that others have, once for each array.
+    """Return sentences that name the ranks without a share of a global array, once for each array.
 
     Parameters
     ----------
     layout : Layout
         What all ranks save.
     told : set of str
-        The arrays that it was said of; those that it is said of now are added.
+        The arrays that were reported before; those reported now are added.
     """
     counts = Counter(spec.name for rank in layout.ranks for spec in rank.arrays if spec.part is not None)
     few = [name for name, count in counts.items() if count < len(layout.ranks) and name not in told]

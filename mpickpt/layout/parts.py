@@ -1,4 +1,4 @@
-"""The arithmetic of global arrays that are spread over ranks: boxes of cells, and which rank owns which.
+"""The arithmetic of global arrays that are distributed over ranks: boxes of cells, and which rank owns which.
 
 Nothing here does I/O or knows about files.
 """
@@ -51,12 +51,12 @@ class Box(NamedTuple):
         return tuple(slice(lo, hi) for lo, hi in zip(self.start, self.stop, strict=True))
 
     def view(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Give the cells of `array` that are in the box.
+        """Return the cells of `array` that are in the box.
 
         Returns
         -------
         ndarray
-            A view of shape `extent`, of an array without axes too.
+            A view of shape `extent`, also of an array without axes.
         """
         index: tuple[Any, ...] = (*self.slices, ...)
         view: NDArray[Any] = array[index]
@@ -68,14 +68,14 @@ class Box(NamedTuple):
         return Box(self.start[::-1], self.stop[::-1])
 
     def moved(self, by: Sequence[int]) -> Box:
-        """Move the box by `by` cells along each axis."""
+        """Return the box moved by `by` cells along each axis."""
         return Box(
             tuple(lo + d for lo, d in zip(self.start, by, strict=True)),
             tuple(hi + d for hi, d in zip(self.stop, by, strict=True)),
         )
 
     def relative_to(self, origin: Sequence[int]) -> Box:
-        """Give the box in indices that count from `origin`."""
+        """Return the box in indices that count from `origin`."""
         return self.moved([-n for n in origin])
 
     def intersection(self, other: Box) -> Box:
@@ -101,7 +101,7 @@ class Box(NamedTuple):
 
 
 def boxes_of_run(shape: Sequence[int], first: int, end: int) -> Iterator[Box]:
-    """Cut the cells `first` to `end` (not included) of an array, counted in C order, into boxes, in this order."""
+    """Yield the cells `first` to `end` (exclusive) of an array, counted in C order, as boxes in this order."""
     if first >= end:
         return
     if not shape:
@@ -134,7 +134,7 @@ def as_shape(value: SupportsIndex | Iterable[SupportsIndex], what: str) -> tuple
 
 
 def _as_slices(index: object, ndim: int) -> tuple[slice, ...]:
-    """`index` as one slice an axis; numpy's rules for missing axes and ``...``."""
+    """Return `index` as one slice per axis, by numpy's rules for missing axes and ``...``."""
     items = index if isinstance(index, tuple) else (index,)
     for item in items:
         if not isinstance(item, slice | EllipsisType):
@@ -171,13 +171,13 @@ class Part:
     start : tuple of int
         Global index of the first cell of ``array[local]``.
     local : slice or tuple of slices, optional
-        Where in the rank's own array the part lies; all of it by default. Steps other than 1 and single numbers are
-        refused. ``numpy.s_`` writes it best: ``np.s_[1:-1, :]``.
+        Place of the part in the rank's own array; by default the whole array. Steps other than 1 and single numbers are
+        refused. Use ``numpy.s_``: ``np.s_[1:-1, :]``.
 
     Raises
     ------
     LayoutError
-        If the three do not fit each other.
+        If the arguments do not fit each other.
 
     Examples
     --------
@@ -205,7 +205,7 @@ class Part:
         object.__setattr__(self, "local", _as_slices(self.local, len(shape)))
 
     def local_box(self, local_shape: Sequence[int]) -> Box:
-        """Find where the part is in a rank's own array.
+        """Return the place of the part in a rank's own array.
 
         Parameters
         ----------
@@ -231,7 +231,7 @@ class Part:
         return Box(tuple(lo for lo, _ in ends), tuple(max(lo, hi) for lo, hi in ends))
 
     def box(self, local_shape: Sequence[int]) -> Box:
-        """Find the cells of the global array that a rank's own array owns.
+        """Return the cells of the global array that a rank's own array owns.
 
         Parameters
         ----------
@@ -261,7 +261,7 @@ class Part:
         return box
 
     def wanted(self, local_shape: Sequence[int]) -> tuple[Box, Box]:
-        """Find all cells of the global array that a rank's own array shows, halo cells too.
+        """Return all cells of the global array that a rank's own array shows, with halo cells.
 
         Parameters
         ----------
@@ -299,7 +299,7 @@ def check_tiling(name: str, shape: tuple[int, ...], boxes: Iterable[tuple[int, B
     Raises
     ------
     LayoutError
-        Names the ranks that overlap, or the cells that nobody has.
+        If they do not; names the ranks that overlap, or the cells that no rank has.
     """
     everybody = list(boxes)
     owned = sorted((box, rank) for rank, box in everybody if box.size)

@@ -1,4 +1,4 @@
-"""Where the cells of an array lie among its bytes: what of a file has to be read for some of them."""
+"""Maps the cells of an array to its bytes: which part of a file must be read for some of its cells."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mpickpt.layout.parts import Box
 
 @dataclass(frozen=True)
 class Raster:
-    """Where the cells of a C-ordered array lie among its bytes."""
+    """The byte offsets of the cells of a C-ordered array."""
 
     steps: tuple[int, ...]
     itemsize: int
 
     @classmethod
     def of(cls, shape: Sequence[int], itemsize: int) -> Raster:
-        """Make it for an array of a shape."""
+        """Return the raster of an array of a shape."""
         return cls(tuple(itemsize * prod(shape[k + 1 :]) for k in range(len(shape))), itemsize)
 
     def span(self, box: Box) -> tuple[int, int]:
-        """First byte of the first cell of a box, and the byte after the last cell."""
+        """Return the first byte of the first cell of a box, and the byte after the last cell."""
         start = sum(lo * step for lo, step in zip(box.start, self.steps, strict=True))
         last = sum((hi - 1) * step for hi, step in zip(box.stop, self.steps, strict=True))
         return start, last + self.itemsize
@@ -42,7 +42,7 @@ class Raster:
 
     def blocks(self, box: Box, block_bytes: int) -> list[tuple[int, int]]:
         """List the runs (first, end) of the blocks that hold cells of a box, in ascending order."""
-        # From the last axis up, cells whose gaps are smaller than a block make one stretch: no block lies between.
+        # From the last axis up, cells whose gaps are smaller than a block form one range: no block lies between.
         length, outer = self.itemsize, len(self.steps)
         while outer and (box.extent[outer - 1] == 1 or self.steps[outer - 1] - length < block_bytes):
             length += (box.extent[outer - 1] - 1) * self.steps[outer - 1]

@@ -20,13 +20,13 @@ class Selection:
     Attributes
     ----------
     ranges : tuple of range
-        Which indices, for each axis of the array, in ascending order.
+        The selected indices of each axis of the array, in ascending order.
     flipped : tuple of slice
-        Turns what `ranges` select into the order that was asked for.
+        Puts the cells that `ranges` select into the requested order.
     shape : tuple of int
-        Of the result, without the axes that a number took away.
+        Of the result, without the axes that are indexed by a number.
     scalar : bool
-        The result is one cell, and not an array of it.
+        Whether the result is a cell instead of an array.
     """
 
     ranges: tuple[range, ...]
@@ -35,8 +35,8 @@ class Selection:
     scalar: bool
 
     @classmethod
-    def of(cls, index: Any, shape: Sequence[int]) -> Selection:  # noqa: ANN401  (anything may stand in brackets)
-        """Understand `index`: integers, slices with any step, and ``...``; IndexError for anything else."""
+    def of(cls, index: Any, shape: Sequence[int]) -> Selection:  # noqa: ANN401  (an index may be anything)
+        """Parse `index`: integers, slices with any step, and ``...``; IndexError for anything else."""
         items = index if isinstance(index, tuple) else (index,)
         gaps = [at for at, item in enumerate(items) if isinstance(item, EllipsisType)]
         missing = len(shape) - (len(items) - len(gaps))
@@ -62,10 +62,9 @@ class Selection:
         return tuple(map(len, self.ranges))
 
     def boxes(self, limit: int) -> Iterator[tuple[Box, tuple[slice, ...], tuple[slice, ...]]]:
-        """Give boxes to read: each with where in it the cells are, and where in the result they go.
+        """Yield boxes to read, each with the place of its selected cells in it, and in the result.
 
-        One box where all cells of it are wanted; otherwise boxes of no more than `limit` cells, so that what lies
-        between wanted cells is read only where it is near them.
+        A box with unselected cells has at most `limit` cells, so that only small gaps between selected cells are read.
         """
         pieces = [tuple((0, len(r)) for r in self.ranges)] if prod(self.extent) else []
         while pieces:
@@ -84,7 +83,7 @@ class Selection:
 
 
 def pieces_of(shape: Sequence[int], limit: int, order: str = "C") -> Iterator[Box]:
-    """Cut an array into boxes of at most `limit` cells, each of them one stretch of it in C or Fortran order."""
+    """Split an array into boxes of at most `limit` cells, each of them contiguous in C or Fortran order."""
     if order == "F":
         yield from (box.transposed for box in pieces_of(shape[::-1], limit))
         return

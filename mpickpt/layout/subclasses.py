@@ -1,4 +1,4 @@
-"""Arrays that are more than their buffer: what raw bytes would lose is refused where the program names it."""
+"""Arrays with more state than their buffer, which raw bytes would lose: they are refused when they are declared."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from mpickpt.errors import LayoutError
 
-# Classes of numpy whose attributes only tell how they came to their buffer.
+# Classes of numpy whose attributes only describe the origin of their buffer.
 _VIEWS: tuple[type[Any], ...] = (np.ndarray, np.matrix, np.memmap)
-_STATE = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")  # how a class says that it has more to save
+_STATE = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")  # methods of a class that has more to save
 
 
 def is_plain(array: NDArray[Any]) -> bool:
-    """Tell whether an array is no more than its buffer, so that its bytes are all there is to save."""
+    """Return whether an array has no state but its buffer, so that saving its bytes is enough."""
     kind = type(array)
     if kind in _VIEWS:
         return True
@@ -46,12 +46,12 @@ def check_plain(name: str, array: NDArray[Any]) -> None:
 
 
 def check_values(name: str, values: object) -> None:
-    """Refuse to fill an array with values of which some are masked: numpy would take what lies under the mask.
+    """Refuse to fill an array with values some of which are masked: numpy would use those under the mask.
 
     Raises
     ------
     LayoutError
-        If any is.
+        If any value is masked.
     """
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise LayoutError(

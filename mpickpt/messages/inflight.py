@@ -1,7 +1,7 @@
 """Messages in flight as bytes, for the checkpoint.
 
 A header of 16 bytes (magic, version, length), the lists as JSON, and then the content of the late messages one after
-another. Nothing is pickled: who reads a checkpoint runs no code of it.
+another. Nothing is pickled: reading a checkpoint runs no code of it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Early:
     path, source, tag : str, int, int
         Their channel.
     count : int
-        How many they are.
+        Number of messages.
     checksums : tuple of int or None
         CRC-32C of the last of them, in order; None where the content was not known.
     """
@@ -66,11 +66,11 @@ class InFlight:
     Attributes
     ----------
     late : tuple of Late
-        In the order in which they are to be served.
+        In the order in which they are to be replayed.
     early : tuple of Early
         What other ranks have to suppress.
     suppressed : tuple of Suppressed
-        What this rank had to suppress since an earlier restart, and had not sent again yet.
+        What this rank still had to suppress after an earlier restart.
     """
 
     late: tuple[Late, ...] = ()
@@ -78,7 +78,7 @@ class InFlight:
     suppressed: tuple[Suppressed, ...] = ()
 
     def to_bytes(self) -> bytes:
-        """Give it as bytes; none if nothing is in flight."""
+        """Return it as bytes; empty if nothing is in flight."""
         if not (self.late or self.early or self.suppressed):
             return b""
         lists = {
@@ -91,12 +91,12 @@ class InFlight:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> InFlight:
-        """Read what `to_bytes` gave.
+        """Parse what `to_bytes` returned.
 
         Raises
         ------
         EpochError
-            If it is something else, or another version.
+            If the data are corrupt, or of another version.
         """
         if not data:
             return cls()
@@ -124,7 +124,7 @@ class InFlight:
 
 
 def route(received: Sequence[Sequence[Early]]) -> list[list[Suppressed]]:
-    """Turn what each rank had early into what each rank has to suppress.
+    """Turn the early messages of each rank into what each rank has to suppress.
 
     Parameters
     ----------

@@ -1,20 +1,20 @@
 """What is in flight between the ranks at a cut: one rank's account of messages and of collective calls.
 
-A *channel* is all that one rank sends to another with one tag on one communicator; MPI keeps the order on it. Each rank
-counts, since its last cut, what it sent and what it received. At a cut it tells the receivers how much it sent, and
-each receiver strikes the balance of its channels: what was sent before the sender's cut but not received before its own
-is *late*, and copied into the checkpoint when it comes; what was received before its own cut but sent after the
-sender's is *early*, and the checkpoint holds how many those are and their checksums. After a restart the late ones are
-served again, and the early ones, which the sender repeats, are suppressed.
+A *channel* is all messages that one rank sends to another with one tag on one communicator; MPI keeps their order. Each
+rank counts what it has sent and received since its last cut. At a cut it tells the receivers how many messages it sent,
+and each receiver balances its channels. A message that was sent before the sender's cut but not received before the
+receiver's is *late*: it is copied into the checkpoint when it comes. A message that was received before the receiver's
+cut but sent after the sender's is *early*: the checkpoint holds the number of those, and their checksums. After a
+restart the late ones are replayed, and the early ones, which the sender repeats, are suppressed.
 
-Who has sent how much is known a little after the cut. Until then every message that is received may be late, so all are
-logged, and the log is cut to size later. A balance that is not zero goes over into that of the next epoch; channels
-with nothing outstanding are forgotten. A rank is cut again only when the last balance is struck, and that takes all
-ranks having been cut: what is early at a cut was therefore received since the one before.
+The senders' numbers are known a little after the cut. Until then every message that is received may be late, so all are
+logged, and the log is truncated later. A balance that is not zero is carried over to the next epoch; channels with
+nothing outstanding are dropped. A rank is cut again only after the last balance, for which all ranks must have been
+cut: so what is early at a cut was received since the one before.
 
-There is neither MPI nor time in here: `mpickpt.mpi.tracked.traffic` drives it, and so do simulated ranks in the tests.
-A receive has a *stamp*, taken when it was posted: MPI fills the receives that fit a channel in the order in which they
-were posted, in whatever order the program comes to see that they are complete.
+This module uses neither MPI nor time: `mpickpt.mpi.tracked.traffic` drives it, and simulated ranks do so in the tests.
+A receive has a *stamp*, taken when it is posted: MPI fills the receives that match a channel in the order in which they
+were posted, whatever the order in which the program finds them complete.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from mpickpt.messages.replay import Replay
 Channel = tuple[str, int, int]  # communicator, the other rank, tag
 Data = bytes | bytearray | memoryview
 
-_SHORT = 64  # bytes; such a message is kept as it is, which is cheaper than a checksum
+_SHORT = 64  # bytes; a message up to this size is kept itself, which is cheaper than a checksum
 REMEMBERED = 1024  # checksums kept of a channel; further early messages are counted only
 
 
 @dataclass(slots=True)
 class _Received:
-    """What came on a channel since the last cut: how much, and of the last of it the stamps and checksums.
+    """The messages on a channel since the last cut: their number, and stamps and checksums of the last of them.
 
-    In place of a checksum there may be the message, if it is short: most are never asked for it.
+    A short message is kept in place of its checksum, which is rarely needed.
     """
 
     count: int = 0
@@ -47,7 +47,7 @@ class _Received:
         del self.last[:-REMEMBERED]
 
     def checksums(self, count: int, crc32c: Callable[[Data], int]) -> tuple[int | None, ...]:
-        """Give the checksums of the last `count` messages, or of as many of them as are remembered."""
+        """Return the checksums of the last `count` messages, or of as many of them as are remembered."""
         self.forget_old()
         last = self.last[-count:]
         return tuple(crc32c(checksum) if isinstance(checksum, bytes) else checksum for _, checksum in last)
@@ -55,7 +55,7 @@ class _Received:
 
 @dataclass(frozen=True, slots=True)
 class Outstanding:
-    """Late messages that were not all received yet."""
+    """A channel whose late messages are not all received yet."""
 
     channel: Channel
     late: int
@@ -70,12 +70,12 @@ class Ledger:
     rank : int
         This rank, among those that are saved together.
     crc32c : callable
-        Gives the CRC-32C of bytes.
+        Returns the CRC-32C of bytes.
 
     Attributes
     ----------
     replay : Replay
-        What is still to be repeated of the epoch that was restored.
+        What is still to be replayed and suppressed of the restored epoch.
     """
 
     def __init__(self, rank: int, crc32c: Callable[[Data], int]) -> None:
@@ -83,13 +83,13 @@ class Ledger:
         self.replay = Replay(rank, crc32c)
         self._sent: dict[Channel, int] = {}
         self._received: dict[Channel, _Received] = {}
-        self._balance: dict[Channel, int] = {}  # sent less received, up to the last cut; without zeros
+        self._balance: dict[Channel, int] = {}  # sent minus received, up to the last cut; without zeros
         self._before: dict[Channel, _Received] = {}  # what was received between the last two cuts
         self._told: dict[Channel, int] = {}
-        self._open = False  # the balance of the last cut is not struck yet
+        self._open = False  # the balance of the last cut is not known yet
         self._log: dict[Channel, list[tuple[int, bytes | None]]] = {}
-        self._late: dict[Channel, int] = {}  # those that are not all here
-        self._complete: list[tuple[int, Late]] = []  # with stamps; those that are
+        self._late: dict[Channel, int] = {}  # of channels with messages that are not here yet
+        self._complete: list[tuple[int, Late]] = []  # with stamps; of the other channels
         self._early: list[Early] = []
         self._replay_at_cut = InFlight()
         self._stamp = 0
@@ -98,7 +98,7 @@ class Ledger:
     # -- what the program does -----------------------------------------------------------------------------------
 
     def stamp(self) -> int:
-        """Give the next stamp, for a receive that is posted now."""
+        """Return the next stamp, for a receive that is posted now."""
         self._stamp += 1
         return self._stamp
 
@@ -134,8 +134,8 @@ class Ledger:
         Returns
         -------
         dict
-            For each rank that was sent something since the last cut: communicator, tag and number of messages, which
-            it is to be told.
+            For each rank that was sent something since the last cut, what to tell it: communicator, tag and number of
+            messages.
         """
         assert not self._open, "the balance of the last cut was not struck"
         tell: dict[int, list[tuple[str, int, int]]] = {}
@@ -150,11 +150,11 @@ class Ledger:
         return tell
 
     def told(self, rank: int, path: str, tag: int, count: int) -> None:
-        """Note how much another rank had sent between its last two cuts."""
+        """Note how many messages another rank sent between its last two cuts."""
         self._told[path, rank, tag] = count
 
     def settle(self) -> None:
-        """Strike the balance, when all that had something to tell have told it."""
+        """Balance the channels, when all senders have told their numbers."""
         assert self._open, "there was no cut"
         self._open = False
         balance = {}
@@ -181,22 +181,22 @@ class Ledger:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Late and early messages of the last cut; what was restored and not served yet counts as late."""
+        """Numbers of late and early messages of the last cut; restored ones not yet replayed count as late."""
         return self._late_count + len(self._replay_at_cut.late), sum(early.count for early in self._early)
 
     def outstanding(self, oldest_posted: Callable[[Channel], int | None]) -> list[Outstanding]:
-        """Look which late messages are missing.
+        """Return which late messages are missing.
 
         Parameters
         ----------
         oldest_posted : callable
-            Gives the stamp of the oldest receive that is posted, not complete, and may take a message of a channel; it
-            takes an older one than those that came by later receives.
+            Returns the stamp of the oldest pending receive that can match a channel: its message is older than those of
+            later receives.
 
         Returns
         -------
         list of Outstanding
-            Empty if all late messages are here; they are not logged from then on.
+            Empty if all late messages are here; no more are logged then.
         """
         for channel, late in list(self._late.items()):
             log = self._log.get(channel, [])
@@ -211,13 +211,13 @@ class Ledger:
         return [Outstanding(c, n, min(n - 1, len(self._log.get(c, ())))) for c, n in self._late.items()]
 
     def unknown(self) -> list[Channel]:
-        """Give the channels on which a late message came, but its content is not known."""
+        """Return the channels on which a late message came whose content is not known."""
         if self._open:
             return []
         return [channel for channel, log in self._log.items() if any(data is None for _, data in log)]
 
     def in_flight(self) -> InFlight:
-        """Give what was in flight at the last cut, in the order in which it came."""
+        """Return what was in flight at the last cut, in the order in which it came."""
         came = [late for _, late in sorted(self._complete, key=_stamp)]
         old = self._replay_at_cut
         return InFlight((*old.late, *came), tuple(self._early), old.suppressed)
@@ -232,11 +232,11 @@ class _Calls:
 
 
 class Calls:
-    """One rank's account of collective calls: each tells its right neighbour how many it made.
+    """One rank's account of collective calls: each rank tells its right neighbour how many it made.
 
-    A collective that only some ranks had called when they were cut would after a restart be called by the others
-    alone. If all ranks of a communicator have equal counts, each has that of its left neighbour: one message a rank and
-    communicator finds out.
+    After a restart, a collective that only some ranks had called when they were cut would be called by the others
+    alone. All ranks of a communicator have equal counts if each has that of its left neighbour: one message per rank
+    and communicator is enough.
 
     Parameters
     ----------
@@ -260,7 +260,7 @@ class Calls:
         calls.last = name
 
     def cut(self) -> dict[int, list[tuple[str, int, str]]]:
-        """Fix the counters, and give what each right neighbour is to be told: communicator, count, last call."""
+        """Fix the counters, and return what to tell each right neighbour: communicator, count, last call."""
         self._before, self._calls = self._calls, {}
         tell: dict[int, list[tuple[str, int, str]]] = {}
         for path, calls in self._before.items():
@@ -272,7 +272,7 @@ class Calls:
         self._told[path] = rank, count, last
 
     def settle(self) -> str | None:
-        """Compare, when all have told; a sentence that names the first collective that straddles the cut, or None."""
+        """Compare when all have told; return a sentence on the first collective that straddles the cut, or None."""
         faults, ahead = [], {}
         for path in sorted(self._ahead.keys() | self._told.keys() | self._before.keys()):
             mine = self._before.get(path)
@@ -303,7 +303,7 @@ def _cut_to_size(log: list[tuple[int, bytes | None]], late: int) -> None:
 
 
 def describe(channels: Iterable[Channel], limit: int = 3) -> str:
-    """Name some channels by which messages come in a sentence."""
+    """Return a text that names up to `limit` channels of received messages."""
     names = [f"from rank {rank} with tag {tag} on communicator {path}" for path, rank, tag in channels]
     more = f", and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

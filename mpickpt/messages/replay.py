@@ -1,4 +1,4 @@
-"""What a rank still has to repeat of the epoch that was restored: late messages to serve, early ones to suppress."""
+"""What a rank still has to do for the restored epoch: replay late messages, and suppress early ones."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from mpickpt.messages.inflight import InFlight, Late, Suppressed
 
 
 class Replay:
-    """Serves late messages to receives, and suppresses sends that have arrived already.
+    """Replays late messages to receives, and suppresses sends whose messages have arrived already.
 
     Parameters
     ----------
     rank : int
         This rank.
     crc32c : callable
-        Gives the CRC-32C of bytes.
+        Returns the CRC-32C of bytes.
 
     Attributes
     ----------
     waiting : list of Late
-        Messages that are not served yet, in order.
+        Messages that are not replayed yet, in order.
     """
 
     def __init__(self, rank: int, crc32c: Callable[[bytes | bytearray | memoryview], int]) -> None:
@@ -33,14 +33,14 @@ class Replay:
         self._done: dict[tuple[str, int, int], int] = {}
 
     def load(self, late: Iterable[Late], suppressed: Iterable[Suppressed]) -> None:
-        """Add messages to those that are to be served and to be suppressed."""
+        """Add messages to replay, and messages to suppress."""
         self.waiting += late
         for m in suppressed:
             if m.checksums:
                 self._due.setdefault((m.path, m.dest, m.tag), deque()).extend(m.checksums)
 
     def left(self) -> InFlight:
-        """Give what is left, as it is to be stored."""
+        """Return what remains to be done, for the next checkpoint."""
         suppressed = tuple(Suppressed(*channel, tuple(due)) for channel, due in self._due.items())
         return InFlight(late=tuple(self.waiting), suppressed=suppressed)
 
@@ -50,30 +50,30 @@ class Replay:
         return bool(self._due)
 
     def find(self, path: str, source: int | None, tag: int | None) -> Late | None:
-        """Find the message that a receive gets next; None stands for any source, any tag. It stays where it is."""
+        """Return the message that a receive gets next, without taking it; None means any source or any tag."""
         for message in self.waiting:
             if message.path == path and source in (None, message.source) and tag in (None, message.tag):
                 return message
         return None
 
     def serve(self, message: Late) -> None:
-        """Take out a message that was found and is now received."""
+        """Take out a message that is received now."""
         self.waiting.remove(message)
 
     def suppress(self, path: str, dest: int, tag: int, content: Callable[[], bytes | memoryview]) -> bool:
-        """Suppressed a send if the message has arrived before the restart; False if it is to be sent.
+        """Suppress a send if its message arrived before the restart; return False if it is to be sent.
 
         Parameters
         ----------
         path, dest, tag : str, int, int
             The channel.
         content : callable
-            Gives the bytes of the message.
+            Returns the bytes of the message.
 
         Raises
         ------
         EpochError
-            If they are not those that were received then.
+            If they differ from those that were received then.
         """
         channel = path, dest, tag
         due = self._due.get(channel)

@@ -1,6 +1,6 @@
-"""What the ranks say to each other; the only folder that imports mpi4py.
+"""Communication between the ranks; the only folder that imports mpi4py.
 
-A `Coordinator` is one rank's end of it: `commits` agree on epochs, `rounds` on the step of a cut. `world` is asked
+A `Coordinator` is one rank's end of it: `commits` agree on epochs, `rounds` on the step of a cut. `world` works
 without a session. It is called by the session, a restart and the command line, and knows nothing of what is saved.
 """
 

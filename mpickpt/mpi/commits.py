@@ -1,4 +1,4 @@
-"""Commits: one non-blocking agreement for each epoch, which a rank posts whenever its own drain happens to end."""
+"""Commits: one non-blocking agreement for each epoch, which a rank posts when its own drain has ended."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
 
 _NOBODY = 2**62  # in a commit: no rank has left, or failed
 _ERRNO_BITS = 16  # of a number that holds a rank and an errno
-_NO_EPOCH = Epoch(0, 0, 0)  # what a rank says of an epoch that it knows nothing of
-_SHARE = 13  # numbers that a rank says of an epoch, in `_post`
+_NO_EPOCH = Epoch(0, 0, 0)  # in the share of a rank that knows no epoch
+_SHARE = 13  # numbers in the share of a rank, in `_post`
 
 
 @dataclass(slots=True)
 class Share:
-    """What one rank says of an epoch.
+    """One rank's share of the agreement on an epoch.
 
     Attributes
     ----------
     epoch : Epoch
         Which one.
     complete : bool
-        Its image is on disk.
+        Whether its image is on disk.
     missed : bool
-        It came past the cut; then step and slot mean nothing.
+        Whether it passed the cut; then step and slot mean nothing.
     hung : bool
-        Its storage hangs: it cannot be cut.
+        Whether its storage hangs, so that it cannot be cut.
     drain_seconds, lost_seconds : float
-        How long the drain took, and for how long the program stood still for the epoch.
+        How long the drain took, and for how long the epoch blocked the program.
     errno : int
-        Why it is not complete, where the operating system said so.
+        Error number of the operating system if the epoch failed; 0 if there is none.
     """
 
     epoch: Epoch
@@ -51,7 +51,7 @@ class Share:
 
 @dataclass(slots=True)
 class Commit:
-    """What the ranks found out about an epoch.
+    """The result of the agreement on an epoch.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Commit:
     same_cut : bool
         Whether it is the same cut on all ranks: the same epoch, step and slot.
     missed : bool
-        Whether a rank came past it.
+        Whether a rank passed it.
     hung : bool
         Whether the storage of a rank hangs.
     departed : int or None
@@ -68,7 +68,7 @@ class Commit:
     drain_seconds, lost_seconds : float
         The longest of any rank.
     failed, errno : int or None, int
-        The lowest rank on which it is not complete, and why, where the operating system said so.
+        The lowest rank on which it is not complete, and its error number, if there is one.
     """
 
     complete: bool
@@ -113,7 +113,7 @@ class Commits:
         self._pending = self._post(share, _NOBODY)
 
     def post_leaving(self) -> None:
-        """Tell the others, when they next agree on an epoch, that this rank has left; nothing is waited for."""
+        """Tell the others in their next agreement that this rank has left, without waiting."""
         self._post(Share(_NO_EPOCH, complete=False), self._rank)
 
     def _post(self, share: Share, departed: int) -> Pending:
@@ -130,11 +130,11 @@ class Commits:
         return posted
 
     def tests(self) -> list[Callable[[], bool]]:
-        """Give what to call to learn whether `next` has something to give, until then the same."""
+        """Return the tests that show whether `next` has a result; they stay the same until then."""
         return [] if self._pending is None else self._pending.tests()
 
     def next(self) -> Commit | None:
-        """Give what was found out about the epoch that was posted, if it is there."""
+        """Return the result for the epoch that was posted; None if it is not there yet."""
         if self._pending is None or not self._pending.test():
             return None
         complete, departed, not_missed, not_hung, failed, drain, lost, *cut = self._pending.result.tolist()
@@ -154,7 +154,7 @@ class Commits:
         )
 
     def finish(self, posted: int, wait: Callable[[Pending], object]) -> None:
-        """Take part in agreements until it were so many, and give the communicator back; collective."""
+        """Take part in agreements until there were `posted`, and free the communicator; collective."""
         while self.posted < posted:
             self._post(Share(_NO_EPOCH, complete=False), _NOBODY)
         for share in self._shares:
@@ -162,7 +162,7 @@ class Commits:
         self.close()
 
     def close(self) -> None:
-        """Give the communicator back; collective, and nothing may be pending."""
+        """Free the communicator; collective, and nothing may be pending."""
         for share in self._shares:
             share.free()
         self._comm.Free()

@@ -1,13 +1,13 @@
 """Meetings: what the ranks of a session agree on together, and how they wait for each other.
 
-All talk goes over private duplicates of the program's communicator, so that no message of the program is ever taken
-for one of ours: *meetings*, which all ranks attend at the same step (fixing the layout, creating slots), *commits*, one
-non-blocking agreement for each epoch, and *rounds*, which have files of their own. Collectives of one communicator must
-be started in the same order everywhere; that is why these are apart.
+All messages go over private duplicates of the program's communicator, so that they never match a message of the
+program. There are *meetings*, which all ranks attend at the same step (to fix the layout or create slots); *commits*,
+one non-blocking agreement for each epoch; and *rounds*. Each kind has its own communicator, because collectives of one
+communicator must be started in the same order everywhere.
 
-Nothing here spins. A wait tests, sleeps a little longer each time up to a millisecond, and gives up after a time
-limit with an error that says what was waited for, and for whom. An interrupted wait may be taken up again: requests
-stay pending until their result was fetched.
+Nothing here spins. A wait polls, sleeps a little longer each time, up to a millisecond, and raises an error after a
+time limit, which says what was waited for, and for whom. An interrupted wait can be resumed: requests stay pending
+until their result is fetched.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 20e-6, 1e-3  # seconds between two looks at a request
-# Bytes of all ranks together, up to which values travel in rooms of one size. A collective with counts, which are NULL
-# but at the root, ends a program under a profiler that looks at them everywhere (EZTrace 2.0 does).
+_FIRST_PAUSE, _LONGEST_PAUSE = 20e-6, 1e-3  # seconds between two polls of a request
+# Bytes of all ranks together, up to which values are padded to one size. A collective with counts, which are NULL
+# except at the root, crashes a program under a profiler that reads them everywhere (EZTrace 2.0 does).
 _EVEN_BYTES = 64 << 20
 
 
 class Coordinator:
-    """One rank's end of the talk between the ranks of a session.
+    """One rank's end of the communication between the ranks of a session.
 
     Creating one is collective.
 
@@ -98,7 +98,7 @@ class Coordinator:
     # -- meetings ------------------------------------------------------------------------------------------------
 
     def gather(self, value: object, what: str) -> list[Any] | None:
-        """Bring one picklable value of each rank to rank 0; None on the others. `what` names it in a time-out."""
+        """Gather one picklable value of each rank on rank 0; None on the others. `what` names it in a time-out."""
         data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
         own, most = np.array([data.size], np.int64), np.zeros(1, np.int64)
         self._wait(Pending(self._meetings.Iallreduce(own, most, self._mpi.MAX), most, own), what)
@@ -111,7 +111,7 @@ class Coordinator:
             mine[: data.size] = data
             self._wait(Pending(self._meetings.Igather(mine, rows, root=0), rows, mine), what)
             pieces = list(rows)
-        # What stands behind a pickle is not read.
+        # Unpickling ignores the padding.
         return [pickle.loads(piece.data) for piece in pieces] if self.rank == 0 else None
 
     def _gather_uneven(self, data: NDArray[np.uint8], own: NDArray[np.int64], what: str) -> list[NDArray[np.uint8]]:
@@ -123,7 +123,7 @@ class Coordinator:
         return np.split(everything, np.cumsum(sizes)[:-1])
 
     def broadcast(self, value: T, what: str) -> T:
-        """Give rank 0's picklable `value` to all."""
+        """Return rank 0's picklable `value` on all ranks."""
         data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8).copy() if self.rank == 0 else None
         size = np.array([0 if data is None else data.size], np.int64)
         self._wait(Pending(self._meetings.Ibcast(size, root=0), size), what)
@@ -134,7 +134,7 @@ class Coordinator:
         return received
 
     def scatter(self, values: list[T] | None, what: str) -> T:
-        """Give rank r rank 0's ``values[r]``; the others pass None."""
+        """Return rank 0's ``values[r]`` on rank r; the others pass None."""
         pieces = [np.frombuffer(pickle.dumps(v, protocol=5), np.uint8) for v in values or ()]
         sizes = np.array([piece.size for piece in pieces], np.int64)
         most = np.array([sizes.max(initial=0)], np.int64)
@@ -161,11 +161,11 @@ class Coordinator:
         return mine
 
     def on_root(self, function: Callable[[], T], what: str) -> T:
-        """Run `function` on rank 0 and give its result to all; an `MpickptError` of it is raised on all ranks."""
+        """Run `function` on rank 0, and return its result or raise its `MpickptError` on all ranks."""
         return self._or_raise(self.broadcast(self._attempt(function), what))
 
     def scatter_from_root(self, function: Callable[[], list[T]], what: str) -> T:
-        """Run `function` on rank 0 and give rank r item r of its result; an error of it is raised on all ranks."""
+        """Run `function` on rank 0; return item r of its result on rank r, or raise its error on all ranks."""
         results: list[T | MpickptError] | None = None
         if self.rank == 0:
             found = self._attempt(function)
@@ -173,7 +173,7 @@ class Coordinator:
         return self._or_raise(self.scatter(results, what))
 
     def agree(self, error: MpickptError | None, what: str) -> None:
-        """Raise the error of the lowest rank that has one on all ranks, with its rank in front."""
+        """Raise on all ranks the error of the lowest rank that has one, with its rank in front."""
         found = self.gather(error, what)
         first = next(((r, e) for r, e in enumerate(found) if e is not None), None) if found is not None else None
         first = self.broadcast(first, what)
@@ -197,7 +197,7 @@ class Coordinator:
     def _or_raise(self, result: T | MpickptError | None) -> T:
         if isinstance(result, MpickptError):
             raise everywhere(result)
-        return result  # type: ignore[return-value]  # None only where the function gave None
+        return result  # type: ignore[return-value]  # None only where the function returned None
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -209,7 +209,7 @@ class Coordinator:
         return self._rounds
 
     def close(self) -> None:
-        """Give the communicators back; collective, and nothing may be pending."""
+        """Free the communicators; collective, and nothing may be pending."""
         if self._rounds is not None:
             self._rounds.close(lambda pending: self._wait(pending, "the last marker, while closing"))
         self.commits.close()
@@ -217,7 +217,7 @@ class Coordinator:
         self._meetings.Free()
 
     def leave(self) -> None:
-        """Leave all that is pending to MPI, until all ranks have left and meet again: this rank ends alone."""
+        """End the session on this rank alone; MPI keeps what is pending until all ranks have left and meet again."""
         if self._rounds is not None:
             self._rounds.leave()
         if self._traffic is not None:
@@ -225,18 +225,18 @@ class Coordinator:
         leave_behind(self._number, self)
 
     def group(self) -> MPI.Group:
-        """Give the ranks of the session; the caller frees it."""
+        """Return the ranks of the session; the caller frees the group."""
         group: MPI.Group = self._meetings.Get_group()
         return group
 
     def account(self) -> Account:
-        """Give what this rank did, after `leave`."""
+        """Return what this rank did, after `leave`."""
         if self._rounds is None or self._traffic is None:
             return Account(self._orderly)
         return Account(self._orderly, True, self._rounds.calls, self.commits.posted, *self._traffic.account())
 
     def give_back(self, accounts: Sequence[Account]) -> None:
-        """Make the calls that only other ranks made, and give the communicators back, after `leave`; collective."""
+        """Make the calls that only other ranks made, and free the communicators, after `leave`; collective."""
         what = "all ranks to give back what they left behind of a session that ended by an exception"
 
         def wait(pending: Pending) -> None:
@@ -252,16 +252,16 @@ class Coordinator:
     def wait(
         self, look: Callable[[], T], what: str, seconds: float | None = None, watch: Stopwatch | None = None
     ) -> T | None:
-        """Wait until `look` gives something, and give that; None after so many seconds.
+        """Wait until `look` returns something, and return that; None after `seconds`.
 
-        Without `seconds` the limit is MPICKPT_WAIT_LIMIT, and running into it is an error. Time in which this process
-        was suspended does not count. What takes long is said once on stderr; `watch` is the whole of a wait that is
-        made in several calls.
+        Without `seconds` the limit is MPICKPT_WAIT_LIMIT, and exceeding it is an error. Time in which this process was
+        suspended does not count. A long wait is reported once on stderr; `watch` measures a wait that spans several
+        calls.
 
         Raises
         ------
         WaitTimeout
-            Says what was waited for, and which ranks are late as far as they are known.
+            Says what was waited for, and which ranks are late, if they are known.
         """
         this, pause = Stopwatch(), _FIRST_PAUSE
         whole = this if watch is None else watch
@@ -272,7 +272,7 @@ class Coordinator:
                     return None
                 self._tell(whole, waited if whole is this else whole.seconds(), what)
                 if seconds is None and waited > self._limit:
-                    whole.reported = False  # not withdrawn: those whose time is over as well would take it for late
+                    whole.reported = False  # not withdrawn: others that time out, too, would take this rank for late
                     raise WaitTimeout(self._timed_out(what))
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
@@ -282,13 +282,13 @@ class Coordinator:
         return found
 
     def end_watch(self, watch: Stopwatch) -> None:
-        """End a wait that was made in several calls: nobody takes this rank for one that waits any more."""
+        """End a wait that spanned several calls: this rank no longer counts as waiting."""
         if watch.reported:
             self._reports.withdraw()
             watch.reported = False
 
     def _tell(self, watch: Stopwatch, waited: float, what: str) -> None:
-        """Say of a wait that takes long what it is for, once, and before that to the ranks that know who is late."""
+        """Report a long wait once on stderr, and before that to the ranks that find out which ranks are late."""
         if not watch.reported and waited > REPORT_AFTER * min(self._limit, SAY_AFTER):
             self._reports.tell(what)
             self._orderly = False

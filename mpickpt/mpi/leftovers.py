@@ -1,11 +1,11 @@
-"""Communicators of sessions that ranks left by exceptions: given back at the next `open`.
+"""Communicators of sessions that ranks left by exceptions: they are freed at the next `open`.
 
-Such a rank waits for nobody, so that its non-blocking calls may stay without those of the others, and MPI does not give
-back a communicator with pending calls. It has some 2,000 of them, and a session takes seven. A process has one session
-at a time: when all ranks of an old one meet in an `open`, all have left it. Each tells how many calls of each kind it
-made and makes those that only others made, so that all become complete.
+Such a rank waits for nobody, so its non-blocking calls may lack those of the other ranks, and MPI does not free a
+communicator with pending calls. It has some 2,000 communicators, and a session takes seven. A process has one session
+at a time: when all ranks of an old session meet in an `open`, all have left it. Each tells how many calls of each kind
+it made, and makes those that only others made, so that all complete.
 
-Until then, or until the process ends, nobody but MPI uses what was left behind.
+Until then, or until the process ends, only MPI uses what was left behind.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class Account:
     Attributes
     ----------
     orderly : bool
-        It gave up no meeting, nor told others that it waits for one.
+        Whether it gave up no meeting, and reported no wait.
     opened : bool
-        It came as far as to have all communicators.
+        Whether it had all communicators.
     rounds, shares, exchanges : int
         How many collectives of each kind it began.
     messages : int
-        Those that it sent on ``ckpt.comm``, less those that it received there.
+        Messages that it sent on ``ckpt.comm``, minus those that it received there.
     collectives : int
-        How many it called on ``ckpt.comm``.
+        Collectives that it called on ``ckpt.comm``.
     pending : bool
-        It has receives there, or sends, that are not complete.
+        Whether it has receives or sends there that are not complete.
     """
 
     orderly: bool
@@ -56,13 +56,13 @@ class Leftover(Protocol):
     """What a rank left behind, as its `Coordinator` knows it."""
 
     def group(self) -> MPI.Group:
-        """Give the ranks of the session; the caller frees it."""
+        """Return the ranks of the session; the caller frees the group."""
 
     def account(self) -> Account:
-        """Give what this rank did."""
+        """Return what this rank did."""
 
     def give_back(self, accounts: Sequence[Account]) -> None:
-        """Make the calls that only other ranks made, and give the communicators back; `accounts` of all ranks."""
+        """Make the calls that only other ranks made, and free the communicators; `accounts` of all ranks."""
 
 
 _left: dict[int, Leftover] = {}  # by the numbers of their sessions
@@ -70,9 +70,9 @@ _newest = 0
 
 
 def enter(comm: MPI.Intracomm) -> int:
-    """Give back what the ranks of `comm` have left behind, and a number for the session that they open; collective.
+    """Free what the ranks of `comm` left behind, and return a number for the session that they open; collective.
 
-    Of all sessions of a rank no other has this number.
+    No other session of any of these ranks has this number.
     """
     global _newest
     from mpi4py import MPI
@@ -86,7 +86,7 @@ def enter(comm: MPI.Intracomm) -> int:
 
 
 def leave_behind(number: int, leftover: Leftover) -> None:
-    """Keep what a rank leaves behind of a session until it is given back."""
+    """Keep what a rank leaves behind of a session until it is freed."""
     _left[number] = leftover
     abandon(leftover)
 
@@ -103,7 +103,7 @@ def _give_back(comm: MPI.Intracomm) -> None:
 
 
 def _ranks(leftover: Leftover, comm: MPI.Intracomm) -> list[int | None]:
-    """Give the ranks of a leftover as they are numbered in `comm`, and None for those that are not there."""
+    """Return the ranks of a leftover as they are numbered in `comm`, and None for those that are not there."""
     from mpi4py import MPI
 
     old, here = leftover.group(), comm.Get_group()

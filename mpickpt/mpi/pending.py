@@ -20,7 +20,7 @@ class Pending:
     Attributes
     ----------
     calls : int
-        So many calls of MPI may be needed for what has come to be noticed.
+        Calls of MPI that may be needed to notice that it is complete.
     """
 
     calls = 1
@@ -32,31 +32,31 @@ class Pending:
         self.done = False
 
     def test(self) -> bool:
-        """Look, without waiting, whether it is complete."""
+        """Return, without waiting, whether it is complete."""
         if not self.done:
             self.done = any(test() for test in self.tests())
         return self.done
 
     def tests(self) -> list[Callable[[], bool]]:
-        """Give what to call, in this order, until one says that it is complete; `test` then says so, too."""
+        """Return the tests to call, in this order, until one returns True; `test` then does so, too."""
         return [self.request.Test] * self.calls
 
 
 class Repeated(Pending):
-    """A request that is started again and again on the same buffers, each time when the last is complete.
+    """A request that is started repeatedly on the same buffers, each time after it is complete.
 
-    It is persistent where the MPI library has that (of collectives: MPI 4), as starting it then costs a fifth.
+    It is persistent if the MPI library supports that (for collectives: MPI 4), which makes it cheaper to start.
 
     Parameters
     ----------
     prepare, post : callable
         The method of a communicator that makes a persistent request, and the one that starts a new request each time.
     *buffers : ndarray
-        What both take; the last is for the result.
+        Arguments of both; the last is for the result.
     calls : int
         As for `Pending`; of a collective, `calls_of_collective`.
     **options
-        What both take besides.
+        Further arguments of both.
     """
 
     def __init__(
@@ -85,31 +85,31 @@ class Repeated(Pending):
         self.done = False
 
     def cancel(self) -> None:
-        """Take back a receipt that nothing will come for."""
+        """Cancel a receive that gets no message."""
         if not self.test():
             self.request.Cancel()
             self.request.Wait()
             self.done = True
 
     def free(self) -> None:
-        """Give back what MPI keeps for it, when it is complete."""
+        """Free the persistent request, when it is complete."""
         if self._prepared is not None:
             self._prepared.Free()
 
 
 def calls_of_collective(size: int) -> int:
-    """Say how many calls of MPI a rank of `size` may need to notice that its part of a collective has come.
+    """Return how many calls of MPI a rank of `size` may need to notice that its part of a collective has come.
 
-    MPICH makes one step of its schedule at a call: one more for each one in the binary number of the rank. In a row
-    they cost little, as the first has brought the code into the caches.
+    MPICH makes one step of its schedule per call: one more for each one in the binary number of the rank. Calls in a
+    row cost little, because the first brings the code into the caches.
     """
     return size.bit_length()
 
 
 def next_of(both: list[Repeated]) -> Repeated:
-    """Give the one of two whose turn it is.
+    """Return the one of two whose turn it is.
 
-    The caller knows that its last use has come to an end on all ranks, so MPI is about to notice that here, too.
+    The caller knows that its last use has ended on all ranks, so MPI is about to notice that here, too.
     """
     both.reverse()
     while not both[0].test():
@@ -118,7 +118,7 @@ def next_of(both: list[Repeated]) -> Repeated:
 
 
 def abandon(kept: object) -> None:
-    """Keep a request that nobody will wait for, or what has such requests, as long as the process lives.
+    """Keep a request that nobody will wait for, or its owner, as long as the process lives.
 
     MPI may still write to its buffers, even in MPI_Finalize, which mpi4py calls when the interpreter has freed all
     else.
@@ -127,5 +127,5 @@ def abandon(kept: object) -> None:
 
 
 def reclaim(kept: object) -> None:
-    """Keep no longer what was abandoned: its requests are complete."""
+    """Release what was abandoned: its requests are complete."""
     ctypes.pythonapi.Py_DecRef(ctypes.py_object(kept))

@@ -1,6 +1,6 @@
-"""Who is late: ranks that have waited for long tell two of them what they wait for, so that a time-out can name ranks.
+"""Which ranks are late: ranks that wait for long report it to two collectors, so that a time-out can name the others.
 
-Nothing is sent as long as nobody waits for long, and nothing is waited for here.
+Nothing is sent unless a rank waits for long, and no rank is waited for here.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from mpickpt.mpi.pending import Pending, abandon
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-STORAGE = "the storage, "  # begins what a rank waits for, where that is no other rank
+STORAGE = "the storage, "  # prefix of a wait that is not for another rank
 COLLECTORS = (0, 1)  # two, as one of them may be the one that is late
-LISTEN_SECONDS = 0.2  # that a collector listens before it names anybody
+LISTEN_SECONDS = 0.2  # that a collector listens before it names ranks
 _TAG = 1
 _SHOWN = 8  # ranks that a message lists
 
@@ -62,7 +62,7 @@ class Reports:
             self._waiting[status.source] = text.tobytes().decode(errors="replace")
 
     def late_of_all(self) -> str | None:
-        """Name the ranks that did not report, as `late`, if it is for this rank to do so: one is enough."""
+        """Return `late()` if this rank is to report it, None otherwise: one report is enough."""
         if self._comm.rank not in COLLECTORS:
             return None
         late = self.late()
@@ -70,7 +70,7 @@ class Reports:
         return None if any(self._waiting.get(rank) for rank in others) else late
 
     def late(self) -> str:
-        """Name the ranks that did not report; an empty text where nothing is known."""
+        """Return a text that names the ranks that did not report; empty if nothing is known."""
         if self._comm.rank not in COLLECTORS:
             return ""
         end = time.monotonic() + LISTEN_SECONDS

@@ -1,10 +1,10 @@
 """The messages of a round: requests up a tree of ranks, a marker to all, and the maximum of all proposals.
 
-They have a duplicate of the communicator to themselves. On it collectives follow each other as marker, answer, marker,
-answer, …, each started without waiting: every rank but rank 0 always has the receipt of the next marker posted. There
-are two of each, which take turns: a rank that leaves has the next ones free while the last are on their way. For what
-comes up the tree a receipt from each child stands ready. Nothing here waits but `close`; what came is told as events of
-`mpickpt.protocol`.
+They have their own duplicate of the communicator. Its collectives alternate: marker, answer, marker, answer, …, each
+started without waiting. Every rank but rank 0 always has the receive of the next marker posted. There are two requests
+of each kind, which take turns, so that a rank that leaves can start the next ones while the last are on their way. For
+messages up the tree a receive from each child is always posted. Only `close` and `finish` wait; what came is returned
+as events of `mpickpt.protocol`.
 """
 
 from __future__ import annotations
@@ -114,13 +114,13 @@ class Rounds:
     # -- what came -----------------------------------------------------------------------------------------------
 
     def tests(self) -> list[Callable[[], bool]]:
-        """Give what to call to learn whether `next_event` has something to do; the same until it was called again."""
+        """Return the tests that show whether `next_event` has something to do; the same until it is called again."""
         awaited = self._marker if self._answer is None else self._answer
         pending = [*self._sent, *self._receipts, *([] if awaited is None else [awaited])]
         return [test for one in pending for test in one.tests()]
 
     def next_event(self) -> Event | None:
-        """Give what came next, without waiting; helps along what is on its way through this rank."""
+        """Return the next event, without waiting; this also advances what is on its way through this rank."""
         if self._sent:
             self._sent = [pending for pending in self._sent if not pending.test()]
         if self._answer is not None:
@@ -149,7 +149,7 @@ class Rounds:
     # -- the end -------------------------------------------------------------------------------------------------
 
     def close(self, wait: Callable[[Pending], object]) -> None:
-        """Give the communicator back, when `Ended` came or was announced; collective."""
+        """Free the communicator, when `Ended` came or was announced; collective."""
         for pending in (*self._sent, *self._markers):
             wait(pending)
         self._sent.clear()
@@ -165,7 +165,7 @@ class Rounds:
             self._post_share(NEVER, self._rank)
 
     def finish(self, calls: int, wait: Callable[[Pending], object]) -> None:
-        """Give the communicator back when all ranks have called `leave`; some made so many `calls`; collective."""
+        """Free the communicator when all ranks have called `leave`; some of them made `calls`; collective."""
         while self.calls < calls:
             if self.calls % 2 == 1:
                 self._post_share(NEVER, self._rank)

@@ -1,4 +1,4 @@
-"""The beginning: whether MPI is in a state in which ranks can be saved together, and whether all of them come."""
+"""The start of a session: whether MPI is initialized, and whether all ranks come."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SESSIONS = "MPI was started by sessions alone (MPI_Session_init), or not at all
 
 
 def import_mpi() -> ModuleType:
-    """Give the module `mpi4py.MPI`; a clear error if there is none."""
+    """Return the module `mpi4py.MPI`; UsageError if it cannot be imported."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -33,8 +33,8 @@ def import_mpi() -> ModuleType:
 def check_started(mpi: ModuleType, comm: object) -> None:
     """Refuse to begin before MPI_Init or after MPI_Finalize.
 
-    MPI sessions alone know neither MPI_COMM_SELF nor MPI_COMM_WORLD, and both are needed: `mpickpt.mpi.tracked.buffers`
-    duplicates the one, and `mpickpt.mpi.world` ends all ranks of the other. Beside MPI_Init they do no harm.
+    MPI sessions alone have neither MPI_COMM_SELF nor MPI_COMM_WORLD, and both are needed: `mpickpt.mpi.tracked.buffers`
+    duplicates the one, and `mpickpt.mpi.world` ends all ranks of the other. Together with MPI_Init they do no harm.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def check_started(mpi: ModuleType, comm: object) -> None:
     Raises
     ------
     UsageError
-        Says what is missing.
+        If MPI is not initialized, or is finalized; says what is missing.
     """
     if mpi.Is_finalized():
         raise UsageError("MPI is finalized: open the session before MPI_Finalize, and close it before, too.")
@@ -69,8 +69,8 @@ def meet(comm: MPI.Intracomm, limit: float) -> MPI.Intracomm:
     comm : mpi4py.MPI.Intracomm
         The program's.
     limit : float
-        Seconds until this rank gives up. Those that collect reports, one of which may be the one that is late, say
-        before that what they wait for.
+        Seconds until this rank gives up. The collectors of reports say before that what they wait for; there are two,
+        as one may be the late rank.
 
     Raises
     ------

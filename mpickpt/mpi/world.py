@@ -1,4 +1,4 @@
-"""What can be asked of MPI without a session: which library it is, what all processes have to say, and their end."""
+"""MPI without a session: which library it is, collectives of all processes, and ending them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LAUNCHER_LIMIT = 2.0  # seconds that a launcher gets to read a rank's last word
 
 
 def about_mpi() -> dict[str, str]:
-    """Start MPI if need be, and name the library and the thread level that it gives."""
+    """Start MPI if needed, and return the names of the library and of its thread level."""
     mpi = import_mpi()
     levels = ("SINGLE", "FUNNELED", "SERIALIZED", "MULTIPLE")
     given = {getattr(mpi, f"THREAD_{level}"): level for level in levels}
@@ -28,25 +28,25 @@ def about_mpi() -> dict[str, str]:
 
 
 def gather_world(value: object) -> list[Any] | None:
-    """Bring a value of each process of MPI_COMM_WORLD to rank 0; None on the others; collective."""
+    """Gather a value of each process of MPI_COMM_WORLD on rank 0; None on the others; collective."""
     gathered: list[Any] | None = import_mpi().COMM_WORLD.gather(value)
     return gathered
 
 
 def broadcast_world(value: str) -> str:
-    """Give rank 0's text to all processes of MPI_COMM_WORLD; collective."""
+    """Return rank 0's text on all processes of MPI_COMM_WORLD; collective."""
     told: str = import_mpi().COMM_WORLD.bcast(value)
     return told
 
 
 def world_rank_and_size() -> tuple[int, int]:
-    """Rank and number of ranks of a program that uses MPI; (0, 1) if it does not, and MPI is then not started."""
+    """Return rank and number of ranks of a program that uses MPI; otherwise (0, 1), without starting MPI."""
     mpi = _mpi_in_use()
     return (0, 1) if mpi is None else (mpi.COMM_WORLD.rank, mpi.COMM_WORLD.size)
 
 
 def abort(code: int) -> None:
-    """End all ranks with exit code `code`, once the launcher has what we wrote; returns if there are no others."""
+    """End all ranks with exit code `code`, after the launcher has read our output; return if there is only one."""
     mpi = _mpi_in_use()
     if mpi is not None and mpi.COMM_WORLD.size > 1:
         for stream in (sys.stdout, sys.stderr):
@@ -57,7 +57,7 @@ def abort(code: int) -> None:
 
 
 def _wait_until_read(output: int) -> None:
-    """Let a launcher empty its pipe: MPICH's drops what it finds together with the request to abort."""
+    """Let a launcher empty its pipe first: MPICH's drops output that comes together with the request to abort."""
     if not stat.S_ISFIFO(os.fstat(output).st_mode):
         return
     limit = time.monotonic() + _LAUNCHER_LIMIT
@@ -66,7 +66,7 @@ def _wait_until_read(output: int) -> None:
 
 
 def _unread(pipe: int) -> int:
-    """Bytes in a pipe."""
+    """Return the number of bytes in a pipe."""
     (count,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
     return int(count)
 

@@ -1,5 +1,5 @@
-"""The signals that a session handles, and what becomes of their handlers elsewhere.
+"""The signals that a session handles, and what happens to their handlers.
 
-`termination` is SIGTERM, `takeover` finds handlers that somebody else installed later, and `forks` sees to forked
-children. It is called by the session alone.
+`termination` handles SIGTERM, `takeover` finds handlers that other code installed later, and `forks` handles forked
+children. It is called only by the session.
 """

@@ -1,8 +1,8 @@
-"""What child processes made by fork do not inherit, as Python sees it.
+"""What forked child processes do not inherit.
 
-A child is the program's own: a worker of `multiprocessing`, say, that its parent ends by SIGTERM, or one that outlives
-it. There a signal does what it did before the session took it, and the lock of the checkpoint directory is not held.
-The work is done in ``native/src/fork.c``, so that children which a C library makes are treated alike.
+A child belongs to the program, as a worker of `multiprocessing` does: its parent may end it by SIGTERM, or it may
+outlive the parent. In a child, a signal has the effect that it had before the session, and the lock of the checkpoint
+directory is closed. ``native/src/fork.c`` does the work, so that it includes children that a C library forks.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import signal
 
 from mpickpt import _native
 
-#: Have children close a file that stands for a claim of this process; before it is closed here, `inherit_descriptor`.
+#: Close a descriptor, such as that of a lock, in children; call `inherit_descriptor` before it is closed here.
 disinherit_descriptor = _native.disinherit_descriptor
 inherit_descriptor = _native.inherit_descriptor
 
 
 def disinherit_signal(number: int, before: object) -> None:
-    """Have children take a signal as it was before its handler of now was installed.
+    """Restore in children the action that a signal had before its current handler.
 
     Parameters
     ----------
     number : int
         The signal.
     before : object
-        What `signal.signal` gave. A function of Python's own stands behind one handler of C with ours, so that there is
-        nothing to put back in C.
+        What `signal.signal` returned. All Python handlers share one handler in C, so if it is a function there is
+        nothing to restore in C.
     """
     if before in (signal.SIG_DFL, signal.SIG_IGN):
         _native.disinherit_signal(number, before == signal.SIG_IGN)
 
 
-#: Let children have the signal as this process has it.
+#: Let children inherit the signal again.
 inherit_signal = _native.inherit_signal

@@ -1,15 +1,15 @@
-"""Signals that somebody else took after the session was opened: told once, by name, with who has them now.
+"""Signals whose handlers were replaced after the session was opened: reported once, with the new handler.
 
-A handler that the program or a library installs later stands before the session's, or in its place, and whether it
-calls the one that it found cannot be known. For SIGUSR1 and SIGTERM that means that a request may not be heard. For
-SIGSEGV it means more: a write to protected memory goes to a handler that knows nothing of it. So handlers are compared
-when the loop begins, and at each cut, where that of SIGSEGV is installed again.
+A handler that the program or a library installs later runs before the session's, or in its place; whether it calls the
+handler that it replaced is not known. For SIGUSR1 and SIGTERM, a request may be lost. For SIGSEGV, a write to protected
+memory reaches a handler that knows nothing of it. So handlers are compared when the loop begins, and at each cut, where
+that of SIGSEGV is installed again.
 """
 
 from __future__ import annotations
 
 import signal
-from _signal import getsignal  # type: ignore[import-not-found]  # signal.getsignal makes enumerations: too dear at a cut
+from _signal import getsignal  # type: ignore[import-not-found]  # signal.getsignal makes enums: too slow at a cut
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,12 +28,12 @@ _LOST = {
 
 
 class Handlers:
-    """Watches over the handlers of one session.
+    """Watches the handlers of one session.
 
     Parameters
     ----------
     numbers : iterable of int
-        The signals that the session has taken, by handlers of Python.
+        The signals that the session handles in Python.
     rank : int
         For messages.
     """
@@ -45,7 +45,7 @@ class Handlers:
         self._told_faults = False
 
     def taken(self) -> list[str]:
-        """Say which signals somebody else has now, each once; before a cut, which may change our own handlers."""
+        """Return a warning for each replaced handler, once; called before a cut, which may change our own handlers."""
         told = []
         for number in [n for n, ours in self._ours.items() if self._now(n) != ours]:
             _, function = self._ours.pop(number)
@@ -68,17 +68,17 @@ class Handlers:
         return told
 
     def cut(self) -> None:
-        """Note who has SIGSEGV behind a cut: the session, in front of all others."""
+        """Note the handler of SIGSEGV after a cut: that of the session, which runs first."""
         self._faults = _native.signal_handler(signal.SIGSEGV)
 
     @staticmethod
     def _now(number: int) -> tuple[int, object]:
-        """Give the handler as the system knows it, and as Python does: behind one of the system stand all of Python."""
+        """Return the handler of the system, and that of Python: all those of Python share one of the system."""
         return _native.signal_handler(number), getsignal(number)
 
 
 def _who(number: int, before: object) -> str:
-    """Name whoever has a signal now; Python called `before` when it was ours."""
+    """Name the current handler of a signal; Python called `before` when it was ours."""
     address, function = _native.signal_handler(number), signal.getsignal(number)
     if address == 0:
         return "the default action"

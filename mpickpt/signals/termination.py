@@ -1,8 +1,8 @@
-"""The second SIGTERM, and the time limit of the first, as Python sees them; ``native/src/term.c`` does the work.
+"""The second SIGTERM, and the time limit of the first; ``native/src/term.c`` does the work.
 
-The first SIGTERM asks a program for a last epoch and its end. A program that comes to no safe point, as it waits in
-a call of a library, could then not be ended by a signal any more. So a second one, some time later, has the effect that
-it would have without a session; but not while a last epoch is being saved.
+The first SIGTERM requests a last epoch and the end of the program. A program that reaches no safe point, because it
+waits in a call of a library, could then not be ended by the signal. So a second one, some time later, has the effect
+that it would have without a session, except while a last epoch is being saved.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from contextlib import suppress
 
 from mpickpt import _native
 
-AGAIN_SECONDS = 10.0  # after the first one, at the least: launchers may send one signal twice
+AGAIN_SECONDS = 10.0  # least time after the first one: launchers may send one signal twice
 
 
 def watch_term(before: object, limit: float) -> None:
-    """Blocked before Python's own handler of SIGTERM, which was just installed in the place of `before`.
+    """Install a handler in front of Python's own handler of SIGTERM, which has just replaced `before`.
 
     Parameters
     ----------
     before : object
-        What `signal.signal` gave.
+        What `signal.signal` returned.
     limit : float
-        So many seconds after the first one it takes its effect by itself; may be infinite.
+        Seconds after the first SIGTERM until it has that effect by itself; may be infinite.
     """
-    with suppress(OSError):  # no timer is to be had: then it is as without
+    with suppress(OSError):  # no timer is available: SIGTERM is only a request then
         _native.term_watch(AGAIN_SECONDS, 0.0 if math.isinf(limit) else limit, before == signal.SIG_DFL)
 
 
 def unwatch_term() -> None:
-    """Take that back, before Python's own handler is."""
+    """Remove that handler, before Python's own handler is removed."""
     _native.term_unwatch()
 
 
-#: Whether a last epoch is being saved: no SIGTERM has its effect meanwhile.
+#: Set whether a last epoch is being saved: no SIGTERM takes effect meanwhile.
 set_saving = _native.term_set_saving
-#: Whether the SIGTERM that Python handles now is to have its effect; for a handler of the program's own.
+#: Return whether the SIGTERM that Python handles now is to take effect, for a handler of the program.
 take_again = _native.term_take_again

@@ -56,7 +56,7 @@ __all__ = [
     "write_skeleton",
 ]
 
-# These need h5py, and their modules are imported when they are asked for.
+# These need h5py: their modules are imported when they are first used.
 _HOME_OF = {name: "export" for name in ("Exported", "write_hdf5", "write_netcdf")}
 _HOME_OF |= {name: "packed" for name in ("finish_packed", "open_packed", "write_at")}
 _HOME_OF |= {name: "skeleton" for name in ("write_packed_skeleton", "write_skeleton")}

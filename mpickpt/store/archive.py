@@ -1,4 +1,4 @@
-"""An epoch as a file of its own: cloned where the file system shares blocks between files, copied elsewhere."""
+"""Copies of slot files: cloned where the file system can share blocks between files, copied elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PIECE_BYTES = 16 << 20
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """Give a name to write under; the file gets its own name when all went well, and is gone otherwise.
+    """Yield a path to write to; the file is renamed to `path` on success, and deleted otherwise.
 
     Raises
     ------
@@ -49,11 +49,11 @@ def copy_slot(source: Path, target: Path, unchanged: Callable[[], None], progres
     Parameters
     ----------
     source, target : pathlib.Path
-        The slot, and the file to be; spill files get names that go with it.
+        The slot, and the new file; spill files get matching names.
     unchanged : callable
         Called before the copy gets its name; raises if the slot was written to meanwhile.
     progress : callable
-        Told the number of bytes of each piece that was copied.
+        Called with the number of bytes of each piece that was copied.
 
     Returns
     -------
@@ -100,7 +100,7 @@ def _copy_piece(target: int, source: int) -> int:
 
 
 def clones(directory: Path) -> bool:
-    """Tell whether files in `directory` can share blocks, by trying."""
+    """Return whether files in `directory` can share blocks, by trying."""
     one, two = (directory / f"clone-{k}" for k in range(2))
     one.write_bytes(bytes(4096))
     two.touch()

@@ -1,4 +1,4 @@
-"""Arrays as plain HDF5 or NetCDF files, written piece by piece."""
+"""Writes arrays to plain HDF5 or NetCDF files, piece by piece."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Piece = tuple[tuple[slice, ...], NDArray[Any]]
 
 @dataclass(frozen=True)
 class Exported:
-    """An array on its way into another file; `pieces` gives where each piece belongs, and its cells."""
+    """An array to export; `pieces` yields the place of each piece, and its cells."""
 
     name: str
     shape: tuple[int, ...]
@@ -28,7 +28,7 @@ class Exported:
 
 
 def write_hdf5(path: Path, arrays: Iterable[Exported], attributes: Mapping[str, str | int]) -> None:
-    """Write a plain HDF5 file with compressed datasets; a dtype that HDF5 does not have is stored as opaque."""
+    """Write a plain HDF5 file with compressed datasets; a dtype that HDF5 lacks is stored as opaque."""
     with h5py.File(path, "w") as file:
         file.attrs.update(attributes)
         for array in arrays:
@@ -46,7 +46,7 @@ def write_netcdf(path: Path, arrays: Iterable[Exported], attributes: Mapping[str
     Raises
     ------
     UsageError
-        If h5netcdf is not installed, or a dtype is none of NetCDF's.
+        If h5netcdf is not installed, or NetCDF lacks a dtype.
     """
     try:
         import h5netcdf

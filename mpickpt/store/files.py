@@ -1,8 +1,8 @@
-"""Files and folders of a checkpoint directory, where the disk and other people are concerned.
+"""Files and folders of a checkpoint directory: durable names, and protection against links of other users.
 
-A name is on the disk only when its folder was synced: fsync of a file does not promise it. Whoever relies on a name
-syncs the folder first. And others may write to the folder: what is opened for writing is a new file, or one that is no
-link, so that nothing is written elsewhere.
+A name is on the disk only after its folder was synced: fsync of a file does not guarantee it. Code that relies on a
+name syncs the folder first. Other users may be able to write to the folder. So only new files, and files that are not
+links, are opened for writing: nothing is written elsewhere.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pathlib import Path
 from mpickpt.errors import StoreError, warn
 from mpickpt.retry import reason_of, system_errno
 
-FOLDER_MODE = 0o755  # of folders that are made here; the umask takes more away
+FOLDER_MODE = 0o755  # of new folders; the umask removes more
 FILE_MODE = 0o600
 
 
 def make_folder(directory: Path) -> None:
-    """Make a folder, and those above it that are missing; the names of all that were made are on the disk then.
+    """Create a folder and its missing parents; their names are on the disk afterwards.
 
     Raises
     ------
     OSError
-        If one of them cannot be made.
+        If one of them cannot be created.
     """
     above = (directory, *directory.parents)
     missing = above[: next((n for n, folder in enumerate(above) if folder.exists()), len(above))]
@@ -41,7 +41,7 @@ def make_folder(directory: Path) -> None:
 def sync_folder(folder: Path) -> None:
     """Make sure that the names in a folder are on the disk.
 
-    A file system that cannot sync a folder says so by EINVAL: nothing more can be done there.
+    A file system that cannot sync folders returns EINVAL, which is ignored.
     """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -60,9 +60,9 @@ def sync_folder_above(folder: Path) -> None:
 
 
 def tell_who_may_write(directory: Path) -> None:
-    """Say if others than this user may write to a checkpoint directory.
+    """Warn if other users may write to a checkpoint directory.
 
-    The user's own group, by the number, counts as the user: many systems give each one such a group.
+    A group with the user's own number counts as the user: many systems give each user such a group.
     """
     found = directory.stat()
     own_group = found.st_gid == os.getegid() == os.geteuid()
@@ -74,19 +74,19 @@ def tell_who_may_write(directory: Path) -> None:
 
 
 def create_file(path: Path) -> int:
-    """Open a new, empty file of mode 0600 for writing, in place of what had its name; gives the descriptor.
+    """Create an empty file of mode 0600 in place of any file of that name; return its descriptor.
 
     Raises
     ------
     OSError
-        If it cannot be made.
+        If it cannot be created.
     """
     path.unlink(missing_ok=True)
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Give a file of mode 0600 this text at once; whoever reads it finds the old one or the new one.
+    """Replace the text of a file of mode 0600 atomically: a reader finds the old text or the new one.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def replace_text(path: Path, text: str) -> None:
 def reserve(fd: int, nbytes: int) -> bool:
     """Make a file `nbytes` long and reserve room for all of it.
 
-    Where the file system cannot reserve room the file gets its length alone, so that a full disk shows later:
+    If the file system cannot reserve room, only the length is set, and a full disk shows later:
     posix_fallocate() would write to each block of it.
 
     Returns
@@ -118,7 +118,7 @@ def reserve(fd: int, nbytes: int) -> bool:
     Raises
     ------
     OSError
-        If there is not so much room.
+        If there is not enough room.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     while libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(nbytes)) != 0:
@@ -154,15 +154,15 @@ def os_errors(what: str, path: Path, need: int | None = None) -> Iterator[None]:
 
 
 def free_bytes(where: int | Path) -> int:
-    """Give the room that this user has on a file system."""
+    """Return the bytes that are free for this user on a file system."""
     found = os.statvfs(where)
     return found.f_frsize * (found.f_bfree if os.geteuid() == 0 else found.f_bavail)
 
 
 def revalidate(*directories: Path) -> None:
-    """Forget what this machine remembers of directories: NFS asks its server only when one is opened.
+    """Refresh this machine's cache of directories: NFS asks its server only when one is opened.
 
-    Else what another machine made or replaced in them can stay unknown for a minute.
+    Otherwise files that another machine created or replaced can stay invisible for a minute.
     """
     for directory in directories:
         with suppress(OSError):

@@ -1,8 +1,8 @@
 """The lock of a checkpoint directory: one program uses it at a time.
 
-It is a lock on a file (flock), so that it goes with the process that has it, however that ends. The file says who
-that is. Where several machines share the file system, a machine that dies takes its processes with it, but not their
-locks: the server lets go of those only after a while.
+It is a lock on a file (flock), which ends with the process that has it, however that ends. The file names the process.
+If several machines share the file system, the locks of a machine that dies stay until the server releases them, after
+a while.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from mpickpt.texts import visible
 
 LOCK = "lock"  # the file in the checkpoint directory
 _NAMELESS = "a process that gives no name"
-_LOOKS_SECONDS = 0.2  # who only looks whether there is a lock (`lock_holder`) has it for a moment
+_LOOKS_SECONDS = 0.2  # `lock_holder`, which only checks for a lock, has it for a moment
 _NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def take_lock(directory: Path, owner: str, patience: float) -> int:
-    """Take the lock of a directory that exists, as `Store.lock` does; gives the descriptor for `give_lock_back`.
+    """Take the lock of a directory that exists, as `Store.lock` does; return the descriptor for `give_lock_back`.
 
     Raises
     ------
     InUseError
-        If another process has it, also after `patience` seconds.
+        If another process has it; on another machine, still after `patience` seconds.
     OSError
         If the file cannot be written.
     """
@@ -66,14 +66,14 @@ def take_lock(directory: Path, owner: str, patience: float) -> int:
 
 
 def give_lock_back(fd: int) -> None:
-    """Let go of the lock, also where a child process still has the descriptor."""
+    """Release the lock, even if a child process still has the descriptor."""
     os.ftruncate(fd, 0)
     _unlock(fd)
     os.close(fd)
 
 
 def lock_holder(directory: Path) -> str | None:
-    """Tell which process has the lock, as far as that can be seen from here; None if none has."""
+    """Return which process has the lock, as far as this machine can see; None if none has."""
     try:
         fd = _open(directory / LOCK, os.O_RDONLY)
     except OSError:
@@ -84,9 +84,9 @@ def lock_holder(directory: Path) -> str | None:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return named
-        except OSError as error:  # no locks here: what the file says is all there is
+        except OSError as error:  # no locks here: only the file names a holder
             return named if named != _NAMELESS and error.errno in _NO_FLOCK else None
-        _unlock(fd)  # which a child that was made meanwhile would keep
+        _unlock(fd)  # a child that was forked meanwhile would keep it
         return None
     finally:
         os.close(fd)
@@ -98,7 +98,7 @@ def _unlock(fd: int) -> None:
 
 
 def _outlasts(directory: Path, patience: float, fd: int) -> bool:
-    """Wait for the lock if its holder is on another machine, which may have died; False if it is not to be had."""
+    """Wait for the lock if its holder is on another machine, which may have died; False if it is not released."""
     holder = _named_in(fd)
     elsewhere = re.search(r"process \d+ on (\S+?)\)?$", holder)
     if patience <= 0 or elsewhere is None or elsewhere[1] == socket.gethostname():
@@ -113,7 +113,7 @@ def _outlasts(directory: Path, patience: float, fd: int) -> bool:
 
 
 def _locks_within(seconds: float, fd: int) -> bool:
-    """Take a lock as soon as it is free, if it becomes so in that time."""
+    """Take a lock as soon as it is free; False if it is not free within that time."""
     end, pause = time.monotonic() + seconds, 0.01
     while True:
         try:
@@ -133,7 +133,7 @@ def _named_in(fd: int) -> str:
 
 
 def _open(path: Path, flags: int) -> int:
-    """Open the file, without waiting and through no link: what stands for it may be another one's doing."""
+    """Open the file without waiting or following links: another user may have put something in its place."""
     fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, FILE_MODE)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)

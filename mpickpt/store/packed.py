@@ -1,8 +1,8 @@
 """Compressed archives: the arrays of an epoch as chunked, compressed datasets that any HDF5 program reads.
 
-All else lies as in a slot: checksums, records, objects and messages in flight are contiguous and are read at their
-offsets. A chunk is one stretch of an array's bytes, so that the blocks of a slot are found again without reading much
-more than they hold.
+All else is stored as in a slot: checksums, records, objects and messages in flight are contiguous and are read at their
+offsets. A chunk is a contiguous range of an array's bytes, so that reading a block of a slot reads little more than its
+own bytes.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Transfer = Callable[[int, NDArray[np.uint8]], bool]
 
 @contextmanager
 def open_packed(path: Path, rank: int, name: str, checksum: Checksum | None) -> Iterator[Transfer]:
-    """Open an array of a compressed archive to read it; without a `checksum`, of one in the making to write it.
+    """Open an array of a compressed archive for reading; without a `checksum`, for writing a new archive.
 
-    Gives a function of a position among the array's bytes and of memory, which is filled from there on, or written
-    there. It returns False where the file's data cannot be decompressed; what is written are whole cells.
+    Yields a function of a byte offset in the array and of memory, which is filled from there on, or written there. It
+    returns False if the data cannot be decompressed. Only whole cells can be written.
     """
     writing = checksum is None
     with ExitStack() as stack:
@@ -56,7 +56,7 @@ def open_packed(path: Path, rank: int, name: str, checksum: Checksum | None) -> 
                 try:
                     dataset.write(here, there, piece, kind) if writing else dataset.read(here, there, piece, kind)
                 except OSError as error:
-                    if writing or system_errno(error) is not None:  # the storage's fault, which may pass
+                    if writing or system_errno(error) is not None:  # an error of the storage, which may be transient
                         raise
                     return False
                 at += nbytes
@@ -69,7 +69,7 @@ def open_packed(path: Path, rank: int, name: str, checksum: Checksum | None) -> 
 
 
 def finish_packed(path: Path, checksum: Checksum) -> None:
-    """Write the preface of a compressed archive, all arrays of which were written."""
+    """Write the preface of a compressed archive, after all of its arrays."""
     with opened_unchecked(path) as file:
         room = file.get_create_plist().get_userblock()
         datasets = [h5d.open(file, b"records")]
@@ -93,7 +93,7 @@ def _raw_ranges(path: Path, dataset: h5d.DatasetID, room: int) -> list[Range]:
         infos += [dataset.get_chunk_info(k) for k in range(dataset.get_num_chunks())]
     if not infos:
         return []
-    # Some versions of HDF5 count from the end of the preface. A chunk shows which this one is.
+    # Some versions of HDF5 count from the end of the preface. A chunk shows whether this one does.
     first = infos[0]
     _, raw = dataset.read_direct_chunk(first.chunk_offset)
     with path.open("rb") as file:

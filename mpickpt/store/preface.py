@@ -1,9 +1,9 @@
-"""The preface of a slot: what stands before its HDF5 file, so that damage is found before HDF5 reads a byte.
+"""The preface of a slot: a header before its HDF5 file, by which damage is found before HDF5 reads a byte.
 
 HDF5 itself keeps no checksums of most of its structure, and damage there can make it loop for ever. So the first bytes
-of a slot, in front of what HDF5 takes for the file (its "user block"), say which byte ranges are raw data, and hold
-one CRC-32C of everything else. The structure is written once, when the slot is created, so the preface is too. It is
-read plainly. A file that begins with HDF5's own signature is a slot of an older version, without a preface.
+of a slot, which HDF5 skips as its "user block", list the byte ranges of raw data, and hold one CRC-32C of everything
+else. Structure and preface are written once, when the slot is created. The preface is read without HDF5. A file that
+begins with HDF5's own signature is a slot of an older version, without a preface.
 
 h5py is not imported here: `mpickpt.store.structure` opens a file only after `check` found nothing wrong.
 """
@@ -27,7 +27,7 @@ FORMAT_VERSION = 1
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 PIECE_BYTES = 1 << 20
 REMEMBERED = 64  # files: an archive is opened again for each piece of an array
-QUIET_SECONDS = 2.0  # a file that did not change for so long shows by its times if it changes from now on
+QUIET_SECONDS = 2.0  # a later change to a file that is this old shows in the file's times
 
 # magic, format version, bytes of the preface, where the structure ends, number of ranges of raw data, CRC-32C of the
 # structure, of the ranges, of these fields. The ranges follow, each as its first byte and the byte after its last one.
@@ -36,22 +36,22 @@ _RANGE = struct.Struct("<QQ")
 
 Checksum = Callable[..., int]
 Range = tuple[int, int]
-_checked: dict[str, tuple[int, ...]] = {}  # files whose structure was right when they had these properties
+_checked: dict[str, tuple[int, ...]] = {}  # files whose structure was valid when they had these properties
 
 
 @contextmanager
 def plain(path: Path) -> Iterator[int]:
-    """Open a regular file for reading; anything else is refused at once, and nobody is waited for.
+    """Open a regular file for reading; anything else is refused at once, without waiting.
 
     Raises
     ------
     OSError
-        EISDIR or EINVAL if it is no regular file; else whatever opening it meets.
+        EISDIR or EINVAL if it is not a regular file; otherwise the error of opening it.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
-        if error.errno == errno.ENXIO:  # nobody could be at its other end
+        if error.errno == errno.ENXIO:  # it has no other end
             raise OSError(errno.EINVAL, "it is a socket or a device", str(path)) from None
         raise
     try:
@@ -66,7 +66,7 @@ def plain(path: Path) -> Iterator[int]:
 
 
 def preface_bytes(ranges: int) -> int:
-    """Return the size of a preface with room for so many ranges: a power of two, as HDF5 wants it, of whole pages."""
+    """Return the size of a preface with room for `ranges` ranges: whole pages, and a power of two for HDF5."""
     needed = _HEAD.size + ranges * _RANGE.size
     return max(PAGE_BYTES, 1 << (needed - 1).bit_length())
 
@@ -79,11 +79,11 @@ def write_preface(path: Path, room: int, raw: Iterable[Range], checksum: Checksu
     path : pathlib.Path
         The file, in which `room` bytes are left free before HDF5's own.
     room : int
-        What `preface_bytes` said.
+        What `preface_bytes` returned.
     raw : iterable of (int, int)
         The byte ranges that are not structure, in any order.
     checksum : callable
-        CRC-32C of a bytes-like object, going on from a second argument.
+        CRC-32C of a bytes-like object, continued from a second argument.
     """
     ranges = _merged(raw)
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -105,12 +105,12 @@ def check(fd: int, path: Path, checksum: Checksum) -> bytes:
     Returns
     -------
     bytes
-        The preface; empty if the file has none, as it is an older version's.
+        The preface; empty for a file of an older version, which has none.
 
     Raises
     ------
     ValueError
-        If the file is no slot, or its preface is corrupt; says so in words that go on from "cannot be read".
+        If the file is not a slot, or its preface is corrupt; the text continues "cannot be read".
     StoreError
         If the structure is corrupt.
     """

@@ -1,6 +1,6 @@
-"""Writing the HDF5 structure of a slot file or an archive, once, before anything is in it.
+"""Writes the HDF5 structure of a slot file or an archive, once, before any data.
 
-Datasets are created with their space and without being filled: raw data never pass through HDF5.
+The datasets of a slot are allocated but not filled: raw data never pass through HDF5.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def _version() -> str:
 
 
 class _Skeleton:
-    """An HDF5 file in the making: where every dataset starts on a page of its own and nothing is filled.
+    """An HDF5 file that is being created: every dataset starts on a page of its own, and none is filled.
 
-    The arrays of a packed one are chunked and compressed, and nothing is aligned.
+    In a packed file, arrays are chunked and compressed, and nothing is aligned.
     """
 
     def __init__(self, path: Path, room: int, packed: bool = False) -> None:
@@ -82,8 +82,7 @@ class _Skeleton:
         # dataset that is written by O_DIRECT.
         if not packed:
             access.set_alignment(0, PAGE_BYTES)
-        # No list of the gaps that alignment leaves: HDF5 would search all of it for each new dataset (34 s in place of
-        # 3 s for 1,000 ranks with 3 arrays).
+        # No list of the gaps that alignment leaves: HDF5 would search all of it for each new dataset.
         creation = h5p.create(h5p.FILE_CREATE)
         creation.set_file_space_strategy(h5f.FSPACE_STRATEGY_AGGR, False, 1)
         creation.set_userblock(room)
@@ -118,7 +117,7 @@ class _Skeleton:
 
 
 def _chunk(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Find a chunk that is one stretch of the array's bytes, of at most `CHUNK_BYTES` where the cells allow it."""
+    """Return a chunk that is a contiguous range of the array's bytes, at most `CHUNK_BYTES` unless a cell is larger."""
     row = itemsize
     chunk: tuple[int, ...] = ()
     for extent in reversed(shape):
@@ -133,7 +132,7 @@ def _space(shape: tuple[int, ...]) -> h5s.SpaceID:
 
 
 def _hdf5_type(dtype: np.dtype[Any]) -> h5t.TypeID:
-    """Find the HDF5 type of `dtype`, or an opaque one of the same size where HDF5 has none or cannot write it down."""
+    """Return the HDF5 type of `dtype`, or an opaque one of the same size if HDF5 has none or cannot store it."""
     try:
         kind = h5t.py_create(dtype, logical=True)
         if kind.get_size() == dtype.itemsize and len(kind.encode()) <= TYPE_BYTES:
@@ -152,12 +151,12 @@ def write_skeleton(path: Path, layout: Layout, checksum: Checksum) -> None:
 
 
 def write_packed_skeleton(path: Path, layout: Layout) -> list[SlotOffsets]:
-    """Write the structure of a compressed archive into the file `path`; its arrays, then its preface are still to come.
+    """Write the structure of a compressed archive into the file `path`; its arrays and then its preface follow.
 
     Returns
     -------
     list of SlotOffsets
-        Where all lies but the arrays, by rank.
+        Offsets of all but the arrays, by rank.
     """
     chunks = sum(_chunk_count(spec) for rank in layout.ranks for spec in rank.arrays)
     room = preface.preface_bytes(chunks + 1 + sum(2 + 2 * len(rank.arrays) for rank in layout.ranks))
@@ -174,7 +173,7 @@ def _chunk_count(spec: ArraySpec) -> int:
 
 
 def _write_skeleton(path: Path, layout: Layout, room: int, packed: bool = False) -> list[preface.Range]:
-    """Write the structure behind `room` bytes of preface, close the file, and tell where raw data lie so far."""
+    """Write the structure behind `room` bytes of preface, close the file, and return where raw data lie so far."""
     skeleton = _Skeleton(path, room, packed)
     try:
         h5py.File(skeleton.file).attrs.update(
@@ -219,7 +218,7 @@ def _write_rank(skeleton: _Skeleton, number: str, rank: RankLayout, block_bytes:
 
 
 def _write_global(file: h5f.FileID, name: str, layout: Layout) -> None:
-    """Make /global/`name`, the virtual dataset that puts the ranks' parts together; nothing for arrays without part."""
+    """Create /global/`name`, the virtual dataset that joins the ranks' parts; nothing for arrays without parts."""
     specs = [(r, spec) for r, rank in enumerate(layout.ranks) if (spec := rank.spec(name)) and spec.part]
     if not specs:
         return

@@ -1,9 +1,9 @@
 """The slots of a checkpoint directory: their creation, and what their records say.
 
 A slot is created once by one process and then closed; ranks write raw bytes at the datasets' offsets, so that no
-crash can damage the HDF5 structure. A slot appears under its name by a rename, complete and with its space reserved,
-or not at all. Records are read straight from the file, never through HDF5's caches. Nothing here unpickles.
-h5py is imported where it is needed, as most ranks of a program never open a slot.
+crash can damage the HDF5 structure. A slot gets its name by a rename, when its structure is complete and its space is
+reserved. Records are read straight from the file, never through HDF5's caches. Nothing here unpickles.
+h5py is imported only where it is needed, because most ranks of a program never open a slot.
 """
 
 from __future__ import annotations
@@ -63,19 +63,19 @@ class SlotInfo:
     digest : bytes
         Digest of the layout.
     records : ndarray of RECORD, shape (world_size,)
-        Sound records by rank; corrupt and never written ones are all zero.
+        Valid records by rank; corrupt and never written ones are all zero.
     epoch, step : int or None
         Of the complete epoch in the slot; None unless `complete`.
     complete : bool
-        All ranks' records say that the epoch is complete.
+        Whether all ranks' records say that the epoch is complete.
     why_not : str
         Why the slot holds no complete epoch; empty if it does.
     corrupt : bool
-        A record is neither as a rank wrote it nor untouched.
+        Whether a record is neither valid nor untouched.
     packed : bool
-        The file is a compressed archive.
+        Whether the file is a compressed archive.
     preface : bytes
-        What tells this file from any other of its name; empty for a slot of an older version.
+        Identifies this file among others of its name; empty for a slot of an older version.
     records_at : int
         Byte offset of the first record.
     """
@@ -97,7 +97,7 @@ class SlotInfo:
 
     @property
     def readable(self) -> bool:
-        """The file is a slot, whether or not it holds a complete epoch."""
+        """Whether the file is a slot, with or without a complete epoch."""
         return self.world_size > 0
 
     @property
@@ -127,7 +127,7 @@ def archive_path(directory: Path, epoch: int) -> Path:
 
 
 def record_is_valid(record: NDArray[np.void] | np.void, crc32c: Checksum) -> bool:
-    """Tell whether one record carries the magic and the right checksum."""
+    """Return whether one record carries the magic and the right checksum."""
     raw = record.tobytes()
     return raw.startswith(RECORD_MAGIC) and crc32c(raw[:-4]) == int.from_bytes(raw[-4:], "little")
 
@@ -138,9 +138,9 @@ class Store:
     Parameters
     ----------
     directory : pathlib.Path
-        The directory; `lock` and `create` make it if need be.
+        The directory; `lock` and `create` create it if needed.
     crc32c : callable
-        CRC-32C of a bytes-like object, going on from a second argument.
+        CRC-32C of a bytes-like object, continued from a second argument.
     """
 
     def __init__(self, directory: Path, crc32c: Checksum) -> None:
@@ -150,25 +150,25 @@ class Store:
         self._reserves = True  # as far as is known, the file system can reserve room for files
 
     def lock(self, owner: str = "", *, patience: float = 0.0) -> int:
-        """Take the directory for this process, until `unlock` or its end.
+        """Lock the directory for this process, until `unlock` or its end.
 
         Parameters
         ----------
         owner : str
-            Told beside the number of the process.
+            Named in the lock, with the number of the process.
         patience : float
-            Seconds to wait if a process on another machine has it, which may have died.
+            Seconds to wait for a process on another machine, which may have died.
 
         Returns
         -------
         int
-            The descriptor that stands for the lock, also in `lock_descriptor`. A child process made by fork has it too,
-            and the lock lasts as long as either: have it closed there.
+            The descriptor of the lock, also in `lock_descriptor`. A forked child inherits it, and must close it
+            to release the lock.
 
         Raises
         ------
         InUseError
-            If another process has it; says which.
+            If another process has it; the message names it.
         StoreError
             If the directory cannot be created or written.
         """
@@ -180,21 +180,21 @@ class Store:
         return self.lock_descriptor
 
     def holder(self) -> str | None:
-        """Tell which process has the directory, as far as that can be seen from here; None if none has."""
+        """Return which process has the directory, as far as this machine can see; None if none has."""
         return lock_holder(self.directory)
 
     def unlock(self) -> None:
-        """Give the directory back."""
+        """Unlock the directory."""
         if self.lock_descriptor is not None:
             fd, self.lock_descriptor = self.lock_descriptor, None
             give_lock_back(fd)
 
     def keep_lock(self) -> None:
-        """Keep the directory until the process ends, whatever becomes of this object."""
+        """Keep the directory locked until the process ends, whatever becomes of this object."""
         self.lock_descriptor = None
 
     def slots(self) -> list[SlotInfo]:
-        """List all slot files by index, unreadable ones too; `SlotInfo.why_not` tells what is wrong with them."""
+        """List all slot files by index, unreadable ones too; `SlotInfo.why_not` says what is wrong with them."""
         return sorted(map(self.inspect, self._files(_SLOT_NAME)), key=lambda slot: slot.index)
 
     def archives(self) -> list[SlotInfo]:
@@ -202,11 +202,11 @@ class Store:
         return [self.inspect(path) for path in sorted(self._files(_ARCHIVE_NAME))]
 
     def inspect(self, path: Path) -> SlotInfo:
-        """Tell of one slot or archived epoch, whether or not there is one."""
+        """Describe one slot or archived epoch, whether or not it exists."""
         return read_slot(path, self._crc32c)
 
     def _files(self, name: re.Pattern[str]) -> list[Path]:
-        """List the files of such names. Only a directory that does not exist is an empty one: not one that fails."""
+        """List the files with such names. A missing directory is empty; one that cannot be read is an error."""
         with os_errors(f"The checkpoint directory {self.directory} cannot be read", self.directory):
             try:
                 found = read_again(self.directory, lambda: list(self.directory.iterdir()))
@@ -227,7 +227,7 @@ class Store:
             self._remove_spills(path)
 
     def create(self, index: int, layout: Layout) -> None:
-        """Replace slot `index` by an empty one for `layout`: all of it, or in case of an error nothing.
+        """Replace slot `index` by an empty one for `layout`; an error replaces nothing.
 
         Raises
         ------
@@ -264,7 +264,7 @@ class Store:
             )
 
     def _remove_spills(self, path: Path) -> None:
-        """Delete the spill files of a slot that was replaced or deleted, once that is on the disk."""
+        """Delete the spill files of a slot that was replaced or deleted, after that is on the disk."""
         sync_folder(self.directory)
         spills = spill_paths(path)
         for spill in spills:
@@ -288,7 +288,7 @@ class Store:
 
 
 def read_slot(path: Path, crc32c: Checksum) -> SlotInfo:
-    """Read what a slot file says about itself; whatever is wrong with it goes into `SlotInfo.why_not`."""
+    """Read what a slot file says about itself; `SlotInfo.why_not` says what is wrong with it."""
     from mpickpt.store.structure import read_head
 
     match = _SLOT_NAME.fullmatch(path.name)
@@ -319,7 +319,7 @@ def read_slot(path: Path, crc32c: Checksum) -> SlotInfo:
 
 
 def is_unchanged(slot: SlotInfo, crc32c: Checksum) -> bool:
-    """Tell whether `slot` is what it was when it was read: the same file, and nothing written to it."""
+    """Return whether `slot` is unchanged since it was read: the same file, with the same records."""
     if not slot.preface:
         now = read_slot(slot.path, crc32c)
         return now.digest == slot.digest and now.records.tobytes() == slot.records.tobytes()
@@ -354,7 +354,7 @@ def _read_records(path: Path, offset: int, world_size: int) -> NDArray[np.void]:
 
 
 def _clear_damaged(records: NDArray[np.void], crc32c: Checksum) -> str:
-    """Set corrupt records to zero, and tell which was the first; records never written are zero already."""
+    """Set corrupt records to zero, and name the first of them; records never written are zero already."""
     why_not = ""
     for rank, record in enumerate(records):
         if not record_is_valid(record, crc32c) and any(record.tobytes()):
@@ -385,7 +385,7 @@ def _why_not_complete(records: NDArray[np.void], digest: bytes) -> str:
 
 
 def _bytes_needed(layout: Layout) -> int:
-    """Add up what the raw data of a slot take; the structure comes on top, a few pages for each dataset."""
+    """Return the bytes of a slot's raw data; the structure takes a few more pages for each dataset."""
     sizes = [PAGE_BYTES * len(layout.ranks)]
     for rank in layout.ranks:
         sizes += [rank.objects_room, rank.channels_room]

@@ -1,10 +1,10 @@
-"""The HDF5 structure of a slot file, as it is read back; `mpickpt.store.skeleton` writes it.
+"""Reads the HDF5 structure of a slot file; `mpickpt.store.skeleton` writes it.
 
-Raw data never pass through HDF5: what is read here is where they lie. Files that are no slots end in a `StoreError`
-with a sentence, whatever h5py says about them.
+Raw data never pass through HDF5: only their offsets are read here. A file that is not a slot raises a `StoreError`,
+whatever h5py says about it.
 
-`opened` is the one door through which mpickpt has HDF5 open a file that it did not just make: the file is a regular
-one, and its structure agrees with its preface, or it is an older version's and has none.
+mpickpt lets HDF5 open a file that it did not just create only by `opened`: the file is a regular one, and its structure
+matches its preface, or it was written by an older version and has none.
 """
 
 from __future__ import annotations
@@ -116,16 +116,16 @@ def structure_of(file: h5f.FileID, head: Head) -> tuple[Layout, list[SlotOffsets
 
 @contextmanager
 def opened(path: Path, checksum: Checksum) -> Iterator[tuple[h5f.FileID, bytes]]:
-    """Open a slot or an archive through HDF5 to read it, when its structure was found undamaged; also its preface.
+    """Check the structure of a slot or an archive, then open it for reading through HDF5; also yield its preface.
 
-    What is opened is what was checked, whatever gets its name meanwhile.
+    The file that is opened is the one that was checked, even if another gets its name meanwhile.
 
     Raises
     ------
     StoreError
         If the structure is corrupt.
     ValueError, OSError
-        If the file is no slot, or cannot be read.
+        If the file is not a slot, or cannot be read.
     """
     with plain(path) as fd:
         own = preface.check(fd, path, checksum)
@@ -148,7 +148,7 @@ def opened_unchecked(path: Path, flags: int = h5f.ACC_RDONLY) -> Iterator[h5f.Fi
 
 @contextmanager
 def reading(path: Path, checksum: Checksum) -> Iterator[tuple[h5f.FileID, bytes]]:
-    """Open a slot for reading its structure; what h5py says about files that are none becomes a `StoreError`."""
+    """Open a slot for reading its structure; errors of h5py become a `StoreError`."""
     try:
         with opened(path, checksum) as (file, own):
             yield file, own
@@ -179,7 +179,7 @@ def head_of(file: h5f.FileID) -> Head:
 
 
 def _take_payload(group: h5g.GroupID, names: list[bytes], name: str) -> tuple[int, int]:
-    """Take a dataset that is no array out of `names`, and give its offset and room."""
+    """Take a dataset that is no array out of `names`, and return its offset and room."""
     names.remove(name.encode())
     dataset = h5d.open(group, name.encode())
     return offset_of(dataset), dataset.get_storage_size()

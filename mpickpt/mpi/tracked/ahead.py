@@ -1,9 +1,9 @@
-"""Receiving ahead of the program: while it waits for a checkpoint, what comes on its tracked communicators is kept.
+"""Receives ahead of the program: while it waits for a checkpoint, messages on its tracked communicators are kept.
 
 A blocking send of another rank may end only when its message is received, and an epoch is complete only when the
-messages that were in flight at its cut are known. A rank that waits for either receives both: it keeps the messages
-with those that a restart left to be served, so that they reach the program's next receives in their order, and are
-saved with each epoch until then.
+messages that were in flight at its cut are known. So a rank that waits for a checkpoint receives all messages that
+come. It keeps them with those that a restart has to replay: they reach the program's next receives in their order, and
+are saved with each epoch until then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mpickpt.mpi.tracked.tracked import Tracked
 
 
 def receive_ahead(communicators: Iterable[Tracked]) -> None:
-    """Receive what has come, on each of the communicators, and keep it for the program."""
+    """Receive the messages that have come on each communicator, and keep them for the program."""
     status = MPI.Status()
     for comm in communicators:
         while (message := MPI.Intracomm.Improbe(comm, MPI.ANY_SOURCE, MPI.ANY_TAG, status)) is not None:

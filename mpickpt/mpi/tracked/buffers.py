@@ -1,4 +1,4 @@
-"""The content of messages, whatever kind of buffer the program names for them."""
+"""The content of messages, for any kind of buffer of the program."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from mpi4py import MPI
 
-Spec = Any  # a buffer specification; mpi4py says for itself what is wrong with one
+Spec = Any  # a buffer specification; mpi4py itself reports what is wrong with one
 Object = Any  # whatever can be pickled
 Seen = tuple[int, int, int]  # source, tag, and bytes of a message
 
 
 def plain(spec: Spec) -> memoryview | None:
-    """Give the memory of a buffer specification of mpi4py, if a message lies in it from the start without gaps.
+    """Return the memory of a buffer specification of mpi4py, if a message lies in it from the start without gaps.
 
     None for everything else (derived datatypes, displacements, memory of a GPU), and for what cannot be received into.
     """
@@ -59,7 +59,7 @@ class Loopback:
         self._sending: list[tuple[MPI.Request, object]] = []
 
     def pack(self, spec: Spec) -> bytes:
-        """Give the bytes that a send of the buffer would put on the wire."""
+        """Return the bytes that a send of the buffer would put on the wire."""
         sending = self._comm.Isend(spec, 0)
         status = MPI.Status()
         message = self._comm.Mprobe(0, MPI.ANY_TAG, status)
@@ -69,21 +69,21 @@ class Loopback:
         return bytes(data)
 
     def expect(self, spec: Spec, receive: Callable[..., MPI.Request] = MPI.Intracomm.Irecv) -> MPI.Request:
-        """Post a receive for bytes that `supply` brings; it raises what a receive into a wrong buffer raises."""
+        """Post a receive for bytes that `supply` sends; it raises what a receive into a wrong buffer raises."""
         return receive(self._comm, spec, 0, 0)
 
     def supply(self, data: bytes | bytearray) -> None:
-        """Bring the bytes to the oldest receive that waits for them."""
+        """Send the bytes to the oldest pending receive."""
         self._sending = [(request, kept) for request, kept in self._sending if not request.Test()]
         request = self._comm.Isend([data, MPI.PACKED], 0, 0)
         if not request.Test():
             self._sending.append((request, data))
 
     def withdraw(self, receive: MPI.Request) -> None:
-        """Take back a receive that nothing was supplied for."""
+        """Cancel a receive that nothing was supplied for."""
         receive.Cancel()
         receive.Wait()
 
     def close(self) -> None:
-        """Give the communicator back."""
+        """Free the communicator."""
         self._comm.Free()

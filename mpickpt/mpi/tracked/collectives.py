@@ -1,8 +1,8 @@
 """Collectives of tracked communicators: counted, and without blocking inside MPI while a rank has not come.
 
-A blocking collective first waits for all ranks, by a non-blocking barrier, and then is MPI's own: its results are the
-same to the last bit as without mpickpt (the non-blocking forms may add in another order), and the memory guard needs
-not hold its buffers.
+A blocking collective first waits for all ranks by a non-blocking barrier, and then calls MPI's own. So its results are
+the same to the last bit as without mpickpt (the non-blocking forms may add in another order), and the memory guard need
+not pin its buffers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Method = Callable[..., Any]
 
 
 def track_collectives(cls: C) -> C:
-    """Give a class of communicators counting collectives."""
+    """Replace the collectives of a class of communicators by counting ones."""
     for name in (*_WITH_BUFFERS, *_OF_OBJECTS, *_MAKERS):
         setattr(cls, name, _blocking(name, getattr(MPI.Intracomm, name)))
     for name in ("Barrier", "barrier"):

@@ -1,8 +1,8 @@
-"""A communicator like any other, that counts what goes over it.
+"""A communicator that counts what goes over it, and is otherwise like any other.
 
-Blocking calls are made of such as do not block: a send is the non-blocking send, a receive looks for its message by a
-matching probe and then receives it, and between two looks the session does its work. A receive is not made of the
-non-blocking receive, because the memory guard would have to hold its buffer for the rest of the session.
+Blocking calls are built from non-blocking ones: a send uses the non-blocking send; a receive polls for its message by a
+matching probe, and then receives it. Between two polls the session does its work. A receive does not use the
+non-blocking receive, because the memory guard would have to pin its buffer until the session ends.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class TrackedComm(Sends):
     """An intracommunicator whose messages may cross safe points.
 
     All point-to-point calls are tracked, upper and lower case, blocking, non-blocking and persistent, probes and
-    matched messages; all collectives are counted, and begin when all ranks have come. What `Dup`, `Dup_with_info`,
-    `Clone`, `Create`, `Split` and `Split_type` make is tracked too. It is known by the number of its creation, and so
-    must be made in the same order again after a restart.
+    matched messages. All collectives are counted, and begin when all ranks have come. Communicators from `Dup`,
+    `Dup_with_info`, `Clone`, `Create`, `Split` and `Split_type` are tracked, too. They are identified by the number of
+    their creation, so after a restart they must be created in the same order.
 
     Not tracked, and not to be used across a safe point: what `Idup`, `Idup_with_info`, `Create_group`,
     `Create_from_group`, `Create_cart`, `Create_graph`, `Create_dist_graph`, `Create_dist_graph_adjacent` and
     `Create_intercomm` make; partitioned messages; windows and files; ``MPI.Message.Probe(comm)`` and other calls that
     do not go through the methods of the communicator, among them those of other libraries. ``MPI.Request.Waitall`` and
-    the like complete a request without telling, ``MPI.Prequest.Startall`` starts one so: use ``type(request).Waitall``
-    and ``type(request).Startall``.
+    the like complete a request untracked, and ``MPI.Prequest.Startall`` starts one untracked: use
+    ``type(request).Waitall`` and ``type(request).Startall``.
 
-    MPI calls come from one thread of a rank at a time.
+    Only one thread of a rank may call MPI at a time.
     """
 
     # -- receives ------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""Waiting for several requests at once, some of them tracked, without blocking inside MPI.
+"""Waits for several requests at once, some of them tracked, without blocking inside MPI.
 
-MPI's own rules: null requests and inactive persistent ones count as complete where all are waited for, and are not
-there where some are. Statuses are filled as mpi4py does, which lengthens the list if it is too short.
+The rules are those of MPI: null requests and inactive persistent ones count as complete in waits for all requests, and
+are ignored in waits for some. Statuses are filled as mpi4py does, which extends the list if it is too short.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Statuses = list[MPI.Status] | None
 
 
 def wait_all(requests: Requests, statuses: Statuses) -> list[Any]:
-    """Wait for all requests, and give the objects that came."""
+    """Wait for all requests, and return the received objects."""
     seen = _fill(statuses, len(requests))
 
     def wait(request: MPI.Request, status: MPI.Status | None) -> Object:
@@ -33,7 +33,7 @@ def wait_all(requests: Requests, statuses: Statuses) -> list[Any]:
 
 
 def test_all(requests: Requests, statuses: Statuses) -> list[Any] | None:
-    """Give the objects that came if all requests are complete; None, and no request touched, otherwise."""
+    """Return the received objects if all requests are complete; otherwise None, and touch no request."""
     if not all([request.Get_status() for request in requests]):
         return None
     seen = _fill(statuses, len(requests))
@@ -41,13 +41,13 @@ def test_all(requests: Requests, statuses: Statuses) -> list[Any] | None:
 
 
 def wait_any(requests: Requests, status: MPI.Status | None) -> tuple[int, Any]:
-    """Wait for one request; its index and the object that came."""
+    """Wait for one request; return its index and the received object."""
     index, _, came = _until(requests, lambda: found if (found := test_any(requests, status))[1] else None)
     return index, came
 
 
 def test_any(requests: Requests, status: MPI.Status | None) -> tuple[int, bool, Any]:
-    """Look for one complete request: its index, whether there is one (or nothing to wait for), the object that came."""
+    """Test for one complete request: its index, whether there is one (or nothing to wait for), the received object."""
     live = _live(requests)
     if not live:
         return (*MPI.Request.Testany([], status), None)
@@ -59,12 +59,12 @@ def test_any(requests: Requests, status: MPI.Status | None) -> tuple[int, bool, 
 
 
 def wait_some(requests: Requests, statuses: Statuses) -> tuple[list[int] | None, list[Any] | None]:
-    """Wait until some requests are complete; their indices and the objects that came, None if there are none."""
+    """Wait until some requests are complete; return their indices and objects, None if there are no requests."""
     return _until(requests, lambda: found if (found := test_some(requests, statuses))[0] != [] else None)
 
 
 def test_some(requests: Requests, statuses: Statuses) -> tuple[list[int] | None, list[Any] | None]:
-    """Look which requests are complete; their indices and the objects that came, None if there are none at all."""
+    """Return the indices and objects of complete requests; None if there are no requests."""
     live = _live(requests)
     if not live:
         return None, None

@@ -1,8 +1,8 @@
-"""Some messages to some ranks, when nobody knows how many will come: the NBX algorithm, without waiting.
+"""Messages to some ranks, when no rank knows how many will come: the NBX algorithm, without waiting.
 
-Each rank sends what it has by synchronous sends, which are complete when they were received, and receives whatever
-comes. When its own sends are complete it enters a non-blocking barrier; when that is complete, all sends of all ranks
-were received. It costs as many messages as there are pairs with something to say, and a barrier.
+Each rank sends its messages by synchronous sends, which are complete when they are received, and receives whatever
+comes. When its own sends are complete, it enters a non-blocking barrier; when that is complete, all sends of all ranks
+were received. The cost is one message for each pair with something to send, and a barrier.
 
 T. Hoefler, C. Siebert, A. Lumsdaine: Scalable Communication Protocols for Dynamic Sparse Data Exchange. PPoPP 2010.
 """
@@ -17,7 +17,7 @@ from mpi4py import MPI
 class Exchange:
     """One exchange; all ranks of a communicator that is used for nothing else make one.
 
-    Two exchanges in a row take two communicators in turn: a rank may begin the second while another has not noticed
+    Successive exchanges alternate between two communicators: a rank may begin the second while another has not noticed
     yet that the first is over. The third cannot begin before all have noticed.
 
     Parameters
@@ -25,7 +25,7 @@ class Exchange:
     comm : mpi4py.MPI.Intracomm
         The communicator.
     messages : mapping
-        For each rank that is told something, the bytes.
+        The bytes for each rank that gets a message.
     take : callable
         Called with the rank and the bytes of each message that came.
     """

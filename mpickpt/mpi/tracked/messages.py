@@ -30,7 +30,7 @@ class TrackedMessage(MPI.Message):
 
     @classmethod
     def served(cls, late: Late, comm: Tracked) -> TrackedMessage:
-        """Take a message out of those that are served."""
+        """Take a message out of those to be replayed."""
         self = cls()
         self._comm, self._late = comm, late
         self._source, self._tag, self._size = comm.local(late.source), late.tag, len(late.data)
@@ -43,11 +43,11 @@ class TrackedMessage(MPI.Message):
         return f"matched message (source {self._source}, tag {self._tag})"
 
     def harmless(self) -> bool:
-        """Whether it may be left alone at a cut: never."""
+        """Whether it may stay pending at a cut: never."""
         return False
 
     def notice(self) -> None:
-        """Nothing completes it outside our sight."""
+        """Do nothing: no untracked call completes it."""
 
     def may_take(self, channel: Channel) -> bool:
         """Whether it is a message of the channel."""

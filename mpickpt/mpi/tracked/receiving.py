@@ -8,12 +8,12 @@ from mpickpt.mpi.tracked.buffers import Seen, Spec, plain
 from mpickpt.mpi.tracked.requests import TrackedRequest
 from mpickpt.mpi.tracked.tracked import Tracked
 
-# A buffer, its memory if that is without gaps, and the loopback's receive into it if it is not.
+# A buffer; its memory if that is without gaps; otherwise the loopback's receive into it.
 Target = tuple[Spec, memoryview | None, MPI.Request | None]
 
 
 def prepare(comm: Tracked, buf: Spec) -> Target:
-    """Look where a message is to go; what cannot be received into is refused, before there is a message."""
+    """Prepare the target of a message; a buffer that cannot be received into is refused before a message comes."""
     memory = plain(buf)
     return buf, memory, None if memory is not None else comm.traffic.loopback.expect(buf)
 

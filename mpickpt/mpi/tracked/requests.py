@@ -1,11 +1,11 @@
-"""Requests of tracked communicators: MPI's own, which also tell when they are complete.
+"""Requests of tracked communicators: requests of MPI that are counted when they complete.
 
-They are handles like any other, so that calls of mpi4py that are written in C (``MPI.Request.Waitall``) take them too.
-Such a call completes them without a word. That is noticed afterwards, and the message is counted; but its content is
-not known then, and if source or tag were wildcards, nor is its channel. ``type(request).Waitall`` does the same and
-tells.
+They are handles like any other, so that calls of mpi4py that are written in C (``MPI.Request.Waitall``) accept them.
+Such a call completes them untracked. That is noticed afterwards, and the message is counted; but its content is not
+known then, and if source or tag were wildcards, neither is its channel. ``type(request).Waitall`` does the same, and is
+tracked.
 
-A message that is served after a restart comes by a loopback, as a real request.
+A message that is replayed after a restart comes by a loopback, as a real request.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mpickpt.mpi.tracked.tracked import Tracked
 
 @dataclass(slots=True)
 class Posted:
-    """A call that is under way.
+    """A pending call.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class Posted:
     peer, tag : int
         As the program gave them.
     memory : memoryview or None
-        Where a message will lie; None if it will not lie there without gaps.
+        Where the message will be; None if it will have gaps there.
     stamp : int
         When a receive was posted.
     """
@@ -66,9 +66,9 @@ class TrackedRequest(MPI.Request):
     _comm: Tracked
     _posted: Posted | None = None
     _origin: Seen | None = None  # of a message that comes by the loopback
-    _stand_in: MPI.Request | None = None  # the real request of a persistent one that was served or suppressed
+    _stand_in: MPI.Request | None = None  # the real request of a persistent one that was replayed or suppressed
     _partner: MPI.Request | None = None  # the send of an Isendrecv
-    _memory: bytearray | None = None  # of an object, that mpi4py does not know to be one
+    _memory: bytearray | None = None  # of an object that mpi4py does not unpickle
 
     @classmethod
     def of(
@@ -88,12 +88,12 @@ class TrackedRequest(MPI.Request):
         return self
 
     def with_partner(self, partner: MPI.Request) -> TrackedRequest:
-        """Be complete only when the partner is."""
+        """Make it complete only when the partner is."""
         self._partner = partner
         return self
 
     def with_object(self, memory: bytearray) -> TrackedRequest:
-        """Bring the object that lies pickled in `memory`."""
+        """Make it return the object that is pickled in `memory`."""
         self._memory = memory
         return self
 
@@ -118,12 +118,12 @@ class TrackedRequest(MPI.Request):
         return "request" if self._posted is None else self._posted.describe()
 
     def harmless(self) -> bool:
-        """Whether it may be left alone at a cut: a send whose message is on its way, be it waited for or not."""
+        """Whether it may stay pending at a cut: a send whose message is on its way, waited for or not."""
         posted = self._posted
         return posted is None or (posted.kind == "send" and (not self or MPI.Request.Get_status(self)))
 
     def may_take(self, channel: Channel) -> bool:
-        """Whether it is a pending receive that may take a message of the channel."""
+        """Whether it is a pending receive that can match a message of the channel."""
         path, source, tag = channel
         posted = self._posted
         return (
@@ -135,7 +135,7 @@ class TrackedRequest(MPI.Request):
         )
 
     def notice(self) -> None:
-        """Look whether a call outside our sight has completed it."""
+        """Check whether an untracked call has completed it."""
         if self._posted is not None and self._was_completed():
             self._finish(MPI.Status())
 
@@ -143,7 +143,7 @@ class TrackedRequest(MPI.Request):
         return not self
 
     def _finish(self, seen: MPI.Status, *, failed: bool = False) -> None:
-        """Count what is complete; `seen` is an empty status if nobody saw it."""
+        """Count what is complete; `seen` is an empty status after an untracked call."""
         posted, self._posted = self._posted, None
         self._stand_in = self._origin = None
         if posted is None:
@@ -165,7 +165,7 @@ class TrackedRequest(MPI.Request):
     # -- completion ----------------------------------------------------------------------------------------------
 
     def _look(self, test: Callable[..., Object], status: MPI.Status | None) -> Object:
-        """Call one of MPI's tests; what it gave if that means complete, False otherwise."""
+        """Call one of MPI's tests; return its result if that means complete, False otherwise."""
         if self._posted is not None and not self:
             self.notice()
         if self._partner is not None and not self._partner.Test():
@@ -196,7 +196,7 @@ class TrackedRequest(MPI.Request):
         return bool(self._look(MPI.Request.Test, status))
 
     def test(self, status: MPI.Status | None = None) -> tuple[bool, Any | None]:
-        """Test for the completion of a non-blocking operation; gives the object that came, too."""
+        """Test for the completion of a non-blocking operation; return the received object, too."""
         found: tuple[bool, Any | None] = self._look(MPI.Request.test, status) or (False, None)
         return found
 
@@ -206,7 +206,7 @@ class TrackedRequest(MPI.Request):
         return True
 
     def wait(self, status: MPI.Status | None = None) -> Object:
-        """Wait for a non-blocking operation to complete, and give the object that came."""
+        """Wait for a non-blocking operation to complete, and return the received object."""
         return self._comm.traffic.until(lambda: self._look(MPI.Request.test, status))[1]
 
     def Get_status(self, status: MPI.Status | None = None) -> bool:
@@ -248,7 +248,7 @@ class TrackedRequest(MPI.Request):
 
     @classmethod
     def waitall(cls, requests: Sequence[MPI.Request], statuses: list[MPI.Status] | None = None) -> list[Any]:
-        """Wait for all requests, and give the objects that came."""
+        """Wait for all requests, and return the received objects."""
         return completion.wait_all(requests, statuses)
 
     @classmethod
@@ -260,52 +260,52 @@ class TrackedRequest(MPI.Request):
     def testall(
         cls, requests: Sequence[MPI.Request], statuses: list[MPI.Status] | None = None
     ) -> tuple[bool, list[Any] | None]:
-        """Test whether all requests are complete, and give the objects that came; if not, none is touched."""
+        """Test whether all requests are complete, and return the received objects; if not, none is touched."""
         found = completion.test_all(requests, statuses)
         return found is not None, found
 
     @classmethod
     def Waitany(cls, requests: Sequence[MPI.Request], status: MPI.Status | None = None) -> int:
-        """Wait for one of the requests, and give its index."""
+        """Wait for one of the requests, and return its index."""
         return completion.wait_any(requests, status)[0]
 
     @classmethod
     def waitany(cls, requests: Sequence[MPI.Request], status: MPI.Status | None = None) -> tuple[int, Any]:
-        """Wait for one of the requests, and give its index and the object that came."""
+        """Wait for one of the requests, and return its index and the received object."""
         return completion.wait_any(requests, status)
 
     @classmethod
     def Testany(cls, requests: Sequence[MPI.Request], status: MPI.Status | None = None) -> tuple[int, bool]:
-        """Test whether one of the requests is complete, and give its index."""
+        """Test whether one of the requests is complete, and return its index."""
         return completion.test_any(requests, status)[:2]
 
     @classmethod
     def testany(cls, requests: Sequence[MPI.Request], status: MPI.Status | None = None) -> tuple[int, bool, Any | None]:
-        """Test whether one of the requests is complete, and give its index and the object that came."""
+        """Test whether one of the requests is complete, and return its index and the received object."""
         return completion.test_any(requests, status)
 
     @classmethod
     def Waitsome(cls, requests: Sequence[MPI.Request], statuses: list[MPI.Status] | None = None) -> list[int] | None:
-        """Wait until some of the requests are complete, and give their indices."""
+        """Wait until some of the requests are complete, and return their indices."""
         return completion.wait_some(requests, statuses)[0]
 
     @classmethod
     def waitsome(
         cls, requests: Sequence[MPI.Request], statuses: list[MPI.Status] | None = None
     ) -> tuple[list[int] | None, list[Any] | None]:
-        """Wait until some of the requests are complete, and give their indices and the objects that came."""
+        """Wait until some of the requests are complete, and return their indices and the received objects."""
         return completion.wait_some(requests, statuses)
 
     @classmethod
     def Testsome(cls, requests: Sequence[MPI.Request], statuses: list[MPI.Status] | None = None) -> list[int] | None:
-        """Test which of the requests are complete, and give their indices."""
+        """Test which of the requests are complete, and return their indices."""
         return completion.test_some(requests, statuses)[0]
 
     @classmethod
     def testsome(
         cls, requests: Sequence[MPI.Request], statuses: list[MPI.Status] | None = None
     ) -> tuple[list[int] | None, list[Any] | None]:
-        """Test which of the requests are complete, and give their indices and the objects that came."""
+        """Test which of the requests are complete, and return their indices and the received objects."""
         return completion.test_some(requests, statuses)
 
 
@@ -330,7 +330,7 @@ class TrackedPrequest(TrackedRequest, MPI.Prequest):
         return self._posted is not None or self._stand_in is not None
 
     def _finish(self, seen: MPI.Status, *, failed: bool = False) -> None:
-        """Count what is complete, also if it was started by a call outside our sight."""
+        """Count what is complete, even if an untracked call started it."""
         call, unnoticed = self._call, self._posted is None and self._stand_in is None
         if unnoticed and call.kind == "receive" and seen.Get_source() >= 0:
             self._posted = replace(call, stamp=self._comm.traffic.ledger.stamp())

@@ -14,7 +14,7 @@ Isend = Callable[..., MPI.Request]
 
 
 class Sends(Tracked):
-    """A tracked communicator with all that sends and receives nothing."""
+    """A tracked communicator with all calls that only send."""
 
     def _send(self, isend: Isend, buf: Spec, dest: int, tag: int, pack: Pack | None = None) -> None:
         traffic = self.traffic

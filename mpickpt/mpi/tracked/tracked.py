@@ -1,4 +1,4 @@
-"""What a tracked communicator is beside its calls: its name, its ranks, its account, and what a restart left to do."""
+"""The base of a tracked communicator: its name, its ranks, its counts, and what a restart left to do."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Unfinished(Protocol):
         """Name the call and its arguments."""
 
     def harmless(self) -> bool:
-        """Whether it may be left alone at a cut."""
+        """Whether it may stay pending at a cut."""
 
     def notice(self) -> None:
-        """Look whether a call outside our sight has completed it."""
+        """Check whether an untracked call has completed it."""
 
     def may_take(self, channel: Channel) -> bool:
-        """Whether it is a receive that may take a message of the channel."""
+        """Whether it is a receive that can match a message of the channel."""
 
 
 class Books(Protocol):
-    """What the communicators of a session have in common, as they see it: the one who keeps it is `Traffic`."""
+    """What the communicators of a session share, as they see it; `Traffic` implements it."""
 
     rank: int
     group: MPI.Group
@@ -47,10 +47,10 @@ class Books(Protocol):
     loopback: Loopback
 
     def until(self, ready: Callable[[], T | None]) -> T:
-        """Wait until `ready` gives something true, and give that."""
+        """Wait until `ready` returns something true, and return that."""
 
     def progress(self) -> None:
-        """Bring the exchange of counts further, if one is under way."""
+        """Advance the exchange of counts, if one is in progress."""
 
     def sent(self, channel: Channel) -> None:
         """Count a message that was sent."""
@@ -106,7 +106,7 @@ class Tracked(MPI.Intracomm):
     # -- for requests and messages -------------------------------------------------------------------------------
 
     def world(self, rank: int) -> int:
-        """Give the rank, among those that are saved together, of a rank of this communicator."""
+        """Return the rank in the session of a rank of this communicator."""
         found = self._worlds.get(rank)
         if found is None:
             group = self.Get_group()
@@ -115,7 +115,7 @@ class Tracked(MPI.Intracomm):
         return found
 
     def local(self, world: int) -> int:
-        """Give the rank in this communicator of one of those that are saved together."""
+        """Return the rank in this communicator of a rank of the session."""
         found = self._locals.get(world)
         if found is None:
             group = self.Get_group()
@@ -140,7 +140,7 @@ class Tracked(MPI.Intracomm):
             self.traffic.called(self.path, name, self._ring)
 
     def child(self, comm: MPI.Comm) -> Self:
-        """Track a communicator that was made of this one."""
+        """Track a communicator that was made from this one."""
         self._children += 1
         return self.of(comm, self.traffic, f"{self.path}/{self._children - 1}")
 
@@ -152,7 +152,7 @@ class Tracked(MPI.Intracomm):
     # -- after a restart -----------------------------------------------------------------------------------------
 
     def restored(self, source: int, tag: int) -> Late | None:
-        """Find the message that is to be served to a receive."""
+        """Return the message to be replayed to a receive, if there is one."""
         replay = self.traffic.replay
         if not replay.waiting or source == MPI.PROC_NULL:
             return None
@@ -162,7 +162,7 @@ class Tracked(MPI.Intracomm):
     def supply(
         self, late: Late, spec: Spec, receive: Irecv = MPI.Intracomm.Irecv
     ) -> tuple[MPI.Request, Seen]:
-        """Bring a message into a buffer, by a real request; give what is to be put in its status, too."""
+        """Bring a message into a buffer by a real request; return that, and what its status is to show."""
         request = self.traffic.loopback.expect(spec, receive)
         self.traffic.loopback.supply(late.data)
         return request, (self.local(late.source), late.tag, len(late.data))
@@ -170,13 +170,13 @@ class Tracked(MPI.Intracomm):
     def serve(
         self, late: Late, spec: Spec, receive: Irecv = MPI.Intracomm.Irecv
     ) -> tuple[MPI.Request, Seen]:
-        """Bring a message into a buffer, and take it out of those that wait."""
+        """Bring a message into a buffer, and take it out of those to be replayed."""
         found = self.supply(late, spec, receive)
         self.traffic.replay.serve(late)
         return found
 
     def suppress(self, buf: Spec, dest: int, tag: int, pack: Pack | None = None) -> bool:
-        """Suppressed a send whose message arrived before the restart."""
+        """Suppress a send whose message arrived before the restart; return whether it did."""
         traffic = self.traffic
         if not traffic.replay.suppresses or dest == MPI.PROC_NULL:
             return False
@@ -184,5 +184,5 @@ class Tracked(MPI.Intracomm):
         return traffic.replay.suppress(self.path, self.world(dest), tag, lambda: content(buf))
 
     def nothing(self) -> MPI.Request:
-        """Give a request that is complete, for a send that is suppressed."""
+        """Return a complete request, for a send that is suppressed."""
         return MPI.Intracomm.Isend(self, [b"", MPI.BYTE], MPI.PROC_NULL)
