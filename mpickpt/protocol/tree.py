@@ -2,12 +2,12 @@
 
 
 def parent(rank: int) -> int:
-    """Give the parent of `rank` > 0 in the binomial tree: its lowest one-bit is taken away."""
+    """Return the parent of `rank` > 0 in the binomial tree: its lowest one-bit is taken away."""
     return rank & (rank - 1)
 
 
 def children(rank: int, size: int) -> list[int]:
-    """Give the ranks whose parent is `rank`; at most log2(size) of them."""
+    """Return the ranks whose parent is `rank`; at most log2(size) of them."""
     lowest = rank & -rank or size
     found, bit = [], 1
     while bit < lowest and rank + bit < size:

@@ -264,6 +264,13 @@ class Declarations:
         self._claimed.add(name)
         return self._source
 
+    def _release_source(self) -> Source | None:
+        """Restore nothing from now on: what the program has not asked for comes too late."""
+        source, self._source = self._source, None
+        if source is not None:
+            self._late = source.names() - self._claimed
+        return source
+
     def _tell_late(self) -> None:
         """Warn of what was not asked for: the next epochs are without."""
         if self._late:

@@ -22,6 +22,7 @@ from mpickpt.session.hang import Hang
 from mpickpt.session.idle import IdlePeriod
 from mpickpt.session.outcome import Outcome, told_lost
 from mpickpt.session.performer import Performer
+from mpickpt.session.restoring import Restoring
 from mpickpt.session.triggers import Triggers
 from mpickpt.session.waits import Waits
 from mpickpt.stats import Stats
@@ -48,7 +49,7 @@ class Driver:
     hang : Hang
         Knows whether the storage hangs.
     loading : Loading or None
-        What a lazy restart has still to read and check; there is no cut before it is done.
+        What a lazy restart still has to read and check.
     line : RunLine or None
         Tells where the program is; None where nobody wants to know it, and on all ranks but rank 0.
 
@@ -79,7 +80,8 @@ class Driver:
         self._clock = clock
         self._hang = hang
         triggers.stalls = hang.stalls
-        self._epochs = Epochs(coordinator, checkpointer, protocol, clock, recorder, hang, loading)
+        self._restoring = Restoring(coordinator, loading)
+        self._epochs = Epochs(coordinator, checkpointer, protocol, clock, recorder, hang, self._restoring)
         self.stats = self._epochs.stats
         self._coordinator = coordinator
         self._checkpointer = checkpointer
@@ -159,7 +161,7 @@ class Driver:
     def _go_on(self, step: int, now: float) -> None:
         """Leave the safe point of `step`, and find out when to poll again; raise `Stopped` if the program is to end."""
         self._protocol.handle(Resumed())
-        is_quiet = self._line is None and not self._epochs.loads and not self._epochs.channels.are_awaited
+        is_quiet = self._line is None and not self._restoring.is_running and not self._epochs.channels.are_awaited
         end, seconds = self._protocol.next_step, self._protocol.seconds_to_next_poll(quiet=is_quiet)
         steps = self._protocol.steps_to_next_poll(seconds)
         self.next_step, self.next_poll = min(end, step + steps), now + seconds
@@ -220,7 +222,7 @@ class Driver:
         """Take in all that has come, and see that the drain ends in time."""
         while (event := self._next_event(now)) is not None:
             self._handle(event)
-        if self._epochs.loads and self._epochs.poll_loading(now, self._seconds_to_next_cut(now)):
+        if self._restoring.is_running and self._restoring.poll(now, self._seconds_to_next_cut(now)):
             self._triggers.request(stop=False)  # all ranks meet at a cut, and are told there
         if self._epochs.drains:
             self._poll_drain(now)
@@ -267,7 +269,7 @@ class Driver:
         """Wait until the last epoch is decided and all ranks have come here; collective."""
         closing = time.perf_counter()
         self._end_line()
-        self._epochs.finish_loading()
+        self._restoring.finish()
         self._performer.closing = True
         self._triggers.close(stopped=self._performer.stopped is not None)
         epoch = self._protocol.epoch

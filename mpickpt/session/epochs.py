@@ -12,18 +12,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from mpickpt.errors import MpickptError, StoreError, UsageError, warn
+from mpickpt.errors import StoreError, UsageError, warn
 from mpickpt.mpi import STORAGE, Commit, Coordinator
 from mpickpt.protocol import Decided, Drained, Epoch, Event, Post, Protocol, Refused
 from mpickpt.protocol.policy import Clock, should_boost
 from mpickpt.report.recorder import Recorder
-from mpickpt.restart.lazy import Loading
 from mpickpt.session.channels import Channels
 from mpickpt.session.checkpointer import Checkpointer
 from mpickpt.session.epoch import InProgress
-from mpickpt.session.failures import LOST, MISSED, SKIPPED, explain, why_not
+from mpickpt.session.failures import LOST, MISSED, SKIPPED, explain, what_stays, why_not
 from mpickpt.session.hang import Hang
 from mpickpt.session.outcome import Outcome
+from mpickpt.session.restoring import Restoring
 from mpickpt.snapshot import DrainState, Progress
 from mpickpt.stats import Stats
 from mpickpt.terminal import RunState
@@ -48,11 +48,13 @@ class Epochs:
         Takes notes of what happens.
     hang : Hang
         Knows whether the storage hangs.
-    loading : Loading or None
-        What a lazy restart has still to read and check; there is no cut before it is done.
+    restoring : Restoring
+        A lazy restart: there is no cut before it is done.
 
     Attributes
     ----------
+    restoring : Restoring
+        A lazy restart, if there is one.
     stats : Stats
         What it cost so far.
     channels : Channels
@@ -71,8 +73,9 @@ class Epochs:
         clock: Clock,
         recorder: Recorder,
         hang: Hang,
-        loading: Loading | None,
+        restoring: Restoring,
     ) -> None:
+        self.restoring = restoring
         self.stats = Stats()
         self.channels = Channels(checkpointer)
         self.last: Outcome | None = None
@@ -83,45 +86,17 @@ class Epochs:
         self._clock = clock
         self._recorder = recorder
         self._hang = hang
-        self._loading = loading
         self._current: InProgress | None = None  # or the last one, once it is decided
-        self._started_at = self._complete_at = 0.0  # the first safe point; the cut of the newest complete epoch
+        self._complete_at = 0.0  # the cut of the newest complete epoch
         self._restart_seconds = 0.0
 
     def start(self, restart_seconds: float) -> None:
         """Begin to keep time; reading the checkpoint took `restart_seconds`."""
         self._restart_seconds = restart_seconds
         if self._checkpointer.traffic is not None:
-            self.finish_loading()  # a rank that waits for others at its first cut might keep a message from them
-        self._started_at = time.perf_counter()  # as if the epoch that was restored had been cut now
-        self._clock.start(self._started_at)
-
-    # -- a lazy restart ------------------------------------------------------------------------------------------
-
-    def finish_loading(self) -> None:
-        """Have the arrays of all ranks in memory of their own, and valid, before any slot is written to.
-
-        Collective, once. One rank's word is not enough: if another one's arrays are corrupt, the older epoch is needed,
-        which the first cut overwrites.
-        """
-        loading, self._loading = self._loading, None
-        if loading is None:
-            return
-        error: MpickptError | None = None
-        try:
-            loading.finish()
-        except MpickptError as found:
-            error = found
-        self._coordinator.agree(error, "all ranks to read and check what they restored")
-
-    @property
-    def loads(self) -> bool:
-        """Whether arrays are still being read and checked."""
-        return self._loading is not None
-
-    def poll_loading(self, now: float, remaining: float) -> bool:
-        """See that all is loaded in the `remaining` seconds to the next cut; once True, if some of it is corrupt."""
-        return self._loading is not None and self._loading.poll(now - self._started_at, remaining)
+            self.restoring.finish()  # a rank that waits for others at its first cut might keep a message from them
+        self.restoring.start()
+        self._clock.start(time.perf_counter())  # as if the epoch that was restored had been cut now
 
     # -- the cut -------------------------------------------------------------------------------------------------
 
@@ -179,7 +154,7 @@ class Epochs:
     def miss(self, epoch: Epoch) -> Event:
         """Do what the others did at the cut, without making one."""
         current = self.begin(epoch)
-        self.finish_loading()
+        self.restoring.finish()
         refused = self.prepare()
         if refused is not None:
             return refused
@@ -313,14 +288,11 @@ class Epochs:
 
     def _warn(self, failed: InProgress) -> None:
         """Warn of an epoch that fails on this rank, and say which one stays."""
-        kept = self._protocol.newest_complete
-        older = "No epoch is complete yet" if kept is None else f"Epoch {kept} stays"
-        if failed.errno in LOST and self.newest is not None and not self.newest.path.exists():
-            older = f"Epoch {self.newest.epoch} is gone with {self.newest.path.name}, too"
-        epoch = failed.epoch
+        epoch, kept = failed.epoch, self._protocol.newest_complete
+        stays = what_stays(failed.errno, kept, self.newest)
         warn(
             f"Epoch {epoch.number} (step {epoch.step}) failed on rank {self._coordinator.rank}: {self._path(epoch)}: "
-            f"{failed.reason}. {older}, and the program goes on."
+            f"{failed.reason}. {stays}, and the program goes on."
         )
 
     def _warn_of_untracked_writes(self, progress: Progress) -> None:

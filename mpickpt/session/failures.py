@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from mpickpt.mpi import Commit
+from mpickpt.session.outcome import Outcome
 
 SKIPPED = "it was skipped, as the storage of a rank hung"
 MISSED = "a rank had to go on before it knew the step of the cut; it is tried again"
@@ -26,6 +27,23 @@ def why_not(commit: Commit, rank: int, own: str) -> str:
     else:
         reason = explain(commit.errno) if commit.errno else "that rank says why"
     return f"Rank {commit.failed}: {reason}"
+
+
+def what_stays(errno: int, number: int | None, newest: Outcome | None) -> str:
+    """Say which epoch there is when one fails.
+
+    Parameters
+    ----------
+    errno : int
+        Why it fails on this rank, or 0.
+    number : int or None
+        The number of the newest complete epoch, which may be of an older session.
+    newest : Outcome or None
+        The newest complete epoch of this session.
+    """
+    if errno in LOST and newest is not None and not newest.path.exists():
+        return f"Epoch {newest.epoch} is gone with {newest.path.name}, too"
+    return "No epoch is complete yet" if number is None else f"Epoch {number} stays"
 
 
 def explain(number: int) -> str:

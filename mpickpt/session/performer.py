@@ -158,7 +158,7 @@ class Performer:
     def _cut(self, epoch: Epoch) -> Event | None:
         """Make a cut; if the program made that impossible, the others are told before it is raised here."""
         current = self._epochs.begin(epoch)
-        self._epochs.finish_loading()
+        self._epochs.restoring.finish()
         current.began = time.perf_counter()
         self._clock.start(current.began)
         taken = self._handlers.taken()

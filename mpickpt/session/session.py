@@ -14,11 +14,11 @@ import os
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from mpickpt.errors import MpickptError, Stopped, UsageError
+from mpickpt.errors import Stopped, UsageError
 from mpickpt.mpi import Coordinator
 from mpickpt.options import Options
 from mpickpt.protocol.policy import NEVER
@@ -26,6 +26,7 @@ from mpickpt.restart import choose
 from mpickpt.restart.sources import OtherRanks
 from mpickpt.session.checkpointer import Checkpointer
 from mpickpt.session.declarations import Declarations
+from mpickpt.session.ending import Ending
 from mpickpt.session.outcome import Outcome
 from mpickpt.session.setup import drive
 from mpickpt.session.steps import Steps
@@ -75,9 +76,10 @@ class Session(Declarations):
             checkpointer.begin()
             undo.pop_all()
         super().__init__(checkpointer, options, start.restored, start.source)
-        self._epochs, self._protected, self._loading = start.epochs, start.protected, start.loading
+        self._start_from = start
         self._driver = drive(coordinator, checkpointer, environment, start, options)
         self._traffic = coordinator.track(self._idle, crc32c)
+        self._ending = Ending(coordinator, checkpointer, self._driver, self._traffic, start.loading)
         self._restart_seconds = time.perf_counter() - began
         self._started = False
         self._steps = Steps(start.restored.step if start.restored else 0)
@@ -90,8 +92,8 @@ class Session(Declarations):
     def comm(self) -> Communicator:
         """A communicator of the session's ranks whose messages may cross safe points.
 
-        It is an `mpi4py.MPI.Intracomm` like any other. What is in flight on it at a cut is saved with the epoch; after
-        a restart late messages are served again, and those that were received already are not sent twice
+        It is an `mpi4py.MPI.Intracomm` like any other. Messages that are in flight on it at a cut are saved with the
+        epoch. After a restart late messages are replayed, and sends of those that were received already are suppressed
         (docs/messages.md). All ranks take it before the first safe point.
 
         Raises
@@ -143,7 +145,13 @@ class Session(Declarations):
             steps.end()
 
     def step(self) -> int:
-        """Make a safe point here, for programs without a ``for`` loop; gives the number of the step that begins."""
+        """Make a safe point here, for programs without a ``for`` loop.
+
+        Returns
+        -------
+        int
+            The number of the step that begins.
+        """
         step = self._steps.next()
         if refresh_guard():
             tell_unguarded()
@@ -154,23 +162,23 @@ class Session(Declarations):
     def save(self, *, next_step: bool | None = None) -> Outcome:
         """Make a checkpoint here and now, and wait until it is complete, or failed, on all ranks.
 
-        Collective, as a barrier is: no rank goes on before all have called it. It is a safe point. The cuts of `range`
-        and `step` need no waiting; this is for programs that have to know that their state is on disk before they do
-        something else, and for those that are to be cut at some places alone.
+        This is a safe point, and collective as a barrier is: no rank goes on before all have called it. The cuts of
+        `range` and `step` need no waiting. Call this where a program has to know that its state is on disk before it
+        goes on, or where a program may be cut at some places only.
 
         Parameters
         ----------
         next_step : bool, optional
-            With which step a restart from this checkpoint begins. Inside a step False, the default, stands for the one
-            that is under way: nothing of it may have been changed yet. True stands for the next one: all of this one is
-            done. After a loop that came to its end, and before the first one, there is nothing to choose. A program
-            that never calls `range` or `step` counts its steps by ``save(next_step=True)`` at the end of each.
+            The step with which a restart from this checkpoint begins. Inside a step, False (the default) means the
+            current step, of which nothing may have been changed yet; True means the next step, as all of the current
+            one is done. Between two loops there is nothing to choose. A program that never calls `range` or `step`
+            counts its steps by ``save(next_step=True)`` at the end of each.
 
         Returns
         -------
         Outcome
-            The number of the epoch, and whether it is complete; false if it failed, and then says why. After a failure
-            the older epoch stays.
+            The number of the epoch, and whether it is complete; it is false if the epoch failed, and says why. The
+            older epoch stays then.
 
         Raises
         ------
@@ -252,20 +260,18 @@ class Session(Declarations):
 
     def _start(self, step: int) -> None:
         """Fix the layout at the first safe point, and let go of what was read but not asked for."""
-        source, self._source = self._source, None
-        if source is not None:
-            self._late = source.names() - self._claimed
+        source, start = self._release_source(), self._start_from
         if choose.messages(self._coordinator, self._traffic, source, self.options.directory):
             self._checkpointer.traffic = self._traffic
         if source is not None:
             source.close()
-        self._checkpointer.fix_layout(step, watch=self._loading is None)
+        self._checkpointer.fix_layout(step, watch=start.loading is None)
         if isinstance(source, OtherRanks):  # not every one of these ranks has a share of each array
             self._late -= self._checkpointer.names
-        self._checkpointer.slots.provide_all(step, self._epochs, self._protected)
+        self._checkpointer.slots.provide_all(step, start.epochs, start.protected)
         restored = self.restored.epoch if self.restored is not None else None
-        if restored is not None and self._protected is not None:
-            self._checkpointer.resume(self._protected, restored)
+        if restored is not None and start.protected is not None:
+            self._checkpointer.resume(start.protected, restored)
         self._driver.start(restored, self._restart_seconds)
         self._started = True
         self._driver.tell_taken_signals()
@@ -274,7 +280,13 @@ class Session(Declarations):
     # -- the rest ------------------------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
-        """Tell what checkpointing cost so far on this rank."""
+        """Return what checkpointing has cost so far on this rank.
+
+        Returns
+        -------
+        Stats
+            Counts, seconds and bytes, with those of the drain in progress.
+        """
         return self._driver.current_stats()
 
     def close(self) -> None:
@@ -291,44 +303,21 @@ class Session(Declarations):
             self._leave()
             raise
         self._end()
-        try:
-            if self._loading is not None:
-                self._loading.close()
-            self._let_go()
-            self._traffic.close()
-            self._coordinator.close()
-        finally:
-            close_guard()
+        self._ending.together()
 
     def _leave(self) -> None:
         """End the session on this rank alone: save what is being saved, wait for nobody."""
         if self._closed or self._inherited:
             return
         self._end()
-        try:
-            if self._started:
-                with suppress(MpickptError):
-                    self._driver.leave()
-        finally:
-            try:
-                if self._loading is not None:
-                    self._loading.leave()
-                self._let_go()
-                self._coordinator.leave()
-            finally:
-                close_guard()
-
-    def _let_go(self) -> None:
-        """Let go of arrays and directory, as far as the storage allows."""
-        if not self._checkpointer.close(keep_lock=self._driver.storage_hung):
-            self._driver.tell_hung_end()
+        self._ending.alone(started=self._started)
 
     def _end(self) -> None:
         self._closed = True
         self._next_step = -1
-        if self._source is not None:
-            self._source.close()
-        self._source = None
+        source = self._release_source()
+        if source is not None:
+            source.close()
         self._driver.end()
         atexit.unregister(self._leave)
 

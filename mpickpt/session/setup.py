@@ -45,7 +45,7 @@ def drive(
         slots=start.epochs,
         protected=start.protected,
         next_epoch=start.next_epoch,
-        rest=idle_poll_seconds(math.inf if chosen == "auto" else chosen),
+        idle_poll=idle_poll_seconds(math.inf if chosen == "auto" else chosen),
     )
     clock = Clock(None if chosen == "auto" else chosen, options.mtbf)
     first = coordinator.rank == 0

@@ -106,7 +106,7 @@ def test_sends_that_are_complete_and_not_waited_for(run: Run) -> None:
         if RECEIVES:
             assert [run.comm.recv() for _ in range(200)] == list(range(200))
         COMM.Barrier()
-    assert len(run.traffic._pending) < 900
+    assert len(run.traffic._outstanding) < 900
 
 
 @pairs

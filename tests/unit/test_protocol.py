@@ -264,9 +264,9 @@ def test_the_lookahead_adapts_to_a_slow_rank() -> None:
 @given(SIZES, st.sampled_from([1e-3, 5e-3, 0.02]), st.sampled_from([0.0, 0.01, 0.1]), st.integers(0, 2**32))
 @example(6, 0.02, 0.1, 1911)  # needs steps for each level of the tree
 @example(2, 1e-3, 0.1, 521)  # needs polls by steps as well as by time, or a pace that is not forgotten
-@example(2, 1e-3, 0.1, 443)  # needs a pace that is not forgotten in a idle
-def test_ranks_that_rest_hold_up_nobody(size: int, unit: float, uneven: float, seed: int) -> None:
-    """Ranks that wait for each other in each step never stand until their patience ends, however seldom they look.
+@example(2, 1e-3, 0.1, 443)  # needs a pace that is not forgotten in an idle period
+def test_idle_ranks_hold_up_nobody(size: int, unit: float, uneven: float, seed: int) -> None:
+    """Ranks that wait for each other in each step are never blocked until their patience ends, if they poll seldom.
 
     A share of the steps, and the first one, is twenty times as long as the others: still short beside the patience.
     """
@@ -283,8 +283,8 @@ def test_ranks_that_rest_hold_up_nobody(size: int, unit: float, uneven: float, s
         asks=[*asks, (0.9 * length, rnd.randrange(size), True)],
         hop=lambda rank: 2e-5 * rnd.random(),
         longest_drain=0.05 * length,
-        look=0.002,
-        rest=0.05,
+        poll=0.002,
+        idle_poll=0.05,
     )
     simulation = _ran(job)
     assert simulation.cuts
@@ -307,8 +307,8 @@ def test_a_request_before_steps_become_quick_holds_up_nobody(size: int, first: i
             needs=_needs("ring", size, first + 1000, 1, rnd),
             asks=[(asked, rnd.randrange(size), seed % 2 == 0)],
             hop=lambda rank: 2e-5 * rnd.random(),  # noqa: B023
-            look=0.002,
-            rest=0.05,
+            poll=0.002,
+            idle_poll=0.05,
         )
         simulation = _ran(job)
         assert simulation.cuts
@@ -325,8 +325,8 @@ def test_slow_steps_after_quick_ones_are_cut_soon(quick: float) -> None:
         lambda rank, step: quick if step < first else 10.0,
         needs=_needs("ring", 4, first + 1000, 1, random.Random(1)),
         asks=[(25.0, 2, False)],
-        look=0.002,
-        rest=0.05,
+        poll=0.002,
+        idle_poll=0.05,
     )
     simulation = _ran(job)
     (cut,) = simulation.ranks[0].cut_at
@@ -371,7 +371,7 @@ def test_every_needs_no_message() -> None:
 
 
 def test_answers_that_came_quickly_by_chance_leave_the_lookahead_as_long() -> None:
-    lookahead = Lookahead(2, look=0.002, rest=0.05)
+    lookahead = Lookahead(2, poll=0.002, idle_poll=0.05)
     for step in range(40):
         lookahead.seen(step, 0.01 * step)
     steps = lookahead.steps
@@ -383,7 +383,7 @@ def test_answers_that_came_quickly_by_chance_leave_the_lookahead_as_long() -> No
 
 def test_a_rank_rests_unless_a_step_is_to_be_agreed_on() -> None:
     """Ranks that are some steps ahead of others wait long for an epoch to be decided."""
-    machine = p.Protocol(1, 2, look=0.004, rest=0.1)
+    machine = p.Protocol(1, 2, poll=0.004, idle_poll=0.1)
 
     def pause() -> float:
         return machine.seconds_to_next_poll(quiet=True)
@@ -407,9 +407,9 @@ def test_a_rank_rests_unless_a_step_is_to_be_agreed_on() -> None:
     assert pause() == 0.1
 
 
-@pytest.mark.parametrize(("interval", "rest"), [(0.375, 0.02), (10.0, 0.05), (600.0, 0.1), (math.inf, 0.1)])
-def test_ranks_rest_for_a_share_of_the_interval(interval: float, rest: float) -> None:
-    assert p.idle_poll_seconds(interval) == pytest.approx(rest)
+@pytest.mark.parametrize(("interval", "seconds"), [(0.375, 0.02), (10.0, 0.05), (600.0, 0.1), (math.inf, 0.1)])
+def test_idle_ranks_poll_once_in_a_share_of_the_interval(interval: float, seconds: float) -> None:
+    assert p.idle_poll_seconds(interval) == pytest.approx(seconds)
 
 
 def test_a_poll_that_finds_nothing() -> None:

@@ -4,7 +4,7 @@
 (`requests`) report what they send and receive; at a cut the ranks tell each other their counts (`exchange`) while the
 program goes on.
 
-Nothing blocks inside MPI while it waits for another rank: a tracked call that waits looks, sleeps and lets the session
+Nothing blocks inside MPI while it waits for another rank: a tracked call that waits polls, sleeps and lets the session
 do its work, because another rank may be waiting for that before it sends. The one exception is the transfer of a
 message that has been matched.
 """
@@ -21,27 +21,27 @@ from weakref import WeakValueDictionary
 
 from mpi4py import MPI
 
-from mpickpt.errors import EpochError, MpickptError, WaitTimeout, everywhere
-from mpickpt.messages.inflight import InFlight, Suppressed, route
+from mpickpt.errors import WaitTimeout
 from mpickpt.messages.ledger import Calls, Channel, Data, Ledger, describe
 from mpickpt.mpi.leftovers import Account
 from mpickpt.mpi.tracked.ahead import receive_ahead
 from mpickpt.mpi.tracked.buffers import Loopback
 from mpickpt.mpi.tracked.comm import TrackedComm
 from mpickpt.mpi.tracked.exchange import Exchange
-from mpickpt.mpi.tracked.tracked import Tracked, Unfinished
+from mpickpt.mpi.tracked.outstanding import Outstanding
+from mpickpt.mpi.tracked.restoring import share
+from mpickpt.mpi.tracked.tracked import Tracked
 from mpickpt.options import wait_limit
 from mpickpt.waiting import SAY_AFTER, Stopwatch
 
 T = TypeVar("T")
 
-# A wait looks so long without sleeping: for longer than a pause really takes. Otherwise two ranks that answer each
-# other, once one of them has slept, find each other asleep for ever.
+# A wait polls so long without sleeping: for longer than a pause really takes, which the timer slack of Linux prolongs.
+# Otherwise two ranks that answer each other, once one of them has slept, find each other asleep for ever.
 SPIN_SECONDS = 200e-6
-PAUSE_SECONDS = 50e-6  # then it sleeps so long between two looks (110 us, with the timer slack of Linux),
+PAUSE_SECONDS = 50e-6  # then it sleeps so long between two polls,
 IDLE_SECONDS = 0.002  # and lets the session do its work so often
 _PATH = "0"  # of the tracked communicator itself
-_PRUNE_AT = 256  # sends that are not waited for; then the complete ones are sorted out
 
 
 class Traffic:
@@ -85,8 +85,8 @@ class Traffic:
         self._messages = 0  # sent, less received
         self._collectives = 0
         self._epoch = 0
-        self._pending: dict[int, Unfinished] = {}
-        self._prune_at = _PRUNE_AT
+        self._outstanding = Outstanding()
+        self.begin, self.end = self._outstanding.begin, self._outstanding.end
         self._lost: str | None = None  # a message that can never be counted: no later epoch is good
         self._communicators: WeakValueDictionary[str, Tracked] = WeakValueDictionary()
         self.group = comm.Get_group()
@@ -151,18 +151,6 @@ class Traffic:
         """Receive what has come for the program, which waits for a checkpoint, and keep it for its next receives."""
         receive_ahead([comm for comm in self._communicators.values() if comm])
 
-    def begin(self, request: Unfinished) -> None:
-        """Note that something is pending."""
-        self._pending[id(request)] = request
-        if len(self._pending) > self._prune_at:
-            for sent in [r for r in self._pending.values() if r.harmless()]:
-                self.end(sent)
-            self._prune_at = 2 * len(self._pending) + _PRUNE_AT
-
-    def end(self, request: Unfinished) -> None:
-        """Note that it is not pending any more."""
-        self._pending.pop(id(request), None)
-
     def lose(self, what: str) -> None:
         """Note that a message can never be counted."""
         if self._lost is None:
@@ -181,8 +169,8 @@ class Traffic:
         self._end_exchange()
         self._epoch = epoch
         self.fault = None
-        self._check_requests()
-        held = [r for r in self._pending.values() if not r.harmless()]
+        self._outstanding.check()
+        held = self._outstanding.at_cut()
         tell: dict[int, dict[str, Any]] = {}
         for rank, counts in self.ledger.cut().items():
             tell.setdefault(rank, {})["sent"] = counts
@@ -213,11 +201,6 @@ class Traffic:
         for path, count, name in told.get("calls", ()):
             self._calls.told(rank, path, count, name)
 
-    def _check_requests(self) -> None:
-        """Find the requests that a call outside our sight has completed."""
-        for request in list(self._pending.values()):
-            request.notice()
-
     def advance(self) -> bool:
         """Do what can be done without waiting; True when all is known that the epoch needs, or `fault` is set.
 
@@ -228,9 +211,9 @@ class Traffic:
             return True
         if self._exchange is not None:
             return False
-        if not self.ledger.outstanding(self._oldest_posted):
+        if not self.ledger.outstanding(self._outstanding.oldest_posted):
             return True
-        self._check_requests()
+        self._outstanding.check()
         lost = self.ledger.unknown()
         if self._lost is not None:
             self.fault = self._lost
@@ -241,10 +224,7 @@ class Traffic:
                 f"a buffer with gaps, were truncated, or were waited for by MPI.Request.Waitall and the like. Use "
                 f"type(request).Waitall."
             )
-        return self.fault is not None or not self.ledger.outstanding(self._oldest_posted)
-
-    def _oldest_posted(self, channel: Channel) -> int | None:
-        return min((r.stamp for r in self._pending.values() if r.may_take(channel)), default=None)
+        return self.fault is not None or not self.ledger.outstanding(self._outstanding.oldest_posted)
 
     @property
     def exchanging(self) -> bool:
@@ -255,9 +235,8 @@ class Traffic:
         """Tell what `advance` waits for."""
         if self._exchange is not None:
             return f"Rank {self.rank} waits for the counts of other ranks: not all were cut for epoch {self._epoch}."
-        parts = [
-            f"{o.here} of {o.late} {describe([o.channel])}" for o in self.ledger.outstanding(self._oldest_posted)[:3]
-        ]
+        late = self.ledger.outstanding(self._outstanding.oldest_posted)
+        parts = [f"{o.here} of {o.late} {describe([o.channel])}" for o in late[:3]]
         if not parts:
             return f"Rank {self.rank} waits for no message of epoch {self._epoch}."
         return (
@@ -293,35 +272,16 @@ class Traffic:
         Returns
         -------
         late, early : int
-            How many messages of all ranks are served again, and how many are not sent twice.
+            How many messages of all ranks are replayed, and how many sends are suppressed.
 
         Raises
         ------
         EpochError
             On all ranks, if one cannot read its data.
         """
-        what = "all ranks to restore the messages in flight"
-        error: MpickptError | None = None
-        found = InFlight()
-        try:
-            found = InFlight.from_bytes(data)
-        except EpochError as wrong:
-            error = EpochError(f"Rank {self.rank}: {wrong}")
-        all_found = gather((error, found), what)
-        answers: list[MpickptError | tuple[int, int, list[Suppressed]]] | None = None
-        if all_found is not None:
-            first = next((e for e, _ in all_found if e is not None), None)
-            everyone = [each for _, each in all_found]
-            late = sum(len(each.late) for each in everyone)
-            suppressed = route([each.early for each in everyone])
-            early = sum(len(s.checksums) for each in (*suppressed, *(e.suppressed for e in everyone)) for s in each)
-            answers = [first or (late, early, one) for one in suppressed]
-        answer: MpickptError | tuple[int, int, list[Suppressed]] = scatter(answers, what)
-        if isinstance(answer, MpickptError):
-            raise everywhere(answer)
-        late, early, own = answer
-        self.replay.load(found.late, (*found.suppressed, *own))
-        return late, early
+        replayed = share(data, self.rank, gather, scatter)
+        self.replay.load(replayed.found.late, (*replayed.found.suppressed, *replayed.suppressed))
+        return replayed.late, replayed.early
 
     def close(self) -> None:
         """Give the communicators back; collective."""
@@ -339,8 +299,8 @@ class Traffic:
 
     def account(self) -> tuple[int, int, int, bool]:
         """Give exchanges, messages, collectives and whether something is pending, as in `Account`."""
-        self._check_requests()
-        return self._cuts, self._messages, self._collectives, any(not r.harmless() for r in self._pending.values())
+        self._outstanding.check()
+        return self._cuts, self._messages, self._collectives, bool(self._outstanding.at_cut())
 
     def finish(self, accounts: Sequence[Account], wait: Callable[[Callable[[], bool]], object]) -> None:
         """Give the communicators back when all ranks have called `leave`, and did what `accounts` tell; collective.
