@@ -1,7 +1,7 @@
-"""Refuses files, classes and functions that outgrew their purpose, and words that are not the project's; `make lint`.
+"""Refuses files, classes and functions that outgrew their purpose, and words that are not the field's; `make lint`.
 
-A newcomer reads a file in one sitting. The words of the right column are those of the field; the left ones were used for
-the same things, and have no other use here.
+A newcomer reads a file in one sitting. Each word of `WORDS` has no other use here than to name what its right column
+names in the standard terms.
 """
 
 from __future__ import annotations

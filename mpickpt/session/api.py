@@ -55,9 +55,9 @@ def open(
     every : int, optional
         Cut at the steps `every`, 2 · `every`, …
     interval : str or float, optional
-        Cut when so much time went by: seconds, or ``"90s"``, ``"10min"``, ``"1h30min"``; or ``"auto"``: what loses the
-        least, from `mtbf` and from what checkpoints cost (`mpickpt.protocol.policy.best_interval`). Ten minutes if
-        neither `every` nor `interval` is given.
+        Cut when so much time went by: seconds, or ``"90s"``, ``"10min"``, ``"1h30min"``; or ``"auto"``: the interval
+        that minimises the expected lost time (Young/Daly), from `mtbf` and from what checkpoints cost
+        (`mpickpt.protocol.policy.best_interval`). Ten minutes if neither `every` nor `interval` is given.
     keep : int, optional
         Number of slots, at least 2, which is the default.
     restart : "auto", "never" or int, optional
@@ -77,8 +77,8 @@ def open(
         Save first what the program wrote to first in the last interval (the default); otherwise in the order of
         addresses.
     lazy : bool, optional
-        Compute at once after a restart on the same number of ranks: what `Session.array` gives is read when it is
-        looked at, and checked in the background. Damage is then found only while the program runs, and ends it with
+        Compute at once after a restart on the same number of ranks: what `Session.array` returns is read when it is
+        accessed, and checked in the background. Damage is then found only while the program runs, and ends it with
         `CorruptionError` before anything is saved. False by default: all is read and checked before this returns.
     margin : str or float, optional
         A batch job stops, as by SIGTERM, when less time of it is left than a drain takes and this; a minute by

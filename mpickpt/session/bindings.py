@@ -1,8 +1,8 @@
 """Whether the program still holds what it was given: its references to the memory of each array, and to each object.
 
 A program that binds a name to another array (``u = u * 1.01``) goes on in memory that nobody saves, and a restart would
-bring back old values. The saved memory does not show that. But once the program has no reference to it left, nothing
-that the program does can reach it: that is looked at before each cut.
+bring back old values. The saved memory does not show that. But once the program has no reference to it, nothing that
+the program does can reach it: that is checked before each cut.
 
 What counts is the owner of the memory, at the end of an array's chain of bases: a view, a container, a closure or a
 library that keeps the buffer hold it as well. All owners are counted in one call, together with a sentinel that has as
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from mpickpt.errors import UsageError, warn
 from mpickpt.options import OnRebind
 
-MOST_PARTS = 100_000  # of an object that are looked through for one that the program holds
+MOST_PARTS = 100_000  # of an object that are searched for one that the program holds
 
 # Memory that belongs to one of these is gone when nothing refers to it. Other libraries may know of theirs otherwise.
 _OWNERS = (bytearray, plain_array.array, mmap.mmap)
@@ -57,7 +57,7 @@ class _Keeper:
 
 @dataclass(eq=False)
 class _Watch:
-    """A name, and what is known of how the program holds what it stands for.
+    """A name, and what is known of how the program holds what it names.
 
     Attributes
     ----------
@@ -70,11 +70,11 @@ class _Watch:
     is_certain : bool
         Only references lead to it; otherwise a library may know its memory by another way.
     owner_id : int
-        What it stands for belongs to the object of this `id`; 0 if its references are not counted.
+        What it names belongs to the object of this `id`; 0 if its references are not counted.
     type : str
         Name of the object's type, if that cannot change.
     cuts : int
-        So many were looked at.
+        How many were checked.
     is_set : bool
         `set_object` named it since the last cut.
     by_value : bool
@@ -96,7 +96,7 @@ class _Watch:
 
 
 class Bindings:
-    """The names of a session, and the owners of what they stand for.
+    """The names of a session, and the owners of what they name.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ class Bindings:
     # -- at a cut ------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Tell what the program does not hold any more, before a cut saves it as if it did.
+        """Report what the program does not hold any more, before a cut saves it as if it did.
 
         Raises
         ------
@@ -198,7 +198,7 @@ class Bindings:
             If any of it was declared with ``on_rebind="error"``.
         """
         if self._frozen:
-            self._look_at_frozen()
+            self._check_frozen()
         lost = self._lost()
         errors = [watch for watch in lost if watch.on_rebind == "error" and watch.is_certain]
         if errors:
@@ -240,7 +240,7 @@ class Bindings:
             self._owners.pop()
 
     def _is_held_in_part(self, root: object) -> bool:
-        """Tell whether the program holds something that belongs to an object, as that whose attribute it took.
+        """Return whether the program holds something that belongs to an object, as that whose attribute it took.
 
         The same sum as that of Python's own collector: what has more references than its fellow parts account for is
         referred to from elsewhere.
@@ -270,12 +270,12 @@ class Bindings:
         return parts, inner
 
     def _is_saved(self, value: object) -> bool:
-        """Tell whether a value is an array that is saved by itself: to hold it says nothing of the object around it."""
+        """Return whether a value is a saved array: to hold that says nothing of the object around it."""
         return isinstance(value, np.ndarray) and id(owner_of(value)[0]) in self._places
 
     # -- what is told --------------------------------------------------------------------------------------------
 
-    def _look_at_frozen(self) -> None:
+    def _check_frozen(self) -> None:
         """Warn of values that cannot change, and that the program has not replaced by the second cut."""
         told = []
         for watch in self._frozen:
@@ -315,7 +315,7 @@ def owner_of(array: NDArray[Any]) -> tuple[object, bool]:
     Returns
     -------
     owner : object
-        The last array of the chain of bases, or what lies behind it. None if that cannot be told: the memory belongs
+        The last array of the chain of bases, or what is behind it. None if that is not known: the memory belongs
         to a library that has no object for it, such as a module of Fortran.
     is_certain : bool
         Whether it cannot be reached without a reference to `owner`.
@@ -338,7 +338,7 @@ def _referents(part: object) -> list[object]:
 
 
 def _is_immutable(value: object) -> bool:
-    """Tell whether a value can never become another one in place."""
+    """Return whether a value can never become another one in place."""
     if isinstance(value, tuple | frozenset):
         return all(map(_is_immutable, value))
     return isinstance(value, _IMMUTABLE)

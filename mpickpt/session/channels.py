@@ -34,7 +34,7 @@ class Channels:
             self._checkpointer.traffic.cut(number)
 
     def advance(self) -> None:
-        """Bring the exchange of counts further, and hand over the messages in flight when all are known."""
+        """Advance the exchange of counts, and hand over the messages in flight when all are known."""
         traffic, current = self._checkpointer.traffic, self._current
         if traffic is None or not traffic.advance() or current is None or not current.awaits_messages:
             return

@@ -182,7 +182,7 @@ class Checkpointer:
         """
         if self._watched and self.slots.has(index):
             target = self.slots.target(index)
-            with suppress(OSError):  # then the slot gets all of them again, and is none the worse for it
+            with suppress(OSError):  # then the slot gets all of them again, which is slower and as good
                 self.snapshotter.resume(target.path, target.offsets, epoch)
 
     # -- a cut ---------------------------------------------------------------------------------------------------
@@ -201,16 +201,16 @@ class Checkpointer:
     # -- its drain -----------------------------------------------------------------------------------------------
 
     def progress(self) -> Progress:
-        """Tell how far the drain of the last cut is."""
+        """Return how far the drain of the last cut is."""
         return self.snapshotter.progress()
 
     def saved(self) -> tuple[int, int]:
-        """Tell how many bytes of the last cut are saved on this rank, and of how many; counted in whole blocks."""
+        """Return how many bytes of the last cut are saved on this rank, and of how many; counted in whole blocks."""
         saved, dirty = self.snapshotter.saved()
         return saved * self._block_bytes, dirty * self._block_bytes
 
     def saved_share(self) -> float:
-        """Tell what share of the last cut is saved on this rank, from 0 to 1."""
+        """Return what share of the last cut is saved on this rank, from 0 to 1."""
         saved, dirty = self.snapshotter.saved()
         return saved / max(1, dirty)
 
@@ -231,14 +231,14 @@ class Checkpointer:
         self.snapshotter.fail(errno)
 
     def untracked(self, progress: Progress) -> str | None:
-        """Tell which array an untracked writer has written to since the last cut, if `progress` says so."""
+        """Return which array an untracked writer has written to since the last cut, if `progress` says so."""
         found = progress.untracked
         if found is None or self._sealed is None:
             return None
         return f"array {self._watch.name_of(found[0])!r}, in the block at byte {found[1]}"
 
     def changed(self, progress: Progress) -> str | None:
-        """Tell why the last cut failed, if it was because somebody wrote to memory while it was copied or saved."""
+        """Return why the last cut failed, if it was because somebody wrote to memory while it was copied or saved."""
         if progress.errno != errno.EREMCHG or self._sealed is None:
             return None
         if progress.torn is None:

@@ -211,21 +211,38 @@ class Declarations:
         return value
 
     def set_object(self, name: str, value: T) -> T:
-        """Put another object in the place of one that `object` declared; returns it."""
+        """Put another object in the place of one that `object` declared.
+
+        Returns
+        -------
+        object
+            `value` itself.
+
+        Raises
+        ------
+        LayoutError
+            If no object has this name.
+        """
         self._checkpointer.regions.set_object(name, value)
         return value
 
     def drop(self, name: str) -> None:
-        """Stop saving an array or object; its name may be used again, for example for an array of another size."""
+        """Stop saving an array or object; its name may be used again, for example for an array of another size.
+
+        Raises
+        ------
+        LayoutError
+            If no array or object has this name.
+        """
         self._check_open()
         self._checkpointer.regions.drop(name)
         self._claimed.discard(name)
 
     def writable(self, array: NDArray[Any]) -> AbstractContextManager[None]:
-        """Keep an array writable for others inside a ``with`` block, over cuts too; it is copied at them instead.
+        """Pin an array inside a ``with`` block: it stays writable over cuts, which copy it instead of protecting it.
 
-        Needed only for writers that the memory guard cannot see, of which ``docs/limits.md`` has a list: for example
-        a library that makes system calls by itself, or another process that writes by ``process_vm_writev``.
+        Only untracked writers need this, of which ``docs/limits.md`` has a list: for example a library that makes
+        system calls by itself, or another process that writes by ``process_vm_writev``.
 
         Parameters
         ----------

@@ -237,7 +237,7 @@ class Driver:
         return min(self._protocol.seconds_to_next_cut(), self._clock.seconds_left(now))
 
     def _show(self, now: float) -> None:
-        """Bring the line up to date that tells where the program is, if it is time."""
+        """Update the line that shows where the program is, if it is time."""
         decided = self.stats.complete + self.stats.failed
         if self._line is not None and self._step >= 0 and self._line.due(now, decided):
             self._line.show(self._epochs.state(self._step, now), now, decided)
@@ -257,7 +257,7 @@ class Driver:
         self._performer.tell_taken_signals()
 
     def _next_event(self, now: float) -> Event | None:
-        """Give what happened next, if anything did."""
+        """Return what happened next, if anything did."""
         request = self._triggers.take(now)
         if request is not None:
             return Requested(request)

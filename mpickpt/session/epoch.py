@@ -1,4 +1,4 @@
-"""The epoch in progress on this rank: one object, from its cut (or from what stood in its place) to its decision.
+"""The epoch in progress on this rank: one object, from its cut (or what took its place) to its decision.
 
 Nobody but `mpickpt.session` has it. The protocol and the other ranks get values of it: `mpickpt.protocol.Epoch`, and
 the `Share` that this rank posts.
@@ -54,7 +54,7 @@ class InProgress:
         self.lost_seconds = self.blocked_seconds + progress.fault_seconds
 
     def share(self, post: Post) -> Share:
-        """Give what this rank says of it to the others."""
+        """Return what this rank says of it to the others."""
         return Share(
             self.epoch, post.complete, post.missed, post.hung, self.drain_seconds, self.lost_seconds, self.errno
         )

@@ -195,7 +195,7 @@ class Epochs:
         self._checkpointer.boost(True)
 
     def give_up_if_hung(self, *, ending: bool) -> None:
-        """Give the epoch up that this rank waits for, if the storage hangs; at the end of a program not so soon."""
+        """Give up the epoch that this rank waits for if the storage hangs; later at the end of a program."""
         if self.drains:
             self._hang.give_up(ending=ending or self._protocol.is_last)
 
@@ -207,7 +207,7 @@ class Epochs:
         return f"{STORAGE}which saves epoch {epoch.number} (cut at step {epoch.step}) in {self._hang.path}"
 
     def state(self, step: int, now: float) -> RunState:
-        """Tell where the program is, being at `step`."""
+        """Return where the program is, being at `step`."""
         epoch, complete = self._protocol.epoch, self._protocol.newest_complete
         age = now - self._complete_at if self.stats.complete else None
         if epoch is None:
@@ -219,7 +219,7 @@ class Epochs:
     # -- how it ended --------------------------------------------------------------------------------------------
 
     def tests(self) -> list[Callable[[], bool]]:
-        """Give what to call to learn whether `next_event` has something to tell, until then the same."""
+        """Return what to call to learn whether `next_event` has something to return; the same until then."""
         if self._protocol.epoch is None:
             return []
         if self._protocol.posted:
@@ -227,7 +227,7 @@ class Epochs:
         return [partial(self._checkpointer.wait, 0)]
 
     def next_event(self) -> Event | None:
-        """Give what became of the epoch in progress, if that is known by now; helps messages in flight along."""
+        """Return what became of the epoch in progress, if that is known by now; helps messages in flight along."""
         self.channels.advance()
         if self._protocol.epoch is None:
             return None
@@ -307,7 +307,7 @@ class Epochs:
     # -- the end -------------------------------------------------------------------------------------------------
 
     def end(self) -> Progress:
-        """Tell of the last drain, at the end of the session."""
+        """Report the last drain, at the end of the session."""
         progress = self._checkpointer.progress()
         self._warn_of_untracked_writes(progress)
         return progress

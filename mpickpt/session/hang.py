@@ -1,7 +1,7 @@
 """Storage that hangs, on this rank: how long no call to it has ended, when that is too long, and what is told of it.
 
-The native core gives an epoch up by itself where a write of the program waits for room in the pool. Here it is given up
-where the rank stands at a safe point, or closes the session. Where the storage holds nobody up, it is only told of.
+The native core gives up an epoch by itself where a write of the program waits for room in the pool. Here an epoch is
+given up where the rank is blocked at a safe point, or closes the session. A hang that blocks nobody is only reported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mpickpt.store import slot_path
 from mpickpt.waiting import Stopwatch
 
 END_LIMITS = 5  # so many times as long the storage may hang in the last epoch before an end: it is the one that counts
-SOON = 2.0  # seconds without an end of a call: so long no small file is looked at any more, which could hang as well
+SOON = 2.0  # seconds without an end of a call: then no small file is accessed any more, as that could hang as well
 
 
 class Hang:
@@ -56,7 +56,7 @@ class Hang:
         return slot_path(self._directory, self._slot)
 
     def seconds(self) -> float:
-        """Give for how long a call is under way and none has ended, as far as was looked; 0 if none is."""
+        """Return for how many seconds a call has been in progress and none has ended, as last polled; 0 if none is."""
         under_way, ended = self._snapshotter.calls()
         if under_way == 0 or ended != self._ended:
             self._ended = ended
@@ -65,16 +65,16 @@ class Hang:
         return self._watch.seconds()
 
     def stalls(self) -> bool:
-        """Whether the storage does not answer just now."""
+        """Whether the storage does not answer at present."""
         return self.seconds() > min(SOON, self._limit)
 
     def give_up(self, *, ending: bool) -> None:
-        """Give the epoch up if the storage hangs; asked all the time by a rank that waits for its drain."""
+        """Give up the epoch if the storage hangs; a rank that waits for its drain calls this all the time."""
         if self.seconds() > self._limit * (END_LIMITS if ending else 1):
             self._snapshotter.give_up()
 
     def tell(self) -> None:
-        """Tell once of an epoch that the storage holds up, where nobody is held up by it."""
+        """Warn once of an epoch that the storage delays while it blocks nobody."""
         if self.seconds() > self._limit and not self._told:
             self._told = True
             warn(
@@ -83,11 +83,11 @@ class Hang:
             )
 
     def reason(self) -> str:
-        """Say why an epoch was given up."""
+        """Return why an epoch was given up."""
         return f"the storage hangs: no write to it has ended for {self._limit:g} s. Epochs are skipped until it answers"
 
     def skips(self, number: int, step: int) -> bool:
-        """Tell whether this rank still hangs, so that it could not be cut for epoch `number`."""
+        """Return whether this rank still hangs, so that it could not be cut for epoch `number`."""
         if self._snapshotter.progress().state is DrainState.HUNG:
             self._skipped += 1
             if self._skipped == 1:
@@ -108,7 +108,7 @@ class Hang:
         return False
 
     def session_ended(self) -> None:
-        """Tell that the session has ended while the storage hung."""
+        """Report that the session has ended while the storage hung."""
         warn(
             f"Rank {self._rank}: {self.path}: the storage hangs, and the session has ended without it. The checkpoint "
             f"directory stays locked until the process ends."

@@ -8,7 +8,7 @@ are inherited, though, so they count only where this process is the one that the
 - A process that a rank has started is no rank. It is told by an ancestor that has the same variables and uses MPI; a
   shell or a wrapper between launcher and program does not use it.
 
-A batch job has variables of its size as well, which say nothing of one process: only those of a step are looked at.
+A batch job has variables of its size as well, which say nothing of one process: only those of a step are read.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def find_launch(environment: Mapping[str, str], process: int, folder: Path = Pat
 
 
 def _ancestors(process: int, folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Give the processes above one with their environments, from its parent on, as far as they may be looked at."""
+    """Return the processes above one with their environments, from its parent on, as far as they may be read."""
     for _ in range(_GENERATIONS):
         try:
             status = (folder / str(process) / "status").read_text(errors="replace")

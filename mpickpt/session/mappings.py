@@ -27,7 +27,7 @@ from mpickpt.texts import told_names
 from mpickpt.units import human_bytes
 
 LEAST_BLOCKS = 4  # of a pool: with fewer, one write would wait for another
-STEP_BYTES = 32 << 20  # that are taken between two looks at what is left
+STEP_BYTES = 32 << 20  # that are taken between two checks of what remains
 _HOW = {
     Mapping.SHARED: "memory that others may have mapped as well",
     Mapping.HUGE: "huge pages of hugetlbfs, which cannot be write-protected in parts",
@@ -199,7 +199,7 @@ class Watch:
         self._regions, self._pinned = [], []
 
     def name_of(self, region: int) -> str:
-        """Give the name of the array that the snapshotter knows by a number."""
+        """Return the name of the array that the snapshotter knows by a number."""
         return self._regions[region].spec.name
 
     def _tell(self) -> None:

@@ -44,12 +44,12 @@ _V2 = _Controller(
 
 
 def ceilings(proc: Path = PROC) -> list[Ceiling]:
-    """Give all that limits this process's memory, each with what it leaves now."""
+    """Return all that limits this process's memory, each with what it leaves now."""
     return [*cgroup_ceilings(proc), *_node(proc), *_own(proc)]
 
 
 def cgroup_ceilings(proc: Path = PROC) -> list[Ceiling]:
-    """Give the limits of the cgroup that this process is in, and of all above it."""
+    """Return the limits of the cgroup that this process is in, and of all above it."""
     found: list[Ceiling] = []
     for mount, folder, controller in _cgroups(proc):
         for level in (folder, *folder.parents):
@@ -78,7 +78,7 @@ def _cgroups(proc: Path) -> Iterator[tuple[Path, Path, _Controller]]:
 
 
 def _folder(mount: str, root: str, path: str) -> Path:
-    """Give the folder of the cgroup `path` where `root` is mounted; in a container it may see no more than that."""
+    """Return the folder of the cgroup `path` where `root` is mounted; in a container it may see no more than that."""
     if root != "/" and (path + "/").startswith(root + "/"):
         path = path[len(root) :]
     folder = Path(mount, path.lstrip("/"))
@@ -106,14 +106,14 @@ def _level(folder: Path, controller: _Controller) -> Iterator[Ceiling]:
 
 
 def _node(proc: Path) -> Iterator[Ceiling]:
-    """Give what the node has left, for all of its processes."""
+    """Return what the node has left, for all of its processes."""
     for line in _lines(proc / "meminfo"):
         if line.startswith("MemAvailable:"):
             yield Ceiling(f"{_boot()}:node", "the memory of the node (MemAvailable)", int(line.split()[1]) * 1024)
 
 
 def _own(proc: Path) -> Iterator[Ceiling]:
-    """Give the limits of the process itself, which the pages count against that were never touched, too."""
+    """Return the limits of the process itself, which the pages count against that were never touched, too."""
     status = dict(line.split(":", 1) for line in _lines(proc / "self/status") if ":" in line)
     for number, name, field in (
         (resource.RLIMIT_AS, "RLIMIT_AS (ulimit -v)", "VmSize"),
@@ -131,7 +131,7 @@ def _own(proc: Path) -> Iterator[Ceiling]:
 
 
 def resident_bytes(proc: Path = PROC) -> int:
-    """Give how much memory this process has in use."""
+    """Return how much memory this process has in use."""
     return sum(int(line.split()[1]) * 1024 for line in _lines(proc / "self/status") if line.startswith("VmRSS:"))
 
 

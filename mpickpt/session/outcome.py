@@ -34,7 +34,7 @@ class Outcome:
     rank: int | None = None
 
     def __bool__(self) -> bool:
-        """Tell whether the epoch is complete."""
+        """Return whether the epoch is complete."""
         return self.complete
 
 

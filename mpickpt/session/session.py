@@ -1,8 +1,8 @@
-"""The session: what a program has in hand, at its safe points and at its end.
+"""The session: what a program calls at its safe points and at its end.
 
 A session is driven by the program alone: there is no thread of its own. At a safe point it compares the number of the
-step with that of the next thing to do, and mostly that is all. The rest is in `Session._act`: asking whether the last
-drain has ended, agreeing on it with the other ranks, and cutting.
+step with that of the next thing to do, and mostly that is all. Everything else is in `Session._act`: asking whether the
+last drain has ended, agreeing on it with the other ranks, and cutting.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ class Session(Declarations):
         self._driver.tell_taken_signals()
         self._tell_late()
 
-    # -- the rest ------------------------------------------------------------------------------------------------
+    # -- the end -------------------------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
         """Return what checkpointing has cost so far on this rank.
@@ -315,14 +315,14 @@ class Session(Declarations):
     def _end(self) -> None:
         self._closed = True
         self._next_step = -1
-        source = self._release_source()
+        source, self._source = self._source, None
         if source is not None:
             source.close()
         self._driver.end()
         atexit.unregister(self._leave)
 
     def __enter__(self) -> Self:
-        """Give the session."""
+        """Return the session."""
         self._check_open()
         return self
 

@@ -50,7 +50,7 @@ class Slots:
         self._targets.clear()
 
     def target(self, index: int) -> Target:
-        """Give where this rank's image goes in slot `index`, which was provided."""
+        """Return where this rank's image goes in slot `index`, which was provided."""
         return self._targets[index]
 
     def provide(self, index: int, step: int) -> None:
@@ -68,10 +68,10 @@ class Slots:
             self._targets[index] = self._target(index, offsets)
 
     def provide_all(self, step: int, epochs: Mapping[int, int | None], protected: int | None) -> None:
-        """Make sure of the next slot, and of the others where nothing stands against it; collective.
+        """Make sure of the next slot, and of the others where that is possible; collective.
 
-        Ranks that are cut need not meet then. A slot that holds an epoch of use in another layout has to wait, and so
-        has one for which there is no room: its epochs fail until there is.
+        Then ranks that are cut need not meet. A slot that holds a complete epoch of another layout has to wait, and so
+        has a slot for which there is no room: its epochs fail until there is.
 
         Parameters
         ----------
@@ -103,7 +103,7 @@ class Slots:
         return index in self._targets
 
     def path(self, index: int) -> Path:
-        """Give the file of slot `index`."""
+        """Return the file of slot `index`."""
         return slot_path(self._store.directory, index)
 
     def _target(self, index: int, offsets: SlotOffsets) -> Target:
@@ -132,7 +132,7 @@ class Slots:
         return {slot.index for slot in self._store.slots() if self._fits(slot)}
 
     def _fits(self, slot: SlotInfo) -> bool:
-        """Tell whether ranks can write to a slot as it is: through a symbolic link nobody does."""
+        """Return whether ranks can write to a slot as it is: through a symbolic link nobody does."""
         assert self._layout is not None
         return slot.digest == self._layout.digest and not slot.path.is_symlink()
 

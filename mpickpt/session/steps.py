@@ -40,7 +40,7 @@ class Steps:
         self._done = resume - 1  # the last step that is known to be done
 
     def left_of(self, steps: range) -> range:
-        """Give those of `steps` that are still to be done.
+        """Return those of `steps` that are still to be done.
 
         Raises
         ------
@@ -80,7 +80,7 @@ class Steps:
         return self.current
 
     def to_record(self, next_step: bool | None) -> int:
-        """Give the step that a checkpoint records here; with `next_step` the one under way counts as done.
+        """Return the step that a checkpoint records here; with `next_step` the one under way counts as done.
 
         Raises
         ------

@@ -28,7 +28,7 @@ from mpickpt.store import replace_text, revalidate
 
 TRIGGER = "trigger"  # the file in the checkpoint directory
 STOP = "stop"  # its content, if the program is to stop
-FILE_SECONDS = 0.5  # between two looks for the file, and at the time left
+FILE_SECONDS = 0.5  # between two polls of the file, and of the time that remains
 
 CUT_SIGNAL, STOP_SIGNAL = signal.SIGUSR1, signal.SIGTERM
 
@@ -41,7 +41,7 @@ class Triggers:
     Parameters
     ----------
     directory : pathlib.Path or None
-        Where to look for the file; None on all ranks but rank 0.
+        Where the file is; None on all ranks but rank 0.
     clock : Clock or None
         The clock; None on all ranks but rank 0.
     environment : Environment or None
@@ -59,7 +59,7 @@ class Triggers:
     asked : bool
         A signal or the program asked for something that was not taken yet.
     stalls : callable
-        Whether the storage does not answer just now: then the file is not looked for, as that might hang the program.
+        Whether the storage does not answer at present: then the file is not polled, as that might hang the program.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Triggers:
         self._process = os.getpid()
         self._refused = False  # somebody else's file was found, and that was told
         if self._file is not None:
-            with suppress(OSError):  # which cannot be deleted: then it is looked at like a new one
+            with suppress(OSError):  # which cannot be deleted: then it is read like a new one
                 self._file.unlink(missing_ok=True)  # of another run
         if signals and threading.current_thread() is threading.main_thread():
             for number in (n for n in (CUT_SIGNAL, STOP_SIGNAL) if signal.getsignal(n) is not None):
@@ -115,14 +115,14 @@ class Triggers:
         return by_clock if self._file is None else min(by_clock, self._look_at)
 
     def stirs(self, now: float) -> bool:
-        """Whether `take` may have something to give; looks for the file, if it is time to."""
+        """Whether `take` may have something to return; polls the file, if it is time to."""
         in_job = self._environment is not None and self._environment.job
         if self._file is not None and now >= self._look_at and not in_job and not self._finds(self._file):
             self._look_at = now + FILE_SECONDS
         return self.asked or now >= self.due_at
 
     def take(self, now: float) -> bool | None:
-        """Give what was asked for since the last call: None for nothing, False for a cut, True to stop as well."""
+        """Return what was asked for since the last call: None for nothing, False for a cut, True to stop as well."""
         if self._file is not None and now >= self._look_at:
             self._look_at = now + FILE_SECONDS
             self._take_file(self._file)
@@ -139,7 +139,7 @@ class Triggers:
         return stop
 
     def close(self, *, stopped: bool = False) -> None:
-        """Give the signals back to whoever had them, unless somebody took them over meanwhile.
+        """Give the signals back to their former owners, unless somebody has taken them over since.
 
         A program that was stopped ignores SIGTERM from here on: it is on its way out, and the one that was meant for
         all ranks may reach this one late.
@@ -167,7 +167,7 @@ class Triggers:
         if STOP_SIGNAL in self._before:
             termination.unwatch_term()
         for number, before in self._before.items():
-            now = signal.getsignal(number)  # set again in any case: the default may stand in C since the fork
+            now = signal.getsignal(number)  # set again in any case: C may have the default since the fork
             signal.signal(number, before if now == self._on_signal else now)
         for number, before in self._ignored.items():
             if signal.getsignal(number) == signal.SIG_IGN:

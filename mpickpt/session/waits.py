@@ -137,7 +137,7 @@ class Waits:
             self._handle(GaveUp() if event is None else event)
 
     def _patience(self, blocked: Blocked, *, drains: bool, since: Stopwatch) -> float | None:
-        """Give for how many seconds to wait for the next event; None without a limit."""
+        """Return for how many seconds to wait for the next event; None without a limit."""
         if drains:
             return INTERRUPT_SECONDS
         if blocked is Blocked.LIMITED and not self._epochs.meets_at_next_cut:

@@ -142,7 +142,7 @@ class Loader:
         return bool(self._loader.wait(-1 if timeout is None else int(timeout * 1e9)))
 
     def progress(self) -> LoadProgress:
-        """Tell what is loaded and what was found; may be called at any time before `close`."""
+        """Return what is loaded and what was found; may be called at any time before `close`."""
         now = self._loader.progress()
         self._repeated = _tell_if_repeated(self._path, self._repeated)
         return LoadProgress(now["bytes"], now["bytes_loaded"], now["corrupt"], now["errno"])

@@ -269,7 +269,7 @@ class Snapshotter:
         return True
 
     def calls(self) -> tuple[int, int]:
-        """Tell how many calls to the storage are under way, and how many have ended."""
+        """Return how many calls to the storage are under way, and how many have ended."""
         under_way, ended = self._session.calls()
         return under_way, ended
 
@@ -330,12 +330,12 @@ class Snapshotter:
         return bool(self._session.wait(-1 if timeout is None else int(timeout * 1e9)))
 
     def saved(self) -> tuple[int, int]:
-        """Tell how many blocks of the last cut are saved, and of how many; quicker than `progress`."""
+        """Return how many blocks of the last cut are saved, and of how many; quicker than `progress`."""
         saved, dirty = self._session.saved()
         return saved, dirty
 
     def progress(self) -> Progress:
-        """Tell how far the last cut is; may be called at any time."""
+        """Return how far the last cut is; may be called at any time."""
         now = self._session.progress()
         now["state"] = _STATES[now["state"]]
         return Progress(**now)

@@ -23,6 +23,7 @@ SIZE = 50_000
 CLONE = {"x86_64": 56, "aarch64": 220}[platform.machine()]
 C = ctypes.PyDLL(None)  # which keeps the interpreter lock, so that a child of its fork() can go on
 shared: NDArray[np.float64]
+signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which a process inherits as ignored from one whose session was stopped
 
 
 def load(index: int) -> float:
