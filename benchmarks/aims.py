@@ -1,4 +1,4 @@
-"""What is aimed at, and how far the measured figures are from it."""
+"""The aims, and how the measured figures compare with them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOTHING_LIMIT = 2.0  # ms per GiB and checkpoint, where nothing is rewritten
 
 @dataclass(frozen=True)
 class Aim:
-    """One aim: what, the limit in words, the figure in words, and whether it was met."""
+    """One aim: its name, limit and figure as text, and whether it was met."""
 
     what: str
     limit: str
@@ -28,7 +28,7 @@ class Aim:
     met: bool
 
     def named(self, prefix: str) -> Aim:
-        """Return the aim with something said before it."""
+        """Return the aim with a prefix to its name."""
         return replace(self, what=prefix + self.what)
 
 
@@ -41,7 +41,7 @@ def _at_least(what: str, value: float, limit: float, words: Callable[[float], st
 
 
 def _beside(value: float, other: float) -> float:
-    """Return a ratio; endless where the other figure is lost in the noise, so that no aim seems met by it."""
+    """Return a ratio; infinite if the other figure is lost in the noise, so that no aim seems met."""
     return value / other if other > 0 else math.inf
 
 
@@ -58,7 +58,7 @@ def _percent(value: float) -> str:
 
 
 def aims(result: dict[str, Any]) -> Iterator[Aim]:
-    """Give the aims that one configuration can tell of, from its medians."""
+    """Yield the aims that one configuration covers, from its medians."""
     found = {(row.pattern, row.contender): row for row in report.rows(result)}
     huge, repetitions = report.configuration(result).huge, report.configuration(result).repetitions
     yield from _of_all(found)
@@ -66,7 +66,7 @@ def aims(result: dict[str, Any]) -> Iterator[Aim]:
     yield from _blocked(found, huge=huge)
     yield from _of_the_order(found)
     yield from _of_the_storage(found)
-    for row in found.values() if repetitions > 1 else ():  # what a first run loads counts there, too
+    for row in found.values() if repetitions > 1 else ():  # a single run includes what is loaded at first
         if row.contender == WHOLE_POOL and row.pattern == "all":
             yield _at_most("memory beside state and pool", row.memory - 1.0, MEMORY_BESIDE_POOL, _percent)
     if "bandwidth" in result:
@@ -76,7 +76,7 @@ def aims(result: dict[str, Any]) -> Iterator[Aim]:
 
 
 def _of_all(found: dict[tuple[str, str], Row]) -> Iterator[Aim]:
-    """Give those for all rewritten, beside the other contenders."""
+    """Yield those for all rewritten, relative to the other contenders."""
     limits = [
         (WHOLE_POOL, FORK, 1 / 6),
         (WHOLE_POOL, NUMPY, 1 / 8),
@@ -92,7 +92,7 @@ def _of_all(found: dict[tuple[str, str], Row]) -> Iterator[Aim]:
 
 
 def _of_little(found: dict[tuple[str, str], Row]) -> Iterator[Aim]:
-    """Give those for a tenth and for nothing rewritten, per GiB of the state."""
+    """Yield those for a tenth and for nothing rewritten, per GiB of the state."""
     for pattern in ("tenth", "random tenth"):
         if row := found.get((pattern, WHOLE_POOL)):
             yield _at_most(f"{pattern}: added", row.added_ms, 40.0, _ms)
@@ -102,7 +102,7 @@ def _of_little(found: dict[tuple[str, str], Row]) -> Iterator[Aim]:
 
 
 def _blocked(found: dict[tuple[str, str], Row], *, huge: bool) -> Iterator[Aim]:
-    """Give those for standing still at the cut, per GiB of the state."""
+    """Yield those for being blocked at the cut, per GiB of the state."""
     for pattern, limit in (("all", 10.0), ("tenth", 1.0), ("none", 1.0)):
         if row := found.get((pattern, WHOLE_POOL)):
             yield _at_most(f"{pattern}: blocked at the cut", row.blocked_ms, limit, _ms)
@@ -115,7 +115,7 @@ LIMITS_OF_COPIES = {"sweep": 2 / 3, "sweep back": 2 / 3, "random": 1.05}
 
 
 def _of_the_order(found: dict[tuple[str, str], Row]) -> Iterator[Aim]:
-    """Give those for copies, beside the contenders that set an environment variable."""
+    """Yield those for copies, relative to the contenders that set an environment variable."""
     for (pattern, contender), row in found.items():
         predicted = found.get((pattern, WHOLE_POOL))
         if pattern in LIMITS_OF_COPIES and "=" in contender.removeprefix(WHOLE_POOL) and predicted and row.copied:
@@ -124,7 +124,7 @@ def _of_the_order(found: dict[tuple[str, str], Row]) -> Iterator[Aim]:
 
 
 def _of_the_storage(found: dict[tuple[str, str], Row]) -> Iterator[Aim]:
-    """Give those for slow storage: beside quick storage, and beside a program that stops to write."""
+    """Yield those for slow storage: relative to fast storage, and to a program that stops to write."""
     for (pattern, contender), row in found.items():
         if contender == WHOLE_POOL + THROTTLED:
             if quick := found.get((pattern, WHOLE_POOL)):
@@ -138,17 +138,17 @@ def _of_the_storage(found: dict[tuple[str, str], Row]) -> Iterator[Aim]:
 
 
 def _held_up(row: Row) -> float:
-    """Return what mpickpt itself held up the program by: seen without the noise of two runs that are compared."""
+    """Return how long mpickpt itself blocked the program, without the noise of comparing two runs."""
     return row.blocked_ms + (row.faults_ms or 0.0)
 
 
 def of_faults(ratio: float, pages: str) -> Aim:
-    """Return the aim for a write fault, from the ratio of the medians that `faults.ratio` gives."""
+    """Return the aim for a write fault, from the ratio of the medians that `faults.ratio` returns."""
     return _at_most(f"write fault with its copy, of memcpy ({pages} pages)", ratio, FAULT_LIMIT, _ratio)
 
 
 def of_nothing(counted_ms: float) -> Aim:
-    """Return the aim for a program that changes nothing, from what was counted per GiB of a rank and checkpoint."""
+    """Return the aim for a program that changes nothing, from the time counted per GiB of a rank and checkpoint."""
     return _at_most("none: counted, a checkpoint and GiB", counted_ms, NOTHING_LIMIT, _ms)
 
 

@@ -1,4 +1,4 @@
-"""How quickly idle ranks drain and restart, beside raw O_DIRECT writing and reading of the same bytes in the slots."""
+"""How fast idle ranks drain and restart, compared with raw O_DIRECT writes and reads of the same bytes in the slots."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Idle:
         self.huge = huge
 
     def measure(self, repetitions: int) -> dict[str, list[float]]:
-        """Return the seconds that each took, alternating; of the slowest rank."""
+        """Return the seconds that each took on the slowest rank; they alternate."""
         seconds: dict[str, list[float]] = {"raw write": [], "drain": [], "raw read": [], "restart": []}
         state = self.contender.open(live.NEVER)
         for _ in range(self.contender.warm_up):
@@ -63,7 +63,7 @@ class Idle:
         return seconds
 
     def _drain(self, state: NDArray[np.float64]) -> float:
-        """Save all of it: every block has changed."""
+        """Save the whole state: every block has changed."""
         memory.touch(state)
         self.comm.Barrier()
         begin = time.perf_counter()
@@ -72,7 +72,7 @@ class Idle:
         return time.perf_counter() - begin
 
     def _raw_write(self, state: NDArray[np.float64], path: Path, offset: int) -> float:
-        """Write what is in the slot already, from the same memory to the same place: not all of a disk is as quick."""
+        """Write what is in the slot again, from the same memory to the same place: the speed of a disk varies."""
         self.comm.Barrier()
         begin = time.perf_counter()
         direct.write(path, offset, state)
@@ -89,7 +89,7 @@ class Idle:
         return [(slot.path, store.offsets(slot.index)[self.comm.rank].arrays[0]) for slot in slots]
 
     def _raw_read(self, path: Path, offset: int) -> float:
-        """Read the same bytes into memory as a restart does: new memory for huge pages, else the program's own."""
+        """Read the same bytes as a restart does: into new memory for huge pages, otherwise into the program's own."""
         self._use_memory()
         self.comm.Barrier()
         begin = time.perf_counter()
@@ -97,9 +97,9 @@ class Idle:
         return time.perf_counter() - begin
 
     def _use_memory(self) -> None:
-        """Use more memory than is about to be needed, and give it back, so that what is handed out then was in use.
+        """Use more memory than will be needed, and free it, so that memory allocated next was in use before.
 
-        A virtual machine may have to ask its host for other memory, which takes seven times as long as clearing it.
+        A virtual machine may have to request other memory from its host, which takes much longer than clearing it.
         """
         memory.allocate(3 * self.state.nbytes, huge=True)
 

@@ -1,8 +1,8 @@
 """Compare mpickpt with the other ways to checkpoint, on this machine, in one run.
 
 Every configuration (ranks, size, pages) is one start of mpiexec; in it the contenders take turns, forwards and
-backwards, between runs of the same work without a checkpoint. Prints one table and the aims, writes one JSON file,
-removes what it wrote for measuring.
+backwards, between runs of the same work without a checkpoint. It prints one table and the aims, writes one JSON file,
+and removes what it wrote for measuring.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _configurations(options: argparse.Namespace) -> list[Configuration]:
 
 
 def main() -> None:
-    """Measure everything that was asked for."""
+    """Measure all that was requested."""
     options = _options()
     launch.end_cleanly()
     console = launch.console()

@@ -1,6 +1,6 @@
 """Contenders that stop the program while they write: h5py, numpy.save, O_DIRECT.
 
-Each keeps two checkpoints in turn, so that a crash inside one leaves the other, and waits until the data
+Each alternates between two checkpoints, so that a crash in one leaves the other, and waits until the data
 are on the disk, as mpickpt does.
 """
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Contender:
-    """One way to checkpoint a rank's state. This base takes none: the run without a checkpoint.
+    """One way to checkpoint a rank's state. This base class takes none: it is the run without a checkpoint.
 
     Parameters
     ----------
     folder : Path
-        Where the rank's files go; whoever made it removes it.
+        For the rank's files; its creator removes it.
     state : NDArray[np.float64]
         The rank's state, page aligned.
     """
@@ -40,21 +40,21 @@ class Contender:
 
     @property
     def warm_up(self) -> int:
-        """How many epochs come before the first one that is measured."""
+        """Number of epochs before the first one that is measured."""
         return 0
 
     def open(self, steps: int) -> NDArray[np.float64]:
-        """Get ready for a run with so many steps between two cuts; return the memory that it works on."""
+        """Prepare a run with `steps` steps between two cuts; return the memory that it works on."""
         return self.state
 
     def safe_point(self) -> None:
         """Pass a safe point at which there is no cut."""
 
     def cut(self) -> None:
-        """Take the checkpoint, or start to; the program is blocked meanwhile."""
+        """Take the checkpoint, or begin it; the program is blocked meanwhile."""
 
     def done(self) -> bool:
-        """Tell whether the checkpoint is on the disk; asked at each step after the cut."""
+        """Return whether the checkpoint is on the disk; called at each step after the cut."""
         return True
 
     def told(self) -> dict[str, float]:
@@ -131,7 +131,7 @@ class H5pyInPlace(Contender):
 
 
 class DirectWrite(Contender):
-    """The quickest way to block: O_DIRECT over a file that exists."""
+    """The fastest blocking write: O_DIRECT over a file that exists."""
 
     def __init__(self, folder: Path, state: NDArray[np.float64]) -> None:
         super().__init__(folder, state)

@@ -1,7 +1,7 @@
 """Limit what a process may write to the disk, by the kernel's block-I/O cgroup: version 1 (blkio) or 2 (io).
 
-The limit is on the real device and on all that the process writes itself, past the page cache as here: neither
-the program nor the benchmark takes part. Needs root.
+The kernel limits the real device, for all that the process itself writes past the page cache: neither the program nor
+the benchmark takes part. Needs root.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 MOUNTS = Path("/proc/self/mounts")
 PROCESSES = "cgroup.procs"
 LIMIT_V1, LIMIT_V2 = "blkio.throttle.write_bps_device", "io.max"
-PATIENCE_SECONDS = 10.0  # for processes that were killed to go
+PATIENCE_SECONDS = 10.0  # for killed processes to end
 
 
 class NotPossible(Exception):
@@ -23,12 +23,12 @@ class NotPossible(Exception):
 
 
 def root_of_groups() -> Path:
-    """Return the folder that cgroups which limit block I/O are made in.
+    """Return the folder for cgroups that limit block I/O.
 
     Raises
     ------
     NotPossible
-        Without root, or where the kernel offers no such controller.
+        Without root, or if the kernel has no such controller.
     """
     if os.geteuid() != 0:
         raise NotPossible("only root may limit what a process writes: run it as root")
@@ -49,7 +49,7 @@ def disk_of(folder: Path) -> str:
     Raises
     ------
     NotPossible
-        If the file system lies on no single block device.
+        If the file system is not on a single block device.
     """
     number = folder.stat().st_dev
     device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
@@ -61,7 +61,7 @@ def disk_of(folder: Path) -> str:
 
 
 class Groups(AbstractContextManager[list[Path]]):
-    """Cgroups for so many ranks, that are there while the context is; what still runs in them at its end is killed."""
+    """Cgroups for ranks, which exist in the context; processes that still run in them at its end are killed."""
 
     def __init__(self, count: int) -> None:
         root = root_of_groups()
@@ -89,14 +89,14 @@ class Groups(AbstractContextManager[list[Path]]):
 
 
 class Limit(AbstractContextManager[None]):
-    """What the processes of a cgroup may write to a folder's disk while the context is open.
+    """Limits what the processes of a cgroup write to a folder's disk while the context is open.
 
     Parameters
     ----------
     group : Path
         The cgroup.
     folder : Path
-        Where is written.
+        The folder that is written to.
     bytes_per_second : int
         The limit.
     """
@@ -108,11 +108,11 @@ class Limit(AbstractContextManager[None]):
         self.first_version = (group / LIMIT_V1).exists()
 
     def join(self) -> None:
-        """Move this process into the cgroup, and with it all threads and children that it will have."""
+        """Move this process into the cgroup, with all its future threads and children."""
         (self.group / PROCESSES).write_text(str(os.getpid()))
 
     def __enter__(self) -> None:
-        """Limit."""
+        """Set the limit."""
         self._set(str(self.bytes_per_second))
 
     def __exit__(self, *_: object) -> None:

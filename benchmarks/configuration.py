@@ -1,4 +1,4 @@
-"""What one start of mpiexec measures, and what a contender's name says."""
+"""What one start of mpiexec measures, and what a contender's name means."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Configuration:
     repetitions : int
         Rounds in which the contenders take turns.
     work_seconds : float
-        Work between two cuts that change all; less where a run has several.
+        Work between two cuts that changes all; less if a run has several cuts.
     bandwidth : bool
-        Whether to measure the drain and the restart of idle ranks too.
+        Whether to measure the drain and the restart of idle ranks, too.
     cgroups : list of str
-        A block-I/O cgroup for each rank, in which the contenders called throttled are; none without them.
+        A block-I/O cgroup for each rank, for the throttled contenders; empty without them.
     bytes_per_second : int
         What each of them may write.
     """
@@ -55,13 +55,13 @@ class Configuration:
     bytes_per_second: int = 0
 
     def __str__(self) -> str:
-        """Name ranks, size and pages."""
+        """Return ranks, size and pages as text."""
         return f"{self.ranks} x {self.nbytes // MIB} MiB, {'huge' if self.huge else '4k'} pages"
 
 
 @dataclass(frozen=True)
 class Named:
-    """What a contender's name says.
+    """What a contender's name means.
 
     Attributes
     ----------
@@ -82,12 +82,12 @@ class Named:
 
 
 def contender_named(name: str) -> Named:
-    """Read a contender's name: of `CONTENDERS`, a pool of state/N, or ``mpickpt, NAME=VALUE ...``; perhaps throttled.
+    """Parse a contender's name: of `CONTENDERS`, a pool of state/N, or ``mpickpt, NAME=VALUE ...``; perhaps throttled.
 
     Raises
     ------
     ValueError
-        If it is no such name.
+        If it is not such a name.
     """
     kind = name.removesuffix(THROTTLED)
     throttled = kind != name

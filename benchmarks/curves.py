@@ -1,6 +1,6 @@
 """What a checkpoint costs against the size of the state and against the number of ranks: two curves, drawn as PNG.
 
-All of the state is rewritten all the time, in 4 KiB pages. Measures as `bench.py` does, or draws what was measured.
+All of the state is rewritten all the time, in 4 KiB pages. It measures as `bench.py` does, or draws earlier results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from configuration import DIRECT, FORK, GIB, MIB, WHOLE_POOL, Configuration
 DOCS = Path(__file__).parents[1] / "docs"
 CONTENDERS = [WHOLE_POOL, FORK, DIRECT]
 SIZE_RANKS = 2
-LEAST_SECONDS = 0.25  # of work between two cuts: with less of it a small state drowns in the noise
+LEAST_SECONDS = 0.25  # of work between two cuts: with less, a small state is lost in the noise
 
 
 def _options() -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """Raw O_DIRECT files: the yardstick for bandwidth, and what two contenders write with.
 
-A file is written in full when it is made, so that every later write is an overwrite of blocks that exist, as it is
-for a slot. No HDF5, no checksums: nothing is quicker from one thread.
+A file is written in full when it is created, so that every later write overwrites existing blocks, as in a slot. There
+is no HDF5 and no checksum: nothing is faster from one thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class DirectFile:
     Parameters
     ----------
     path : Path
-        The file; made again.
+        The file, which is replaced.
     content : NDArray[np.float64]
         Its first content, page aligned; gives the size, a multiple of 4 KiB.
 
@@ -45,7 +45,7 @@ class DirectFile:
         self.write(content)
 
     def write(self, content: NDArray[np.float64], *, through: NDArray[np.float64] | None = None) -> None:
-        """Write all of it, straight from the memory or through a buffer of one call, until it is on the disk."""
+        """Write the whole file, straight from the memory or through a buffer of one call, and sync it."""
         view = content.view(np.uint8).data
         buffer = None if through is None else through.view(np.uint8).data
         for begin in range(0, len(view), CALL_BYTES):

@@ -1,11 +1,11 @@
-/* How long a write to a block takes that is read-only and not yet saved: the fault, and in it the copy of the block into
- * the pool. Beside it, in turn, the memcpy alone of another block that has been out of use for as long, into memory that
- * has been so too. Both are timed while the drain works, as in a program.
+/* How long a write to a read-only block that is not saved yet takes: the fault, with the copy of the block into the pool.
+ * Alternately, the memcpy alone of another block is timed; block and target have been unused for as long. Both are timed
+ * while the drain works, as in a program.
  *
  *     faults FILE 4k|huge MIB SAMPLES
  *
- * FILE is made, and removed. The blocks are written in a random order, another one in each epoch. Writes to blocks that the
- * drain had saved already make no copy and are not counted. Prints one JSON object, times in nanoseconds. */
+ * FILE is created and removed. The blocks are written in a random order, which differs in each epoch. Writes to blocks that
+ * the drain had saved already make no copy and are not counted. Prints one JSON object, times in nanoseconds. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>

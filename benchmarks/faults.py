@@ -1,6 +1,6 @@
-"""How long a write to a block takes that is not yet saved, beside the memcpy alone: percentiles.
+"""How long a write to a block that is not saved yet takes, compared with the memcpy alone: percentiles.
 
-The measuring is done by `faults.c`, whose samples of the two alternate; `make bench-faults` builds it.
+`faults.c` measures; its samples of the two alternate. `make bench-faults` builds it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def measure(program: Path, folder: Path, *, huge: bool, mib: int, samples: int) 
     program : Path
         `faults.c`, compiled.
     folder : Path
-        Where the slot file is written.
+        Folder for the slot file.
     huge : bool
         Whether the blocks lie in huge pages.
     mib : int
-        Memory that is protected, in MiB; four times of it is used. More than the processor's caches hold.
+        Protected memory in MiB, more than the processor's caches hold; four times as much is used.
     samples : int
-        Faults with a copy.
+        Number of faults with a copy.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def measure(program: Path, folder: Path, *, huge: bool, mib: int, samples: int) 
 
 
 def ratio(measured: dict[str, Any]) -> float:
-    """Return the median of the faults beside that of the copies."""
+    """Return the ratio of the median fault to the median copy."""
     return float(measured["fault"]["p50"] / measured["memcpy"]["p50"])
 
 

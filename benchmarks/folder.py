@@ -13,7 +13,7 @@ from mpi4py import MPI
 
 @contextmanager
 def shared_folder(comm: MPI.Intracomm, prefix: str, parent: Path) -> Iterator[Path]:
-    """Give a new folder in `parent`, the same on all ranks; it is removed when all are done, or one has failed."""
+    """Yield a new folder in `parent`, the same on all ranks; it is removed when all are done or one has failed."""
     folder = Path(comm.bcast(tempfile.mkdtemp(prefix=prefix, dir=parent) if comm.rank == 0 else ""))
     try:
         yield folder

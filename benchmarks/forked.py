@@ -1,7 +1,7 @@
 """The contender that lets the kernel copy: fork(), and the child writes the inherited pages.
 
-The child only copies, writes and exits: it makes no MPI call and never returns to the caller. What it costs the parent
-is the copying of page tables in fork() and one copy-on-write fault for every page it writes meanwhile.
+The child only copies, writes and exits: it makes no MPI call and never returns to the caller. The cost for the parent
+is the copy of the page tables in fork(), and one copy-on-write fault for every page that it writes meanwhile.
 
 The child writes from a small buffer. O_DIRECT straight from the inherited pages would pin them, for which the
 kernel first gives the child a copy of each page, even of those that the parent never writes to.
@@ -38,7 +38,7 @@ class ForkWrite(DirectWrite):
         os.close(report)
 
     def done(self) -> bool:
-        """Tell whether the child has ended; note how much memory it no longer shared with this process."""
+        """Return whether the child has ended; note how much memory it no longer shared with this process."""
         child, status = os.waitpid(self.child, os.WNOHANG)
         if child == 0:
             return False
@@ -50,6 +50,6 @@ class ForkWrite(DirectWrite):
 
 
 def _own_bytes() -> int:
-    """Return how much of the child's memory is shared with nobody: what the parent has written to, and so copied."""
+    """Return how much of the child's memory is private: what the parent has written to, and so copied."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:")))

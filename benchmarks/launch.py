@@ -20,11 +20,11 @@ import machine
 from configuration import Configuration
 
 RESULTS = Path(__file__).parent / "results"
-WIDTH = 176  # of a table where the output is no terminal
+WIDTH = 176  # of a table if the output is not a terminal
 
 
 def console() -> Console:
-    """Return where tables are printed."""
+    """Return the console for tables."""
     return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
@@ -34,14 +34,14 @@ def end_cleanly() -> None:
 
 
 def measure(configuration: Configuration, folder: Path | None) -> dict[str, Any]:
-    """Start the ranks of one configuration and return what they measured, beside the configuration.
+    """Start the ranks of one configuration; return what they measured, with the configuration.
 
     Parameters
     ----------
     configuration : Configuration
         What to measure.
     folder : Path or None
-        Where the ranks write; by default in benchmarks/results. What they write is removed.
+        Folder for the files of the ranks, which are removed; by default in benchmarks/results.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def measure(configuration: Configuration, folder: Path | None) -> dict[str, Any]
 
 
 def save(results: list[dict[str, Any]], path: Path | None, folder: Path | None) -> Path:
-    """Write what was measured, and on what machine, to `path` or a new file in benchmarks/results."""
+    """Write the results and a description of the machine to `path` or a new file in benchmarks/results."""
     path = path or RESULTS / f"{datetime.now(UTC):%Y-%m-%d-%H%M%S}.json"
     described = machine.describe(folder or RESULTS)
     document = {"ended": datetime.now(UTC).isoformat(), "machine": described, "results": results}

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.001
 NAME = "state"
-STRIDE = 1_000_000  # a step of the work counts as so many: a rank that waits for another never runs into the next cut
-NEVER = 1_000_000  # steps between cuts, where only the cuts that are asked for are wanted
+STRIDE = 1_000_000  # a step of the work counts as this many, so that a rank that waits never reaches the next cut
+NEVER = 1_000_000  # steps between cuts, if only requested cuts are wanted
 BLOCK_BYTES = 8 * BLOCK_DOUBLES
 
 
@@ -67,11 +67,11 @@ class Live(Contender):
 
     @property
     def warm_up(self) -> int:
-        """Two epochs: both slots are in use then, and it is known when each block is written."""
+        """Two epochs: then both slots are in use, and it is known when each block is written."""
         return 2
 
     def open(self, steps: int) -> NDArray[np.float64]:
-        """Open a session that is cut every so many steps."""
+        """Open a session that is cut every `steps` steps."""
         self.every = steps * STRIDE
         before = {key: os.environ.get(key) for key in self.environment}
         os.environ.update(self.environment)
@@ -81,7 +81,7 @@ class Live(Contender):
                 state = self.session.array(NAME, self.state.shape, fill=1.0)
             else:
                 state = self.session.protect(NAME, self.state)
-            self._go_to(0)  # the first safe point, at which the session gets its pool and its threads
+            self._go_to(0)  # the first safe point, where the session creates its pool and threads
         finally:
             for key, value in before.items():
                 if value is None:
@@ -91,9 +91,9 @@ class Live(Contender):
         return state
 
     def _go_to(self, step: int) -> None:
-        """Pass the safe point of a step at which an epoch begins; the loop over its other ones is left to `safe_point`.
+        """Pass the safe point of a step at which an epoch begins; `safe_point` passes the other ones.
 
-        Where the next cut would come before this one's epoch is complete, it counts in single steps.
+        If the next cut would come before this epoch is complete, the loop continues in single steps.
         """
         self.next_cut = step + self.every
         strides = self.session.range(step, self.next_cut, STRIDE)
@@ -105,11 +105,11 @@ class Live(Contender):
         next(self.steps)
 
     def cut(self) -> None:
-        """Be cut."""
+        """Pass a safe point at which this rank is cut."""
         self._go_to(self.next_cut)
 
     def done(self) -> bool:
-        """Tell whether the epoch is complete on all ranks."""
+        """Return whether the epoch is complete on all ranks."""
         stats = self.session.stats()
         if stats.failed:
             raise OSError(f"{self.folder}: an epoch failed, see the warning above")
@@ -133,7 +133,7 @@ class Live(Contender):
         }
 
     def close(self) -> None:
-        """Close the session, and let go of it: its array is memory that the next contender needs."""
+        """Close and release the session: the next contender needs the memory of its array."""
         self.session.close()
         del self.session, self.steps
 

@@ -1,4 +1,4 @@
-"""What the figures were measured on: enough to judge them, nothing that names the machine."""
+"""A description of the machine: enough to judge the figures, without its name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def describe(folder: Path) -> dict[str, str | int]:
     Parameters
     ----------
     folder : Path
-        Where the benchmark writes: its file system is described.
+        The folder that the benchmark writes to, for its file system.
     """
     cpu = Path("/proc/cpuinfo").read_text()
     names = [line.partition(":")[2].strip() for line in cpu.splitlines() if line.startswith(FREE_FORM)]

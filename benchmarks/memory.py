@@ -14,7 +14,7 @@ PAGE_BYTES = 4096
 
 
 def reserve(nbytes: int, *, huge: bool) -> NDArray[np.float64]:
-    """Return page-aligned memory of its own, asked for in huge or in 4 KiB pages, none of them present yet.
+    """Return new page-aligned memory, in huge or in 4 KiB pages, none of which are present yet.
 
     Parameters
     ----------

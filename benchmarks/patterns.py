@@ -1,7 +1,7 @@
 """What the program under measurement does between two cuts: real work that rewrites some of a rank's state.
 
 The work is numpy that multiplies and adds in place, in pieces that fit the second-level cache, so it competes for
-memory bandwidth and cores as a simulation does. A *pass* goes once over what the pattern works on, in some steps; the
+memory bandwidth and cores as a simulation does. A *pass* goes once over the blocks of the pattern, in some steps. The
 work between two cuts is a whole number of passes, so every epoch begins at the front.
 """
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK_DOUBLES = 32 * 1024  # 256 KiB: mpickpt's block up to 4 GiB a rank, and small enough for the second-level cache
-STEP_BLOCKS = 16  # at least: 4 MiB take so long that what is done between two steps does not count
+STEP_BLOCKS = 16  # at least: compared with work on 4 MiB, the time between two steps is negligible
 HOT = 0.1  # the share of the state that `tenth`, `random tenth` and `mix` rewrite all the time
 COLD = 0.05  # the share of the rest that `mix` rewrites in each epoch
 WRITES = 2  # single writes in each epoch for every block, by `random`
@@ -30,10 +30,10 @@ class Pattern:
     state : NDArray[np.float64]
         The rank's state, page aligned.
     passes : int
-        How often the work between two cuts goes over what it works on.
+        Number of passes between two cuts.
     """
 
-    cuts: ClassVar[int] = 1  # in one run of mpickpt: several where little changes and an epoch is short
+    cuts: ClassVar[int] = 1  # in one run of mpickpt: several if little changes and an epoch is short
     most_steps: ClassVar[int] = 16  # of a pass
 
     def __init__(self, state: NDArray[np.float64], passes: int) -> None:
@@ -49,7 +49,7 @@ class Pattern:
         return list(range(len(self.blocks)))
 
     def step(self, index: int) -> None:
-        """Do the step that is the `index`-th since the cut."""
+        """Do step `index` since the cut."""
         for block in self._share_of(self.worked_on, index):
             rewrite(self.blocks[block])
 
@@ -87,7 +87,7 @@ class RandomTenth(Pattern):
 
 
 class Mix(Tenth):
-    """Rewrites the first tenth all the time, and once in each epoch a twentieth of the rest, going on from there."""
+    """Rewrites the first tenth all the time, and in each epoch the next twentieth of the other blocks once."""
 
     def __init__(self, state: NDArray[np.float64], passes: int) -> None:
         super().__init__(state, passes)

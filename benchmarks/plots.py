@@ -15,9 +15,9 @@ matplotlib.use("agg")
 Curve: TypeAlias = dict[int, list[float]]
 """The values of all runs, in ms, by what is on the x axis."""
 
-# Colour (of Okabe and Ito's), marker, line, and by how much points are shifted so that bars do not hide each other.
+# Colour (of Okabe and Ito), marker, line, and the shift of points that keeps bars from hiding each other.
 LOOKS = [("#0072B2", "o", "-", 0.98), ("#D55E00", "s", "--", 1.0), ("#009E73", "^", ":", 1.02)]
-FLOOR_MS = 1.0  # what is less, or lost in the noise below nothing, is drawn here
+FLOOR_MS = 1.0  # smaller and negative values, which are noise, are drawn here
 
 
 def draw(path: Path, curves: dict[str, Curve], *, x: str) -> Path:
@@ -26,7 +26,7 @@ def draw(path: Path, curves: dict[str, Curve], *, x: str) -> Path:
     Parameters
     ----------
     path : Path
-        The picture: 1400 pixels wide, to be shown at half of that.
+        The picture: 1400 pixels wide, to be shown at half that width.
     curves : dict of str to Curve
         By name, at most three.
     x : str

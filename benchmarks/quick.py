@@ -1,7 +1,7 @@
-"""The main ratios in under a minute, each beside its aim: to judge a change by, not to quote.
+"""The main ratios in under a minute, each with its aim: to judge a change, not to quote.
 
-Two ranks of 192 MiB, a few rounds. Contenders take turns as in `bench.py`, of which this is a small selection; what is
-near its aim needs the whole of it.
+Two ranks of 192 MiB, a few rounds. Contenders take turns as in `bench.py`, of which this is a small selection: measure
+what is near its aim with that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import launch
 from aims import Aim
 from configuration import DIRECT, FORK, GIB, MIB, QUARTER_POOL, WHOLE_POOL, Configuration
 
-# What is added is not looked at with huge pages, only what is blocked: one round tells.
+# With huge pages only the blocked time counts, not the added time: one round is enough.
 SELECTION: list[dict[str, Any]] = [
     {"huge": False, "patterns": ["all"], "contenders": [WHOLE_POOL, QUARTER_POOL, FORK, DIRECT]},
     {"huge": False, "patterns": ["tenth", "none"], "contenders": [WHOLE_POOL], "bandwidth": False},

@@ -21,15 +21,15 @@ class Row:
     Attributes
     ----------
     pattern, contender : str
-        Which.
+        Names of both.
     blocked_ms, added_ms, durable_ms, cpu_s : float
         Per GiB of one rank's state.
     memory : float
-        Beside the state, as a multiple of it.
+        Memory in addition to the state, as a multiple of it.
     first_cut_ms : float or None
-        Standing still at the first cut of a session, per GiB of one rank's state; None for the other contenders.
+        Time blocked at the first cut of a session, per GiB of one rank's state; None for the other contenders.
     written, copied, faults_ms : float or None
-        Shares of the state, and time in write faults per GiB; None where the contender does not tell.
+        Shares of the state, and time in write faults per GiB; None if the contender does not count them.
     """
 
     pattern: str
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """GiB per second of all ranks together, and beside raw O_DIRECT in the same run."""
+    """GiB per second of all ranks together, for mpickpt and for raw O_DIRECT in the same run."""
 
     drain: float
     raw_write: float
@@ -56,12 +56,12 @@ class Bandwidth:
 
     @property
     def drain_ratio(self) -> float:
-        """The drain beside pwrite."""
+        """The bandwidth of the drain relative to pwrite."""
         return self.drain / self.raw_write
 
     @property
     def restart_ratio(self) -> float:
-        """The restart beside pread."""
+        """The bandwidth of the restart relative to pread."""
         return self.restart / self.raw_read
 
 
@@ -140,7 +140,7 @@ def table(results: list[dict[str, Any]]) -> Table:
 
 
 def bandwidth_lines(results: list[dict[str, Any]]) -> list[str]:
-    """Return a sentence for each configuration on how quickly idle ranks drain and restart."""
+    """Return a sentence for each configuration on how fast idle ranks drain and restart."""
     lines = []
     for result in results:
         if "bandwidth" in result:

@@ -1,9 +1,9 @@
 """What a restart costs: from `mpickpt.open` to the first step, eager and lazy, beside raw pread of the same bytes.
 
-``mpiexec -n 2 python restart.py --mib 64 1024`` measures a state of so many MiB on each rank. The contenders take
-turns, forwards in one round and backwards in the next. They find nothing of the slot in the page cache, and as much
-memory as they need that was in use just before: a virtual machine may have to ask its host for other memory, which took
-seven times as long as clearing it.
+``mpiexec -n 2 python restart.py --mib 64 1024`` measures states of 64 and 1024 MiB on each rank. The contenders take
+turns, forwards in one round and backwards in the next. The slot is not in the page cache, and as much memory as they
+need was in use just before: a virtual machine may have to request other memory from its host, which takes much longer
+than clearing it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MIB = 2**20
 NEVER = 1_000_000  # steps between two cuts: there is none
 WAYS = ("array", "protect", "lazy")
 STEP_DOUBLES = MIB // 8  # the first step rewrites 1 MiB
-BUFFER_BYTES = 256 * MIB  # raw reading goes there again and again, so that all of its pages are present
+BUFFER_BYTES = 256 * MIB  # raw reads go there repeatedly, so that all of its pages are present
 
 
 class Bench:
@@ -60,7 +60,7 @@ class Bench:
         self.buffer = memory.allocate(min(nbytes, BUFFER_BYTES), huge=True)
 
     def prepare(self) -> None:
-        """Drop the slot from the page cache, and use memory and give it back."""
+        """Drop the slot from the page cache, and use memory and free it."""
         if COMM.rank == 0:
             with self.path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -69,7 +69,7 @@ class Bench:
         COMM.Barrier()
 
     def raw(self) -> tuple[float, float]:
-        """Read as many bytes with O_DIRECT, 4 MiB in a call, into memory that is present."""
+        """Read as many bytes with O_DIRECT, 4 MiB per call, into memory that is present."""
         view = self.buffer.view(np.uint8).data
         descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECT)
         begin = time.perf_counter()
@@ -82,7 +82,7 @@ class Bench:
         return seconds, seconds
 
     def array(self) -> tuple[float, float]:
-        """Restart a program that has the session make its array."""
+        """Restart a program whose array the session allocates."""
         return self._restart(self._declare, lazy=False)
 
     def lazy(self) -> tuple[float, float]:
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def slowest(times: tuple[float, float]) -> tuple[float, float]:
-    """Give the times of the rank that took longest."""
+    """Return the times of the slowest rank."""
     first, loaded = (COMM.allreduce(seconds, MPI.MAX) for seconds in times)
     return first, loaded
 

@@ -1,7 +1,7 @@
 """What agreeing on a cut costs: safe points with nothing to do, markers on a few ranks, and messages on very many.
 
-``mpiexec -n 4 python rounds.py`` measures the first two; ``python rounds.py --ranks 100000`` lets so many simulated
-ranks agree once and counts what they send.
+``mpiexec -n 4 python rounds.py`` measures the first two; ``python rounds.py --ranks 100000`` lets 100,000 simulated
+ranks agree once, and counts what they send.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ TIMED = ("next_event", "announce", "propose", "pass_on")
 
 
 class Stopwatch:
-    """Notes how long the calls of `Rounds` take that a round makes; those that find nothing come at any look.
+    """Notes how long the calls of `Rounds` in a round take; calls that find nothing happen at every poll.
 
-    Its own cost, that of one more Python call out of cold caches, is found by an empty call in each step and taken off.
+    Its own cost, one more Python call out of cold caches, is measured by an empty call in each step and subtracted.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Stopwatch:
         return call
 
     def of_a_round(self, rounds: int) -> float:
-        """Seconds of a round: of each call the median, as often as a round makes it."""
+        """Seconds of a round: the median of each call, times its number in a round."""
         own = self.of_itself()
         timed = [found for name in TIMED if (found := self.seconds[name])]
         return sum((statistics.median(found) - own) * len(found) / rounds for found in timed)
@@ -61,12 +61,12 @@ class Stopwatch:
         return statistics.median(self.seconds["empty"])
 
     def of_a_look(self) -> float:
-        """Seconds of a look that finds nothing."""
+        """Seconds of a poll that finds nothing."""
         return statistics.median(self.seconds["nothing"])
 
 
 def _safe_points(folder: Path, count: int) -> float:
-    """Seconds of a step of an empty loop with safe points, beside one of `range`."""
+    """Seconds of a step of an empty loop with safe points, minus those of a step of `range`."""
     with mpickpt.open(folder / "safe", COMM) as ckpt:
         _u = ckpt.array("u", 1000)
         found = []
@@ -82,7 +82,7 @@ def _safe_points(folder: Path, count: int) -> float:
 
 
 def _markers(folder: Path, epochs: int, step_seconds: float) -> tuple[Stopwatch, int, int]:
-    """Give what was noted, how many rounds there were, and how often this rank stood still for an answer."""
+    """Return what was noted, the number of rounds, and how often this rank was blocked for an answer."""
     watch = Stopwatch()
     work: NDArray[np.float64] = np.zeros(1 << 17)  # 1 MiB: a step pushes our code out of the inner caches
     with mpickpt.open(folder / "markers", COMM) as ckpt:

@@ -1,8 +1,8 @@
-"""What a checkpoint costs on slow storage: writing is limited to what a rank gets of a shared parallel file system.
+"""What a checkpoint costs on slow storage: writing is limited to a rank's share of a parallel file system.
 
-Each rank is in a block-I/O cgroup of its own, whose limit is set and lifted between runs, so that mpickpt on slow
-storage, mpickpt on the disk as it is and a blocking write on slow storage take turns in one run. Needs root, and takes
-under ten minutes.
+Each rank is in a block-I/O cgroup of its own, whose limit is set and lifted between runs: mpickpt on slow storage,
+mpickpt on the unlimited disk, and a blocking write on slow storage take turns in one run. Needs root, and takes under
+ten minutes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, on the disk as it is and limited."""
+    """Measure on the unlimited and on the limited disk."""
     options = _options()
     launch.end_cleanly()
     options.dir.mkdir(exist_ok=True)

@@ -1,9 +1,9 @@
 """What checkpoints cost a program that changes nothing: processor time, counted call by call.
 
-``mpiexec -n 2 python unchanged.py``. Whole runs with and without checkpoints differ by more from one to the next than
-these cost. So here the time is counted of each safe point that does something, and of all other threads of the process.
-The program reads all of its state over and over, which keeps the code of mpickpt out of the caches, and its ranks meet
-in each step.
+``mpiexec -n 2 python unchanged.py``. Whole runs with and without checkpoints vary by more than the checkpoints cost. So
+here the time of each safe point that does something is counted, and that of all other threads of the process. The
+program reads all of its state repeatedly, which keeps the code of mpickpt out of the caches, and its ranks meet in each
+step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import aims
 from launch import console
 
 COMM = MPI.COMM_WORLD
-WARM_UP = 4  # checkpoints that are not counted: until then both slots have been written, and code is loaded
+WARM_UP = 4  # checkpoints that are not counted: afterwards both slots have been written, and code is loaded
 STEPS = 64  # of a pass over the state
 
 
@@ -48,7 +48,7 @@ class Stopwatch:
             what = "look"
             if stats.drain_seconds + stats.complete != ended:
                 what = "end of a drain, word of the others"
-            if stats.cuts != cuts:  # on a busy machine it may be at the safe point where the last drain has ended
+            if stats.cuts != cuts:  # on a busy machine this can be the safe point where the last drain has ended
                 what = "cut"
             if self.counts:
                 self.seconds[what].append(took)
@@ -57,13 +57,13 @@ class Stopwatch:
 
 
 def _seconds_of_other_threads() -> float:
-    """Processor seconds of the threads of this process but for its first: the drain's, and those of the libraries."""
+    """Processor seconds of all threads of this process but the first: those of the drain and of the libraries."""
     others = [task for task in Path("/proc/self/task").iterdir() if int(task.name) != os.getpid()]
     return sum(int((task / "schedstat").read_text().split()[0]) for task in others) / 1e9
 
 
 def _run(folder: Path, mib: int, interval: float, epochs: int) -> tuple[Stopwatch, float, float]:
-    """Give what was noted of `epochs` checkpoints, the seconds of other threads, and how long it took."""
+    """Return what was noted of `epochs` checkpoints, the seconds of other threads, and the total time."""
     watch = Stopwatch()
     threads = begin = 0.0
     with mpickpt.open(folder, COMM, interval=interval) as ckpt:

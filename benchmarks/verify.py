@@ -1,4 +1,4 @@
-"""How fast `mpickpt verify` reads a slot, beside plain O_DIRECT reads of the same file, and in how much memory.
+"""How fast `mpickpt verify` reads a slot, compared with plain O_DIRECT reads of the same file, and its memory.
 
 ``make bench-verify`` takes 4 GiB in benchmarks/results, three rounds, and prints medians.
 """
@@ -48,7 +48,7 @@ def write_slot(directory: Path, nbytes: int) -> Path:
 
 
 def read_raw(path: Path, threads: int) -> float:
-    """Seconds to read a file by O_DIRECT, in requests of 4 MiB from so many threads."""
+    """Seconds to read a file by O_DIRECT, in requests of 4 MiB from `threads` threads."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
     size = path.stat().st_size // 4096 * 4096
 
@@ -65,7 +65,7 @@ def read_raw(path: Path, threads: int) -> float:
 
 
 def verify(path: Path) -> tuple[float, int]:
-    """Seconds that `mpickpt verify` says it took, and its peak of memory in bytes."""
+    """Seconds that `mpickpt verify` reports, and its peak memory in bytes."""
     code = (
         "import sys; from mpickpt.cli.main import main; status = main(sys.argv[1:])\n"
         "print(*(line for line in open('/proc/self/status') if line.startswith('VmHWM')), file=sys.stderr)\n"

@@ -1,9 +1,9 @@
-"""What the memory guard gains and costs: draining in the ranks' own waiting time, and small messages.
+"""What the memory guard gains and costs: draining while ranks wait, and small messages.
 
 Run under mpiexec with 2 ranks. First the ranks take turns: one computes while the other waits for it, so each waits
-half of its time and all cores stay busy; the drain of one cut is timed with the waiting time lent to it and without,
-alternating. Then messages of 8 bytes go back and forth, with the guard open and closed, alternating;
-nothing is protected.
+half of its time and all cores stay busy. The drain of one cut is timed, alternately with and without cores donated by
+waiting ranks. Then messages of 8 bytes go back and forth, alternately with the guard open and closed; nothing is
+protected.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOKEN: NDArray[np.uint8] = np.zeros(8, np.uint8)
 
 
 def _take_turns(count: int) -> None:
-    """Compute for a turn and wait for a turn, so often."""
+    """Compute for a turn and wait for a turn, `count` times."""
     other = 1 - COMM.rank
     for _ in range(count):
         if COMM.rank == 1:
@@ -50,7 +50,7 @@ def _timed(count: int) -> float:
 
 
 def _drain(folder: Path, nbytes: int, *, lend: bool) -> tuple[float, float]:
-    """Seconds of a drain while the ranks take turns, and by how much the turns were slower than without it."""
+    """Seconds of a drain while the ranks take turns, and how much slower the turns were than without it."""
     path = folder / f"slot-{COMM.rank}"
     with path.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, nbytes + (1 << 20))

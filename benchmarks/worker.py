@@ -1,6 +1,6 @@
-"""One rank of one configuration: runs the contenders in turn and gathers what they took.
+"""One rank of one configuration: runs the contenders in turn and gathers their times.
 
-Started by `launch.py` under mpiexec. Its arguments are a configuration in JSON and a folder to write in; rank 0 leaves
+`launch.py` starts it under mpiexec. Its arguments are a configuration in JSON and a folder to write in; rank 0 writes
 the result there.
 """
 
@@ -44,26 +44,26 @@ OTHERS: dict[str, type[Contender]] = {
     H5PY_NEW: H5pyNew,
     NUMPY: NumpySave,
 }
-POLL_SECONDS = 0.005  # between two looks whether the checkpoint is on the disk: a look takes 15 us
+POLL_SECONDS = 0.005  # between two checks whether the checkpoint is on the disk, much longer than a check takes
 TRIAL = 4  # passes of a trial run of the work
 
 
 @dataclass
 class Run:
-    """One run of the work on this rank, in seconds and bytes; what belongs to checkpoints is for each of them.
+    """One run of the work on this rank, in seconds and bytes; figures of checkpoints are per checkpoint.
 
     Attributes
     ----------
     steps, cuts : int
-        Steps of the work, and checkpoints meanwhile.
+        Steps of the work, and checkpoints in it.
     seconds, cpu : float
         Of the whole run: time, and processor time of all threads and child processes.
     blocked, durable : float
-        Standing still at the cut, and from the cut until the checkpoint was on the disk.
+        Blocked at the cut, and from the cut until the checkpoint was on the disk.
     first_cut : float or None
-        Standing still at the first cut of the session, in the epochs before the run; None where there are none.
+        Blocked at the first cut of the session, in the epochs before the run; None if there are none.
     memory : float
-        Bytes beside the state.
+        Bytes in addition to the state.
     told : dict of str to float
         What the contender itself counted.
     beside : list of Run
@@ -110,7 +110,7 @@ class Rank:
         self.contenders = {name: self.contender(name) for name in configuration.contenders}
 
     def contender(self, name: str) -> Contender:
-        """Make the contender of that name, with files of its own."""
+        """Return the contender of that name, with its own files."""
         named = contender_named(name)
         if named.pool is not None:
             return self.live_with(named.pool, named.environment)
@@ -119,7 +119,7 @@ class Rank:
         return OTHERS[named.kind](folder, self.state)
 
     def live_with(self, pool_share: float, environment: dict[str, str]) -> live.Live:
-        """Make mpickpt the contender, with a pool of a share of the state."""
+        """Return mpickpt as a contender, with a pool of a share of the state."""
         pool = int(self.configuration.nbytes * pool_share)
         huge = self.configuration.huge
         return live.Live(self.shared, self.state, self.comm, huge=huge, pool=pool, environment=environment)
@@ -127,8 +127,8 @@ class Rank:
     def run(self, contender: Contender, pattern: type[Pattern], passes: int, cuts: int) -> Run:
         """Do the work of `pattern.cuts` epochs, of which the first `cuts` begin with a checkpoint.
 
-        Before and after it comes the same work without, on the same memory: which pages two arrays got can make more
-        of a difference than a checkpoint.
+        Before and after it comes the same work without a checkpoint, on the same memory: other pages can make more of a
+        difference than a checkpoint.
         """
         resident = _memory("VmRSS")
         state = contender.open(pattern(self.state, passes).steps)
@@ -140,7 +140,7 @@ class Rank:
         for warm_up in warm_ups:
             self.epoch(warm_up, contender, work, cut=True)
         own_state = 0 if np.may_share_memory(state, self.state) else state.nbytes
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark of the memory starts again
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark of the memory
         run = Run(cuts=cuts, first_cut=warm_ups[0].blocked if warm_ups else None)
         self.comm.Barrier()
         told = contender.told()
@@ -157,7 +157,7 @@ class Rank:
         return run
 
     def plain_run(self, work: Pattern, epochs: int) -> Run:
-        """Do the work of so many epochs without a checkpoint."""
+        """Do the work of `epochs` epochs without a checkpoint."""
         run = Run()
         plain = Contender(self.folder, work.state)
         self.comm.Barrier()
@@ -171,7 +171,7 @@ class Rank:
     def epoch(self, run: Run, contender: Contender, work: Pattern, *, cut: bool) -> None:
         """Do the work of one epoch, with a checkpoint at its head or without; add to `run`.
 
-        The work goes on in whole passes until the checkpoint is on the disk, so that all its cost falls into the epoch.
+        The work continues in whole passes until the checkpoint is on the disk, so that the epoch contains all its cost.
         """
         pending = cut
         cut_at = time.perf_counter()
@@ -190,7 +190,7 @@ class Rank:
         run.steps += index
 
     def passes_for(self, pattern: type[Pattern]) -> int:
-        """Return how many passes take the time between two cuts that is asked for."""
+        """Return how many passes take the requested time between two cuts."""
         work = pattern(self.state, TRIAL)
         wanted = self.configuration.work_seconds / pattern.cuts
         for index in range(work.pass_steps):
@@ -204,7 +204,7 @@ class Rank:
         return max(1, int(self.comm.allreduce(round(TRIAL * trials * wanted / elapsed), MPI.MIN)))
 
     def measure_pattern(self, name: str) -> dict[str, list[dict[str, float]]]:
-        """Run all contenders in turn, as often as asked for, forwards and backwards, each between two plain runs."""
+        """Run all contenders in turn, forwards and backwards in all repetitions, each between two plain runs."""
         pattern = PATTERNS[name]
         passes = self.passes_for(pattern)
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in (NONE, *self.contenders)}
@@ -219,7 +219,7 @@ class Rank:
         return runs
 
     def _beside(self, run: Run) -> dict[str, float]:
-        """Compare a run with as many steps without a checkpoint: the slowest rank's times, the mean of the rest."""
+        """Compare a run with as many steps without a checkpoint: the slowest rank's times, the mean of others."""
         before, after = run.beside
         share = run.steps / (before.steps + after.steps)
         added = (run.seconds - share * (before.seconds + after.seconds)) / run.cuts
@@ -234,7 +234,7 @@ class Rank:
         return slowest | {key: float(self.comm.allreduce(value)) / self.comm.size for key, value in rest.items()}
 
     def measure_bandwidth(self) -> dict[str, list[float]]:
-        """Take the seconds of a drain and a restart of idle ranks, and those of raw writing and reading."""
+        """Measure the seconds of a drain and a restart of idle ranks, and of raw writes and reads."""
         named = contender_named(WHOLE_POOL)
         contender = self.live_with(named.pool or 1.0, named.environment)
         idle = Idle(self.comm, contender, self.state, huge=self.configuration.huge)

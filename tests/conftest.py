@@ -1,4 +1,4 @@
-"""What holds for all tests: no leaks, no run without a test, of what is drawn at random a share on demand.
+"""Rules for all tests: no leaks, no run without a test, and on demand only a share of randomly drawn cases.
 
 A test must leave behind no file descriptor, no thread, no page that is still write-protected, and the
 SIGSEGV handler that it found. The check runs after every test, in every process that runs tests.
@@ -48,7 +48,7 @@ def _descriptors() -> dict[int, str]:
 
 
 def _protected_pages() -> frozenset[str]:
-    """Private anonymous memory that may be read but not written: what a cut leaves if nobody takes it back."""
+    """Private anonymous memory that is read-only: what a cut leaves if it is not undone."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     return frozenset(line.split()[0] for line in lines if " r--p 00000000 00:00 0" in line and len(line.split()) == 5)
 
@@ -85,7 +85,7 @@ def _leaks(before: Resources, *, with_mpi: bool) -> list[str]:
 
 
 def _leave_sessions() -> None:
-    """End what a failed test left open: the next session would be refused, and every test after this one fail, too."""
+    """End what a failed test left open: otherwise the next session is refused, and all later tests fail, too."""
     if module := sys.modules.get("mpickpt.session.session"):
         for session in list(module._sessions):
             session._leave()
@@ -106,7 +106,7 @@ def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep a share of the cases of each test that is marked `sampled`, evenly spread, and at least one of each."""
+    """Keep an evenly spread share of the cases of each test that is marked `sampled`, at least one of each."""
     cases: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         if item.get_closest_marker("sampled"):
@@ -121,7 +121,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Start MPI before the first test, so that its threads and descriptors are no test's leak."""
+    """Start MPI before the first test, so that its threads and descriptors do not count as leaks."""
     if session.config.getoption("--with-mpi", default=False):
         from mpi4py import MPI
 

@@ -1,4 +1,4 @@
-"""A program that is cut and goes back, in one process, and what its ranks send to each other."""
+"""A program that is cut and restarted in one process, and the messages of its ranks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENCE = 20.0
 
 
 class Run:
-    """A program's connection, which can be opened again at the last epoch."""
+    """A program's communicator, which can be opened again at the last epoch."""
 
     def __init__(self) -> None:
         self.idled = 0
@@ -62,7 +62,7 @@ class Run:
         return COMM.allreduce(late), COMM.allreduce(early)
 
     def restart(self) -> None:
-        """Forget all, and go back to the last epoch."""
+        """Drop all state, and restore the last epoch."""
         data = self.traffic.in_flight()
         self.traffic.close()
         self.traffic = Traffic(COMM, self._idle, crc32c)

@@ -1,7 +1,7 @@
 """Run the first program of README.md as it is printed there: on 4 ranks, one of which is killed, then on 3.
 
-`python tests/first_program.py` does it with the mpickpt that this Python has installed; it needs no pytest, so that a
-built wheel is tested by it where nothing else is installed.
+`python tests/first_program.py` uses the mpickpt that this Python has installed. It needs no pytest, so that it can test
+a built wheel where nothing else is installed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROWS, COLS = 600, 400
 
 
 def printed() -> tuple[str, list[tuple[int, list[str]]]]:
-    """Give the program, and of each of its two starts the ranks and the arguments behind ``mpickpt run``."""
+    """Return the program, and for each of its two starts the ranks and the arguments of ``mpickpt run``."""
     text = README.read_text()
     program = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     starts = re.findall(r"^    mpirun -n (\d+) mpickpt run (.*?heat\.py)\s", text, re.MULTILINE)
@@ -35,7 +35,7 @@ def printed() -> tuple[str, list[tuple[int, list[str]]]]:
 
 
 def newest(directory: Path) -> mpickpt.Checkpoint | None:
-    """Give the newest complete epoch, if there is one yet."""
+    """Return the newest complete epoch, if there is one yet."""
     try:
         return mpickpt.Checkpoint(directory)
     except mpickpt.MpickptError:
@@ -43,7 +43,7 @@ def newest(directory: Path) -> mpickpt.Checkpoint | None:
 
 
 def wait_until(condition: Callable[[], bool], job: MpiJob) -> None:
-    """Wait while the job runs; fail with its output if it ends before, or takes too long."""
+    """Wait while the job runs; fail with its output if it ends early or takes too long."""
     limit = time.monotonic() + PATIENCE
     while not condition():
         assert job.running(), f"the program has ended\n{job.output()}"
@@ -62,12 +62,12 @@ def plain(steps: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
 
 
 def run(place: Path) -> str:
-    """Run the program in a folder, kill it, go on with fewer ranks, and compare what is saved with `plain`.
+    """Run the program in a folder, kill it, restart it with fewer ranks, and compare what is saved with `plain`.
 
     Returns
     -------
     str
-        A sentence that says what was shown.
+        A sentence on what was shown.
     """
     program, [first, second] = printed()
     (place / "heat.py").write_text(program)

@@ -1,7 +1,7 @@
 """Start a job under mpiexec, find its ranks, kill one of them, and leave nothing behind.
 
 Ranks are found by a token in their environment, never by name, so that only processes of the test's own job are
-ever killed.
+killed.
 """
 
 import os
@@ -18,10 +18,10 @@ from uuid import uuid4
 TOKEN = "FAULT_TEST_TOKEN"
 RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
 SHARED_MEMORY = Path("/dev/shm")
-# What the libraries leave there when a rank has no time to tidy up: MPICH, Open MPI, UCX (which both may use).
+# What the libraries leave there when a rank is killed: MPICH, Open MPI, UCX (which both may use).
 SEGMENTS = ("mpich_shm_", "sm_segment.", "vader_segment.", "ucx_shm_posix_")
 # More ranks than cores, as root in a container: without these Open MPI refuses, and the threads of BLAS make the
-# ranks wait for each other. Libraries ignore what is not theirs.
+# ranks wait for each other. Libraries ignore the variables of others.
 SURROUNDINGS = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
@@ -33,7 +33,7 @@ SURROUNDINGS = {
 
 
 def mpiexec() -> str:
-    """Give the mpiexec of the active environment, or the machine's."""
+    """Return the mpiexec of the active environment, or the machine's."""
     beside_python = Path(sys.executable).parent / "mpiexec"
     found = str(beside_python) if beside_python.exists() else shutil.which("mpiexec")
     if found is None:
@@ -42,7 +42,7 @@ def mpiexec() -> str:
 
 
 def segments() -> set[Path]:
-    """Give the MPI libraries' shared memory that belongs to this user."""
+    """Return the MPI libraries' shared memory that belongs to this user."""
     found = set()
     for path in SHARED_MEMORY.iterdir():
         with suppress(FileNotFoundError):
@@ -52,7 +52,7 @@ def segments() -> set[Path]:
 
 
 def mapped() -> set[Path]:
-    """Give the shared memory that some living process uses."""
+    """Return the shared memory that a living process uses."""
     found = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with suppress(OSError):  # it ended while we looked
@@ -73,7 +73,7 @@ class MpiJob:
     log
         File that takes stdout and stderr of all ranks.
     settings
-        Environment variables beside the inherited ones.
+        Environment variables in addition to the inherited ones.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class MpiJob:
             )
 
     def pids(self) -> dict[int, dict[str, str]]:
-        """Give PID and environment of every living process of this job, mpiexec and its helpers included."""
+        """Return PID and environment of every living process of this job, mpiexec and its helpers included."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it ended while we looked
@@ -109,7 +109,7 @@ class MpiJob:
         return found
 
     def rank_pids(self) -> dict[int, int]:
-        """Give the PID of each rank that lives."""
+        """Return the PID of each living rank."""
         return {
             int(environment[variable]): pid
             for pid, environment in self.pids().items()
@@ -132,22 +132,22 @@ class MpiJob:
         raise AssertionError(f"rank {rank} did not appear in {patience} s\n{self.output()}")
 
     def running(self) -> bool:
-        """Tell whether mpiexec still runs."""
+        """Return whether mpiexec still runs."""
         return self.process.poll() is None
 
     def wait(self, timeout: float) -> int:
-        """Wait for mpiexec and give its exit code; fail with the ranks' output when it takes too long."""
+        """Wait for mpiexec and return its exit code; fail with the ranks' output when it takes too long."""
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"mpiexec still runs after {timeout} s\n{self.output()}") from None
 
     def output(self) -> str:
-        """Give what the ranks printed so far."""
+        """Return what the ranks printed so far."""
         return self.log.read_text(errors="replace")
 
     def clear(self, patience: float = 30.0) -> None:
-        """Wait until no process of the job is left; kill those that stay, and say so; remove their shared memory."""
+        """Wait until no process of the job is left; kill and report those that stay; remove their shared memory."""
         limit = time.monotonic() + patience
         while self.pids() and time.monotonic() < limit:
             self.process.poll()  # reaps mpiexec
@@ -158,7 +158,7 @@ class MpiJob:
                 os.kill(pid, signal.SIGKILL)
         if self.process.poll() is None:
             self.process.wait(max(patience, 1))
-        # A killed rank cannot remove its shared memory, and the others do not do it for it.
+        # A killed rank cannot remove its shared memory, and the other ranks do not.
         for path in segments() - self.older_segments - mapped():
             path.unlink(missing_ok=True)
         assert not left, f"processes {sorted(left)} of the job outlived mpiexec\n{self.output()}"
@@ -168,7 +168,7 @@ class MpiJob:
 def mpi_job(
     ranks: int, command: Sequence[str | Path], log: Path, settings: Mapping[str, str] | None = None
 ) -> Iterator[MpiJob]:
-    """Run a job for the length of a with block; whatever happens, none of its processes stays."""
+    """Run a job in a with block; whatever happens, none of its processes stays."""
     job = MpiJob(ranks, command, log, settings)
     try:
         yield job

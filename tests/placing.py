@@ -1,4 +1,4 @@
-"""Memory at an address of one's choice."""
+"""Memory at a chosen address."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MAP_FIXED_NOREPLACE = 0x100000  # not in Python's mmap
 
 
 def map_at(address: int, nbytes: int, protection: int) -> int:
-    """Map private memory where nothing is mapped now, on the page of `address`, and give the page's address.
+    """Map private memory where nothing is mapped now, on the page of `address`, and return the page's address.
 
     Raises
     ------
@@ -28,5 +28,5 @@ def map_at(address: int, nbytes: int, protection: int) -> int:
 
 
 def unmap(address: int, nbytes: int) -> None:
-    """Give memory back that `map_at` gave."""
+    """Unmap memory of `map_at`."""
     ctypes.CDLL(None).munmap(ctypes.c_void_p(address), ctypes.c_size_t(nbytes))

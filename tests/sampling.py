@@ -1,4 +1,4 @@
-"""How much of the tests that draw their cases at random is run: a share of them shows the same with less certainty."""
+"""How many of their random cases tests run: a share of them shows the same with less certainty."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ if not 0.0 < SHARE <= 1.0:
 
 
 def examples(full: int) -> int:
-    """Give the share of so many examples, and at least one of them."""
+    """Return the share of `full` examples, at least one."""
     return max(1, round(full * SHARE))

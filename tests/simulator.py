@@ -1,11 +1,11 @@
 """A simulated rank set: the protocol of all ranks, their program, a network, and disks; nothing else is simulated.
 
-The network moves one hop at a time over binomial trees, as the collectives of MPI libraries do, and the rank in the
-middle of a hop takes it only when it is in MPI: when it looks at a safe point, or while it waits. That is what makes
-answers late, and what an MPI library without a thread of its own does.
+The network moves one hop at a time over binomial trees, as the collectives of MPI libraries do. The rank in the middle
+of a hop takes it only when it is in MPI: when it polls at a safe point, or while it waits. So answers come late, as
+with an MPI library without a thread of its own.
 
-A broken promise raises AssertionError where it happens: two ranks cut at different steps for one epoch, a slot
-overwritten that held the only complete epoch, a wait without an end.
+A violation raises AssertionError where it happens: two ranks cut at different steps for one epoch, an overwritten slot
+that held the only complete epoch, or a wait without an end.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Job:
     needs : callable
         What a step has to receive before it ends, of (rank, step): pairs of another rank and its step.
     in_mpi : bool
-        The network moves during a step, too: the program calls MPI all the time.
+        Whether the network moves during a step, too: the program calls MPI all the time.
     tracked : bool
-        A rank that waits for a message handles what comes, as in a call of ``ckpt.comm``.
+        Whether a rank that waits for a message handles events, as in a call of ``ckpt.comm``.
     hop : callable
         Duration of a hop, of the rank.
     longest_drain : float
@@ -51,18 +51,18 @@ class Job:
     fails : callable
         Whether a drain fails, of (rank, epoch).
     hangs : callable
-        For how many seconds the storage hangs in a drain, of (rank, epoch); 0 for not.
+        For how many seconds the storage hangs in a drain, of (rank, epoch); 0 if it does not.
     stall_limit : float
-        After so many of them the rank gives the epoch up.
+        Seconds after which the rank gives the epoch up.
     dies : tuple (seconds, rank), optional
-        This rank does nothing more from then on.
+        This rank does nothing from then on.
     every, keep : int
         Options of the session.
     poll, idle_poll : float
-        Ranks poll that often at their safe points, and that often when they are idle.
+        Seconds between polls at safe points, and in idle periods.
     saves : callable
         How the program saves in a step, of the step: "" not at all, "head" before anything of the step is changed,
-        "end" when it is done. The step after the last stands for the end of the loop.
+        "end" when it is done. The step after the last one is the end of the loop.
     """
 
     size: int
@@ -87,7 +87,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Wait:
-    """What a rank's program waits for: an instant, or a condition; and whether it does so in MPI."""
+    """What a rank's program waits for: an instant, or a condition; and whether it waits in MPI."""
 
     until: float = math.inf
     condition: Callable[[], bool] = lambda: False
@@ -107,13 +107,13 @@ class Rank:
     step : int
         The step it is in; beyond all steps when it has ended.
     next_step, next_poll : int, float
-        It looks at the first safe point at or beyond that step, or after that time.
+        It polls at the first safe point at or beyond that step, or after that time.
     pause : tuple of float and int, or None
-        Seconds and steps between two looks while these find nothing; None after an event.
+        Seconds and steps between two polls while these find nothing; None after an event.
     stopped, stop_complete : int or None, bool or None
-        The step at which it was told to stop, and whether the epoch before was complete.
+        The step at which it was told to stop, and whether the last epoch was complete.
     stood, gave_up : float, int
-        Seconds that it stood still, and how often it gave up.
+        Seconds that it was blocked, and how often it gave up.
     asked_at, cut_at : list of float
         When it was asked for a cut, and when it was cut.
     saved : list of (int, int, bool)
@@ -168,7 +168,7 @@ class Simulation:
     complete : list of int
         Epochs that became complete, in their order.
     aborted : bool
-        Ranks that were to stop did not all come to their end, and were ended.
+        Whether not all ranks that were to stop came to their end, so that they were ended.
     """
 
     def __init__(self, job: Job) -> None:
@@ -192,7 +192,7 @@ class Simulation:
     # -- time --------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Run until all ranks have ended, or none can go on because one has died."""
+        """Run until all ranks have ended, or none can continue because one has died."""
         for seconds, who, stop in self.job.asks:
             self._at(seconds, partial(self._ask, self.ranks[who], stop))
         if self.job.dies:
@@ -218,12 +218,12 @@ class Simulation:
         self._tell(rank, p.Requested(stop))
 
     def _tell(self, rank: Rank, event: p.Event) -> None:
-        """Something happened on a rank; it notices when it looks."""
+        """Queue an event of a rank, which notices it when it polls."""
         rank.events.append(event)
         self._resume(rank)
 
     def _resume(self, rank: Rank) -> None:
-        """Let a rank go on, if what it waits for is there, up to its next wait."""
+        """Let a rank continue up to its next wait, if what it waits for is there."""
         if rank.dead or (rank.waiting is not None and not self._is_over(rank.waiting)):
             return
         rank.waits += 1
@@ -240,7 +240,7 @@ class Simulation:
             self._running -= 1
 
     def _wake(self, rank: Rank, waits: int) -> None:
-        """Resume a rank whose time is over, if it still is in the wait that this is about."""
+        """Resume a rank whose time is over, if it is still in that wait."""
         if rank.waits == waits:
             self._resume(rank)
 
@@ -325,7 +325,7 @@ class Simulation:
         self._enter(rank, 2**60)
 
     def _safe_point(self, rank: Rank, step: int) -> Program:
-        """Look, as the driver does."""
+        """Poll, as the driver does."""
         machine, pause, now = rank.protocol, rank.pause, self.now
         self._move(rank)
         in_lull = step < machine.next_step and self._next(rank, take=False) is None
@@ -374,7 +374,7 @@ class Simulation:
         self._listeners[other.rank].remove(rank)
 
     def _stand(self, rank: Rank, *, closing: bool = False) -> Program:
-        """Stay where the rank is, taking in what comes, as long as the protocol wants it."""
+        """Block the rank, handling events, as long as the protocol requires it."""
         machine, since = rank.protocol, self.now
         began = self.now
         while (stand := machine.blocked) is not p.Blocked.NO and (closing or rank.stopped is None):
@@ -402,7 +402,7 @@ class Simulation:
             self._perform(rank, rank.protocol.handle(event))
 
     def _next(self, rank: Rank, *, take: bool = True) -> p.Event | None:
-        """Give the next thing that happened, in an order that the protocol allows."""
+        """Return the next event, in an order that the protocol allows."""
         machine = rank.protocol
         for kind in ("answer", "commit", "marker"):
             if rank.arrived[kind] == rank.taken[kind]:
@@ -424,7 +424,7 @@ class Simulation:
         return None
 
     def _perform(self, rank: Rank, instructions: list[p.Instruction]) -> None:
-        """Do as the protocol says."""
+        """Carry out the instructions of the protocol."""
         machine, rank.pause = rank.protocol, None
         todo = deque(instructions)
         while todo:
