@@ -1,4 +1,4 @@
-"""What the crash tests share: a folder that is gone afterwards, and the results of the uninterrupted twins."""
+"""Fixtures of the crash tests: a folder that is removed afterwards, and the results of the uninterrupted twins."""
 
 import shutil
 import sys

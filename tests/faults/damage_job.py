@@ -2,8 +2,8 @@
 
 usage: damage_job.py DIRECTORY STOP [--grow-at STEP] [--forbid-at STEP]
 
-At --grow-at the object grows by 16 MiB on each rank; at --forbid-at the directory loses its permission to be written,
-and one more array makes the next epochs need new slots.
+At --grow-at the object grows by 16 MiB on each rank; at --forbid-at the directory becomes read-only, and one more array
+makes the next epochs need new slots.
 Rank 0 prints a checksum of the final state.
 """
 

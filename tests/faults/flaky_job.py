@@ -1,4 +1,4 @@
-"""What test_transient.py runs, with a library in front of it that makes reads fail: saves, restarts and reads."""
+"""The program of test_transient.py, under a preloaded library that makes reads fail: it saves, restarts and reads."""
 
 import ctypes
 import errno

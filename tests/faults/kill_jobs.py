@@ -1,4 +1,4 @@
-"""The jobs as the crash tests run them: sizes, command lines, and what a complete epoch of each must hold."""
+"""The jobs of the crash tests: sizes, command lines, and what a complete epoch of each must hold."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Kill a job time and again, look at what it left, start it again, and compare the result with the twin's."""
+"""Kill a job repeatedly, check what it left, restart it, and compare the result with the twin's."""
 
 import random
 import shutil

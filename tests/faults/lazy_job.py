@@ -1,8 +1,8 @@
-"""A job whose state follows from its step and is mostly at rest: each step rewrites one block of a rank's array.
+"""A job whose state follows from its step and mostly does not change: each step rewrites one block of a rank's array.
 
 usage: lazy_job.py DIRECTORY STOP
 
-Each rank prints a checksum of its final state. What it must be is told by `expected`.
+Each rank prints a checksum of its final state. `expected` returns what it must be.
 """
 
 import hashlib

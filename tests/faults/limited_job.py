@@ -1,4 +1,4 @@
-"""A job under a limit of memory: its ranks enter a cgroup, fill their arrays, and may then take little more."""
+"""A job under a limit of memory: its ranks enter a cgroup, fill their arrays, and can then allocate little more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Look into slots with plain h5py, as somebody without mpickpt would."""
+"""Read slots with plain h5py, as a user without mpickpt would."""
 
 import shutil
 import subprocess

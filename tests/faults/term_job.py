@@ -1,4 +1,4 @@
-"""A program that comes to no safe point any more: its ranks wait in a collective for one that does not come."""
+"""A program that reaches no more safe points: its ranks wait in a collective for a rank that does not come."""
 
 import argparse
 import signal

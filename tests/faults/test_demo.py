@@ -1,4 +1,4 @@
-"""`make demo` shows what it promises."""
+"""`make demo` does what it says."""
 
 import os
 import subprocess

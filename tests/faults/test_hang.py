@@ -1,4 +1,4 @@
-"""Storage that hangs: for one rank, by a library that holds up its writes, and for all, by a frozen file system."""
+"""Storage that hangs: for one rank, by a library that delays its writes, and for all, by a frozen file system."""
 
 from __future__ import annotations
 

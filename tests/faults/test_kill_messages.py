@@ -1,4 +1,4 @@
-"""As test_kill.py, with jobs whose messages cross safe points: what was in flight at a cut is so after a restart."""
+"""As test_kill.py, with jobs whose messages cross safe points: messages in flight at a cut are so after a restart."""
 
 import re
 from dataclasses import replace

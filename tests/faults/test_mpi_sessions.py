@@ -1,4 +1,4 @@
-"""MPI sessions (MPI 4.0) alone are refused in a sentence; beside MPI_Init they are not in the way."""
+"""MPI sessions (MPI 4.0) alone are refused with a clear message; with MPI_Init they do no harm."""
 
 from __future__ import annotations
 

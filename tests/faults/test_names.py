@@ -1,7 +1,7 @@
 """A power cut takes names that were not synced: each name that a record relies on is on the disk before the record is.
 
-POSIX promises a file's bytes after fsync of the file, and its name after fsync of its folder. Few file systems lose a
-name then, so the calls themselves are looked at, as a library that is preloaded writes them down.
+POSIX guarantees a file's bytes after fsync of the file, and its name after fsync of its folder. Few file systems lose a
+name then, so the test checks the calls themselves, which a preloaded library records.
 """
 
 from __future__ import annotations

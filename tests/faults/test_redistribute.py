@@ -1,4 +1,4 @@
-"""A job saved by 4 ranks goes on with another number of them."""
+"""A job saved by 4 ranks is restarted on another number of ranks."""
 
 import random
 import shutil

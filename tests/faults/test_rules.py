@@ -1,4 +1,4 @@
-"""Programs that break a rule of ckpt.comm: the epoch fails by name, the one before stays, and the program goes on."""
+"""Programs that break a rule of ckpt.comm: the epoch fails by name, the last one stays, the program continues."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""One rank of `mpickpt run` ends, and with it all do: none is left waiting for a message."""
+"""If one rank of `mpickpt run` ends, all do: none keeps waiting for a message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of the storage that are gone the next time: a read is repeated, and no epoch is lost to one of them."""
+"""Transient errors of the storage: a read is repeated, and no epoch is lost to one of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run Python without root's right to pass over file permissions: unprivileged.py ARGS is python ARGS.
+"""Run Python without root's right to ignore file permissions: unprivileged.py ARGS is python ARGS.
 
 A capability dropped from the bounding set is gone after the next exec. The user stays the same, so that the
 interpreter can still be read wherever it is installed.

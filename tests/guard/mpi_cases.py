@@ -1,7 +1,7 @@
 """One case for each MPI call that writes to the program's memory.
 
-A case is a function of a `Stage` that has the call write to ``stage.into`` (bytes inside a protected array) and returns
-what should then be there. Every rank runs the same cases in the same order.
+A case is a function of a `Stage`. It makes the call write to ``stage.into`` (bytes inside a protected array), and
+returns what should then be there. Every rank runs the same cases in the same order.
 """
 
 from __future__ import annotations

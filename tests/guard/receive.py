@@ -1,4 +1,4 @@
-"""An MPI program: runs each case of `mpi_cases` into protected memory and tells what became of it.
+"""An MPI program: runs each case of `mpi_cases` into protected memory and reports the result.
 
 For each case and size: fill a region, cut, have the call write to a part of it that begins and ends within blocks, and
 compare the memory with what was sent and the image in the slot with what the region held at the cut. Rank 0 prints one

@@ -1,7 +1,7 @@
-"""An MPI program: has rank 1 receive into protected memory through each of the Fortran calls of a library.
+"""An MPI program: rank 1 receives into protected memory through each of the Fortran calls of a library.
 
-The message is shorter than the buffer, over all of which the guard has to open the blocks: what the message itself is
-written to, a fault would open. Rank 1 prints one JSON object.
+The message is shorter than the buffer. The guard has to open all blocks of the buffer: a fault would open those that
+the message is written to. Rank 1 prints one JSON object.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""An MPI program: has each call of plain_calls.c receive into protected memory, and tells what became of it.
+"""An MPI program: each call of plain_calls.c receives into protected memory, and the result is reported.
 
-Beside the data and the image, which blocks are writable afterwards is compared with the reach of the call: over shared
-memory the MPI library copies messages itself, and a fault would open what the guard forgot. Rank 0 prints one JSON
-object, as receive.py does.
+In addition to the data and the image, the blocks that are writable afterwards are compared with the reach of the call:
+over shared memory the MPI library copies messages itself, and a fault would open what the guard missed. Rank 0 prints
+one JSON object, as receive.py does.
 """
 
 from __future__ import annotations

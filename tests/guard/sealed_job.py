@@ -1,4 +1,4 @@
-"""A program with a library whose relocations are sealed, for good in this process; `test_sealed.py` runs it."""
+"""A program with a library whose relocations are sealed permanently; `test_sealed.py` runs it."""
 
 from __future__ import annotations
 

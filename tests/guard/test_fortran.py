@@ -1,4 +1,4 @@
-"""Fortran's calls into protected memory: its library hands them on by PMPI names, which are guarded.
+"""Fortran calls into protected memory: the Fortran library forwards them to PMPI names, which are guarded.
 
 The wheels bring no Fortran library: these tests want an MPI of the system (``MPI=system``).
 """

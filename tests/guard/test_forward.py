@@ -1,4 +1,4 @@
-"""A SIGSEGV handler of another library that comes within a session and hands on: a crash ends in a report."""
+"""A SIGSEGV handler that another library installs in a session, and that forwards faults: a crash ends in a report."""
 
 from __future__ import annotations
 

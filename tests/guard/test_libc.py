@@ -1,4 +1,4 @@
-"""Calls of the C library that write to protected memory: right data, a right image, and all put back afterwards."""
+"""Calls of the C library that write to protected memory: correct data and image, and all is restored."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Wrappers that stand before a library go on seeing each call: what the guard calls is what the program would call.
+"""Wrappers in front of a library still see each call: the guard calls what the program would call.
 
-The wrapper is wrapper.c: preloaded (wrapped.py runs under it), and before one library alone, where it is not the
-definition that the rest of the process has.
+The wrapper is wrapper.c: preloaded (wrapped.py runs under it), and in front of one library alone, where the other
+libraries of the process use another definition.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An MPI program that exchanges 120 messages, 100 of them while a session is open that cuts at each step."""
+"""An MPI program that exchanges 120 messages, 100 of them while a session with a cut at each step is open."""
 
 import sys
 

@@ -1,6 +1,6 @@
 """An MPI program of 2 ranks: rank 0 waits for a message, which comes when its drain has ended.
 
-Rank 0 prints one JSON object: how many bytes were drained in the rank's waiting time, by whether it donates its core.
+Rank 0 prints one JSON object: how many bytes were drained while the rank waited, with and without its core donated.
 """
 
 from __future__ import annotations

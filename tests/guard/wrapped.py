@@ -1,6 +1,6 @@
 """An MPI program under the preloaded wrapper of wrapper.c: what the wrapper counts of its calls.
 
-Before memory is protected, while it is, and after; and whether what was received is right. Each rank prints one JSON
+It counts before memory is protected, while it is, and after; and it checks the received data. Each rank prints one JSON
 object.
 """
 

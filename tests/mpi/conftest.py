@@ -1,6 +1,6 @@
-"""Fixtures of what runs under mpiexec; and ranks of one mpiexec each get a temporary directory of their own.
+"""Fixtures of tests under mpiexec; each rank of an mpiexec gets a temporary directory of its own.
 
-By default all pytests of a user share one, and each clears away what is left of older ones: ranks would trip over each
+By default all pytests of a user share one, and each removes the remains of older ones: ranks would interfere with each
 other there.
 """
 

@@ -1,4 +1,4 @@
-"""Messages that cross a cut: counted, copied, served again and suppressed, for every kind of call."""
+"""Messages that cross a cut: counted, copied, replayed and suppressed, for every kind of call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pairs = pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize("wild", [False, True], ids=["named", "wildcards"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_late_message(run: Run, space: None, kind: str, wild: bool) -> None:
-    """Sent before the cut and received after it: copied, and served again, a second time too."""
+    """Sent before the cut and received after it: copied, and replayed, a second time too."""
     send, receive = KINDS[kind]
     source, tag = (MPI.ANY_SOURCE, MPI.ANY_TAG) if wild else (OTHER, TAG)
     if SENDS:

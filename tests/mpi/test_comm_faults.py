@@ -1,4 +1,4 @@
-"""What breaks an epoch is named, and the next epoch is good."""
+"""What fails an epoch is named, and the next epoch is complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes on while a tracked call waits, and between ranks at different epochs."""
+"""Progress while a tracked call waits, and between ranks at different epochs."""
 
 from __future__ import annotations
 

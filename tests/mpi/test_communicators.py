@@ -1,4 +1,4 @@
-"""Communicators made of the tracked one, and collectives."""
+"""Communicators made from the tracked one, and collectives."""
 
 from __future__ import annotations
 

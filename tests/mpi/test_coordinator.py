@@ -1,4 +1,4 @@
-"""What ranks say to each other."""
+"""Communication between the ranks of a session."""
 
 from __future__ import annotations
 

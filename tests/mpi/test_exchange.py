@@ -1,4 +1,4 @@
-"""Messages to ranks that do not know of them."""
+"""Messages to ranks that do not expect them."""
 
 from __future__ import annotations
 

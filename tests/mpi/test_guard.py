@@ -1,4 +1,4 @@
-"""Receives that are under way over a cut: the image is the memory as it was at the cut."""
+"""Receives that are pending at a cut: the image is the memory as it was at the cut."""
 
 from __future__ import annotations
 

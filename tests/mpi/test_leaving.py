@@ -1,4 +1,4 @@
-"""Sessions that are left by exceptions: the next one gives back what they left behind, and nobody hangs."""
+"""Sessions that are left by exceptions: the next one frees what they left behind, and no rank hangs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session with ckpt.comm, at its edges."""
+"""Edge cases of a session with ckpt.comm."""
 
 from __future__ import annotations
 

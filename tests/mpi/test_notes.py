@@ -1,4 +1,4 @@
-"""The notes of all ranks are there, of one run, and say what the session says."""
+"""The notes of all ranks of a run exist, and agree with the session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cuts that nobody can foresee: asked for by one rank, by all, by a signal, inside a drain."""
+"""Cuts that no rank can foresee: requested by one rank, by all, by a signal, during a drain."""
 
 from __future__ import annotations
 

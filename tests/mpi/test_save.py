@@ -1,4 +1,4 @@
-"""ckpt.save() and ckpt.wait() on several ranks: told alike, and nobody waits without an end."""
+"""ckpt.save() and ckpt.wait() on several ranks: all get the same result, and no rank waits for ever."""
 
 from __future__ import annotations
 

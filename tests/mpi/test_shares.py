@@ -1,4 +1,4 @@
-"""Arrays that not all ranks have: who asks for one where it is not is told where it is."""
+"""Arrays that not all ranks have: an error on a rank without one names the ranks that have it."""
 
 from __future__ import annotations
 

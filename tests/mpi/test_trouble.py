@@ -1,4 +1,4 @@
-"""One rank is in trouble: the others hear of it by name, and nobody waits for ever."""
+"""One rank is in trouble: the others report which, and no rank waits for ever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waits that take long: what is said of them, and what does not count."""
+"""Long waits: what is reported of them, and what does not count."""
 
 from __future__ import annotations
 

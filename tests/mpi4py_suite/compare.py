@@ -1,7 +1,6 @@
-"""mpi4py's own tests, alone and in a session that cuts before each of them: the counts have to be the same.
+"""mpi4py's own tests, alone and in a session that cuts before each of them: the counts must be the same.
 
-Started by ``make test-mpi4py``. Status 1 when they differ, when an image was wrong, or when a run did not come to its
-end.
+``make test-mpi4py`` starts it. It exits with 1 if they differ, if an image was wrong, or if a run did not end.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An MPI program: mpi4py's own tests, alone or in a session that cuts before each of them.
 
 In the session the numpy arrays of the tests are parts of a saved array, so that they receive into protected memory,
-and the image of every 25th cut is compared with the memory as it was. Each rank writes what became of them, as JSON.
+and the image of every 25th cut is compared with the memory as it was. Each rank writes the results as JSON.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A virtual machine with a kernel that serves and mounts NFS, whose programs and files are those of this machine.
+"""A virtual machine with a kernel that serves and mounts NFS, and with the programs and files of this machine.
 
-It sees the root file system read-only, below a layer in memory that takes what it writes; ``/disk`` is an empty ext4.
-QEMU emulates the processor (TCG): that takes no rights and works everywhere, at a tenth of the speed.
+It sees the root file system read-only, below a layer in memory that takes its writes; ``/disk`` is an empty ext4. QEMU
+emulates the processor (TCG), which needs no privileges and works everywhere, but is slow.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoints on NFS, of ranks on two nodes: in a virtual machine, as the kernel of this one may know no NFS."""
+"""Checkpoints on NFS, of ranks on two nodes: in a virtual machine, as the kernel of this one may lack NFS."""
 
 from __future__ import annotations
 

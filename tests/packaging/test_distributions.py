@@ -1,4 +1,4 @@
-"""What `make dist` has built: its content, its description, and programs that run from it when it is installed."""
+"""The distributions of `make dist`: their content and description, and programs that run from them when installed."""
 
 from __future__ import annotations
 

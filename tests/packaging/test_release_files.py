@@ -1,4 +1,4 @@
-"""The files that a release needs beside the distributions: they agree, and their tools understand them."""
+"""The files that a release needs in addition to the distributions: they agree, and their tools accept them."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     python cluster.py FOLDER [NODES]     until its standard input ends; then nothing is left running
 
-The daemons are kept by a process of their own, which stops them when its standard input ends: however the one who
-started it comes to its end, be it by SIGKILL, nothing stays behind. `start` is for tests; by hand it is a playground:
+A process of its own holds the daemons, and stops them when its standard input ends: nothing stays behind, even if its
+parent is killed by SIGKILL. `start` is for tests; you can also use it by hand:
 ``SLURM_CONF=FOLDER/slurm.conf sinfo`` in another shell.
 """
 

@@ -1,4 +1,4 @@
-"""A Slurm for these tests, and all their scenarios side by side: most of what they do is wait for Slurm."""
+"""A Slurm for these tests, which run all their scenarios side by side: they mostly wait for Slurm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One job of the test cluster: submitted, looked at, waited for."""
+"""One job of the test cluster: submitting, inspecting, waiting."""
 
 from __future__ import annotations
 

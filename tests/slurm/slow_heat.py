@@ -1,6 +1,6 @@
-"""jobs/heat with a pause in each step, so that many jobs fit on few cores; rank 0 leaves a mark for each step it does.
+"""jobs/heat with a pause in each step, so that many jobs fit on few cores; rank 0 records each of its steps.
 
-The tests put it where the batch scripts look for jobs/heat/checkpointed.py.
+The tests put it where the batch scripts expect jobs/heat/checkpointed.py.
 """
 
 import os

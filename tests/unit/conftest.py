@@ -1,4 +1,4 @@
-"""Start MPI before the first test, so that its threads and descriptors are no test's leak."""
+"""Start MPI before the first test, so that its threads and descriptors do not count as leaks."""
 
 from mpi4py import MPI
 

@@ -1,4 +1,4 @@
-"""Which classes of mpickpt a program is handed: by what is public, what that returns, and what it has as attributes."""
+"""Finds the classes of mpickpt that a program can get: public ones, what they return, and their attributes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layouts to test with, and epochs written into slots with plain pwrite, without the snapshotter."""
+"""Layouts for tests, and epochs written into slots by plain pwrite, without the snapshotter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program that uses up the memory mappings that a process may have; `test_map_count.py` runs it."""
+"""A program that uses up the memory mappings of its process; `test_map_count.py` runs it."""
 
 from __future__ import annotations
 

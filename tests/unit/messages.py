@@ -1,8 +1,8 @@
-"""Finds the messages of mpickpt in its sources: what is raised, what is warned of, and what is printed to stderr.
+"""Finds the messages of mpickpt in its sources: exceptions, warnings, and output on stderr.
 
-A message is a text with an ellipsis for each thing that is put in. Where a call is given a name, an attribute or what
-another function returns, the texts that this may be are looked up, too; and so are the parts of a text that has no
-words of its own, such as ``f"{path}: {reason}"``.
+A message is a text with an ellipsis for each value that is inserted. If a call takes a name, an attribute or the result
+of another function, its possible texts are looked up, too; and so are the parts of a text that has no words of its own,
+such as ``f"{path}: {reason}"``.
 """
 
 from __future__ import annotations

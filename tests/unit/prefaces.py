@@ -1,4 +1,4 @@
-"""Prefaces of slots, taken apart and made again as the format says (docs/format.md), without the package's reader."""
+"""Prefaces of slots, parsed and rebuilt by the format (docs/format.md), without the package's reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks still run, with states so small that their figures say nothing, and leave nothing behind."""
+"""The benchmarks run, with states too small for meaningful figures, and leave nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the program holds what it was given: what is told, of what, and what is left in peace."""
+"""Whether the program still holds its saved arrays and objects: what is reported, and what is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slots are written in part: what a session saves of what changed, over cuts, failures and restarts."""
+"""Only changes are written to a slot: what a session saves over cuts, failures and restarts."""
 
 from __future__ import annotations
 

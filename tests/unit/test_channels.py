@@ -1,4 +1,4 @@
-"""The account of messages in flight, kept by simulated ranks under any interleaving, and the replay from it."""
+"""The account of messages in flight, for simulated ranks under any interleaving, and the replay from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: programs run as Python runs them, tables, and errors of one sentence."""
+"""The command line: programs run as under Python, tables, and errors of one sentence."""
 
 from __future__ import annotations
 

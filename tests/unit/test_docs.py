@@ -1,6 +1,6 @@
-"""What the documents say holds: their programs run, their commands and messages exist, their links lead somewhere.
+"""The documents are correct: their programs run, their commands and messages exist, their links have targets.
 
-A block of Python goes on where the last one of its page ended. A comment on the line before it says otherwise:
+A block of Python continues the last one of its page, unless a comment on the line before it says otherwise:
 
     <!-- run in a session of its own -->    `ckpt` is a new session
     <!-- tests/unit/test_x.py runs these lines -->

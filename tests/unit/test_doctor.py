@@ -1,4 +1,4 @@
-"""mpickpt doctor finds what is there, alone and on several ranks."""
+"""mpickpt doctor reports the machine correctly, alone and on several ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows from notes that were made by hand."""
+"""Figures from notes that were made by hand."""
 
 from __future__ import annotations
 

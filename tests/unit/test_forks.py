@@ -1,7 +1,6 @@
-"""Child processes of a program with a session: they are as they would be without it.
+"""Child processes of a program with a session: they behave as without it.
 
-Each program runs in a process group of its own, so that children which outlive it, as some are meant to, end with the
-test.
+Each program runs in a process group of its own, so that children which outlive it on purpose end with the test.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What may run in a signal handler of the native core: functions that end in ``_in_handler``, and what those may call.
 
-A handler, and a function whose name ends so, calls others of that name, static inline helpers that obey the same rule,
-atomics, and a short list of functions of the C library that are async-signal-safe. The sources are read as text.
+A handler, and a function with such a name, calls functions with such names, static inline helpers that obey the same
+rule, atomics, and a short list of functions of the C library that are async-signal-safe. The sources are read as text.
 """
 
 from __future__ import annotations

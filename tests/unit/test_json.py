@@ -1,4 +1,4 @@
-"""What --json tells is what there is: the fields of each verb against files and figures that are known."""
+"""The output of --json is correct: the fields of each verb are compared with known files and figures."""
 
 from __future__ import annotations
 

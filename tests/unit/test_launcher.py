@@ -1,4 +1,4 @@
-"""A launcher that does not belong to the MPI library: nothing is written; and starts that only look like that."""
+"""A launcher that does not belong to the MPI library: nothing is written. Also starts that only look like that."""
 
 from __future__ import annotations
 

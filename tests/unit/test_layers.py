@@ -1,4 +1,4 @@
-"""The layers of docs/design.md, read from the imports of each file: whoever breaks one has to change this file too."""
+"""The layers of docs/design.md, read from the imports of each file: to break one, you must change this file, too."""
 
 from __future__ import annotations
 

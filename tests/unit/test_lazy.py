@@ -1,4 +1,4 @@
-"""A lazy restart of one rank, without mpirun: the arrays are there at once, and nothing of them is trusted unread."""
+"""A lazy restart of one rank, without mpirun: the arrays are there at once, and no data are trusted unchecked."""
 
 from __future__ import annotations
 

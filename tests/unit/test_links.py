@@ -1,6 +1,6 @@
-"""A checkpoint directory that others may write to: no link leads a write elsewhere, what they wrote is harmless.
+"""A checkpoint directory that other users can write to: no link redirects a write, and their files do no harm.
 
-Each test puts links or texts in place as another user of the machine could, and looks at a file elsewhere.
+Each test creates links or files as another user of the machine could, and checks a file elsewhere.
 """
 
 from __future__ import annotations

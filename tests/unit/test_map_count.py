@@ -1,4 +1,4 @@
-"""A program that uses up vm.max_map_count computes on; what cannot be saved is told, with the reason."""
+"""A program that uses up vm.max_map_count continues; what cannot be saved is reported, with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the memory of what is protected is mapped, and what a session does about it."""
+"""How saved memory is mapped, and what a session does about it."""
 
 from __future__ import annotations
 

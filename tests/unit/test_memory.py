@@ -1,4 +1,4 @@
-"""What limits the memory of a process, from the files of both versions of cgroups, and how ranks share what is left."""
+"""What limits the memory of a process, from the files of both versions of cgroups, and how ranks share what is free."""
 
 from __future__ import annotations
 

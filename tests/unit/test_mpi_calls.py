@@ -1,4 +1,4 @@
-"""The table of MPI calls against the headers of the MPI libraries at hand: argument counts and positions by name."""
+"""The table of MPI calls against the headers of the available MPI libraries: argument counts and positions by name."""
 
 from __future__ import annotations
 

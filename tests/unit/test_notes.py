@@ -1,4 +1,4 @@
-"""Notes of a run: written while it runs, bounded, read again, and never in the way of the program."""
+"""Notes of a run: written while it runs, bounded, read back, and harmless to the program."""
 
 from __future__ import annotations
 

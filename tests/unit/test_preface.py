@@ -1,6 +1,6 @@
-"""Damage in the structure of a slot is found before HDF5 opens it, by whatever reads slots.
+"""Damage in the structure of a slot is found before HDF5 opens it, by all code that reads slots.
 
-Nothing here harms HDF5: what is corrupt never reaches it, and a test fails if it would.
+Corrupt data never reach HDF5: a test fails if they would.
 """
 
 from __future__ import annotations

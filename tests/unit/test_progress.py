@@ -1,4 +1,4 @@
-"""What a run shows of itself: on a terminal, which a real pseudo-terminal is here, and in a log."""
+"""The progress that a run shows: on a terminal, which is a pseudo-terminal here, and in a log."""
 
 from __future__ import annotations
 

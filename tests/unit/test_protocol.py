@@ -1,4 +1,4 @@
-"""The protocol against a simulated rank set: what must hold whatever the delays, and what an epoch costs."""
+"""The protocol with a simulated rank set: what must hold for all delays, and what an epoch costs."""
 
 from __future__ import annotations
 

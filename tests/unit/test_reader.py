@@ -1,4 +1,4 @@
-"""Reading checkpoints without MPI, and putting global arrays together from other ranks' parts."""
+"""Reading checkpoints without MPI, and assembling global arrays from other ranks' parts."""
 
 from __future__ import annotations
 

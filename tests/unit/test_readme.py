@@ -1,4 +1,4 @@
-"""README.md: short, readable on a terminal and where no files are beside it, with figures that were measured."""
+"""README.md: short, readable on a terminal and without the other files, with measured figures."""
 
 from __future__ import annotations
 

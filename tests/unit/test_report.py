@@ -1,4 +1,4 @@
-"""mpickpt report: what it prints, the page, its pictures, and the page in a real browser."""
+"""mpickpt report: its output, the page, its pictures, and the page in a real browser."""
 
 from __future__ import annotations
 

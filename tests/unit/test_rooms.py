@@ -1,7 +1,7 @@
-"""A file system without fallocate: slots are made at once, without a write to each block, and that is said once.
+"""A file system without fallocate: slots are created at once, without a write to each block, which is reported once.
 
-The kernel refuses the system call to a process that asks it to (seccomp): so the C library's own posix_fallocate, which
-writes to each block then, would be caught as well.
+The process makes the kernel refuse the system call (seccomp), so the test would also detect posix_fallocate of the C
+library, which then writes to each block.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The samples in docs/cli.md are what the verbs print, but for figures that differ from run to run."""
+"""The samples in docs/cli.md are the output of the verbs, except for figures that vary between runs."""
 
 from __future__ import annotations
 

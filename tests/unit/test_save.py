@@ -1,4 +1,4 @@
-"""ckpt.save() and ckpt.wait() on one rank: with which step a restart goes on, and what a program is told."""
+"""ckpt.save() and ckpt.wait() on one rank: the step of a restart, and what a program is told."""
 
 from __future__ import annotations
 

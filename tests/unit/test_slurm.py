@@ -1,4 +1,4 @@
-"""What can be seen of the batch system without one; tests/slurm has a real one."""
+"""The code for the batch system without Slurm; tests/slurm has a real one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The snapshotter as Python sees it: messages in flight that follow a cut, and epochs that are given up."""
+"""The Python interface of the snapshotter: messages in flight after a cut, and epochs that are given up."""
 
 from __future__ import annotations
 

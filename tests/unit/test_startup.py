@@ -1,4 +1,4 @@
-"""What is imported when: nothing is that is not used. Told by the modules, as times vary."""
+"""What is imported when: only what is used. The test checks modules, because times vary."""
 
 from __future__ import annotations
 

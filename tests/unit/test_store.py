@@ -1,4 +1,4 @@
-"""Slots: creation, records, locks, and what becomes of files that are none."""
+"""Slots: creation, records, locks, and files that are not slots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Subclasses of numpy's array: saved if they are no more than their buffer, refused by name if they are."""
+"""Subclasses of numpy's array: saved if they are only a buffer, refused by name if they have more state."""
 
 from __future__ import annotations
 

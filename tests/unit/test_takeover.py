@@ -1,4 +1,4 @@
-"""Signals that somebody took after the session was opened."""
+"""Signal handlers that were replaced after the session was opened."""
 
 from __future__ import annotations
 

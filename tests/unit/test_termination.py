@@ -1,4 +1,4 @@
-"""A second SIGTERM must not end a program that saves its last epoch: who tells the handler so."""
+"""A second SIGTERM must not end a program that saves its last epoch: the handler is told when."""
 
 from __future__ import annotations
 

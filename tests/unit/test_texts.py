@@ -1,4 +1,4 @@
-"""Parts of sentences."""
+"""Parts of messages."""
 
 from __future__ import annotations
 

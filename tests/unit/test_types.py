@@ -1,4 +1,4 @@
-"""Types of cells: stored with numpy's own description, whether HDF5 has a type for them or not, or refused at once."""
+"""Types of cells: stored with numpy's own description, with or without a type in HDF5, or refused at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every verb in every situation ends with a sentence and the right exit status, and never with a traceback."""
+"""Every verb in every situation ends with a message and the right exit status, never with a traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a process has waited, by the time in which it was awake."""
+"""How long a process has waited, without the time in which it was suspended."""
 
 from __future__ import annotations
 
