@@ -45,7 +45,7 @@ class PoolSize:
     nbytes : int or None
         Absolute size of each rank's pool.
     fraction : float or None
-        Size relative to the rank's arrays; 1 stands for all of them.
+        Size relative to the rank's arrays; 1 means all of them.
     """
 
     nbytes: int | None = None

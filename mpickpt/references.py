@@ -40,7 +40,7 @@ class Part(NamedTuple):
     dtype, shape, strides
         Those of the view.
     offset : int
-        Of its first cell, in bytes from the beginning of the array's memory.
+        Offset of its first cell, in bytes from the beginning of the array's memory.
     writeable : bool
         Whether it may be written to.
     kind : type or None
@@ -123,7 +123,7 @@ class Places:
     def find(self, array: NDArray[Any]) -> tuple[Saved, int] | Saved | None:
         """Return the saved array that holds all of `array`, and the offset in bytes of the first cell of `array` in it.
 
-        Without an offset if it holds only some of the memory; None if there is no such array.
+        Without the offset if it holds only some of the memory; None if there is no such array.
         """
         if not array.size or not array.itemsize:
             same = (one for one in self._empty if one.identity() is array)
@@ -221,7 +221,7 @@ def dump(objects: Mapping[str, object], places: Places, *, apart: bool) -> tuple
     places : Places
         Of the saved arrays.
     apart : bool
-        Pickle them one after another at once, because the last cut found references: a first try would be in addition.
+        Pickle them one after another without a first try as one dictionary, because the last cut found references.
     """
     if not objects:
         return NO_OBJECTS, Pickled()

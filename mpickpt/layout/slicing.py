@@ -24,7 +24,7 @@ class Selection:
     flipped : tuple of slice
         Puts the cells that `ranges` select into the requested order.
     shape : tuple of int
-        Of the result, without the axes that are indexed by a number.
+        Shape of the result, without the axes that are indexed by a number.
     scalar : bool
         Whether the result is a cell instead of an array.
     """

@@ -165,7 +165,7 @@ class Rounds:
             self._post_share(NEVER, self._rank)
 
     def finish(self, calls: int, wait: Callable[[Pending], object]) -> None:
-        """Free the communicator when all ranks have called `leave`; some of them made `calls`; collective."""
+        """Free the communicator when all ranks have called `leave`; the most `calls` that one made; collective."""
         while self.calls < calls:
             if self.calls % 2 == 1:
                 self._post_share(NEVER, self._rank)

@@ -24,7 +24,7 @@ def watch_term(before: object, limit: float) -> None:
     before : object
         What `signal.signal` returned.
     limit : float
-        Seconds after the first SIGTERM until it has that effect by itself; may be infinite.
+        Seconds after the first SIGTERM until it takes effect by itself; may be infinite.
     """
     with suppress(OSError):  # no timer is available: SIGTERM is only a request then
         _native.term_watch(AGAIN_SECONDS, 0.0 if math.isinf(limit) else limit, before == signal.SIG_DFL)

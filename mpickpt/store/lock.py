@@ -1,6 +1,6 @@
 """The lock of a checkpoint directory: one program uses it at a time.
 
-It is a lock on a file (flock), which ends with the process that has it, however that ends. The file names the process.
+It is a lock on a file (flock), which the kernel releases when the process that has it ends. The file names the process.
 If several machines share the file system, the locks of a machine that dies stay until the server releases them, after
 a while.
 """

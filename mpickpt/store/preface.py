@@ -51,7 +51,7 @@ def plain(path: Path) -> Iterator[int]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
-        if error.errno == errno.ENXIO:  # it has no other end
+        if error.errno == errno.ENXIO:  # as for a socket
             raise OSError(errno.EINVAL, "it is a socket or a device", str(path)) from None
         raise
     try:

@@ -227,7 +227,7 @@ class Store:
             self._remove_spills(path)
 
     def create(self, index: int, layout: Layout) -> None:
-        """Replace slot `index` by an empty one for `layout`; an error replaces nothing.
+        """Replace slot `index` by an empty one for `layout`; after an error the old one is still there.
 
         Raises
         ------

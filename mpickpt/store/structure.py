@@ -3,8 +3,8 @@
 Raw data never pass through HDF5: only their offsets are read here. A file that is not a slot raises a `StoreError`,
 whatever h5py says about it.
 
-mpickpt lets HDF5 open a file that it did not just create only by `opened`: the file is a regular one, and its structure
-matches its preface, or it was written by an older version and has none.
+HDF5 opens a file that mpickpt did not just create only through `opened`, which checks that it is a regular file, and
+that its structure matches its preface. A slot of an older version has no preface.
 """
 
 from __future__ import annotations
