@@ -24,8 +24,8 @@ from mpickpt.mpi.rounds import Rounds
 
 HERE = Path(__file__).parent
 COMM = MPI.COMM_WORLD
-BYTES = {"up": 24, "marker": 16, "share of answer": 16, "answer": 16, "share of commit": 88, "commit": 88}
-TIMED = ("next_event", "announce", "propose", "pass_on")
+BYTES = {"up": 24, "marker": 16, "share of answer": 16, "answer": 16, "share of commit": 104, "commit": 104}
+TIMED = ("next_event", "announce", "propose", "forward")
 
 
 class Stopwatch:
@@ -133,18 +133,18 @@ def main() -> None:
         return
     with shared_folder(COMM, "rounds-", options.dir) as folder:
         safe = COMM.allreduce(_safe_points(folder, 200_000), MPI.MAX)
-        watch, rounds, stood = _markers(folder, options.epochs, options.step)
+        watch, rounds, blocked = _markers(folder, options.epochs, options.step)
     marker = watch.of_a_round(rounds)
     worst = COMM.allreduce(marker, MPI.MAX)
     mean = COMM.allreduce(marker) / COMM.size
     looked = COMM.allreduce(watch.of_a_look(), MPI.MAX)
     own = COMM.allreduce(watch.of_itself()) / COMM.size
-    waits = COMM.allreduce(stood)
+    waits = COMM.allreduce(blocked)
     if COMM.rank == 0:
         print(
             f"{COMM.size} ranks: safe point with nothing to do {safe * 1e9:.0f} ns; marker {mean * 1e6:.1f} us a rank "
             f"and epoch (worst rank {worst * 1e6:.1f}; the stopwatch's own {own * 1e6:.1f} us a call are taken off); "
-            f"look that finds nothing {looked * 1e6:.1f} us; {waits} waits"
+            f"poll that finds nothing {looked * 1e6:.1f} us; {waits} waits"
         )
 
 

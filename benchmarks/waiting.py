@@ -49,13 +49,13 @@ def _timed(count: int) -> float:
     return float(COMM.allreduce(time.perf_counter() - begin, MPI.MAX))
 
 
-def _drain(folder: Path, nbytes: int, *, lend: bool) -> tuple[float, float]:
+def _drain(folder: Path, nbytes: int, *, donates: bool) -> tuple[float, float]:
     """Seconds of a drain while the ranks take turns, and how much slower the turns were than without it."""
     path = folder / f"slot-{COMM.rank}"
     with path.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, nbytes + (1 << 20))
     offsets = SlotOffsets(nbytes, (0,), (nbytes + 8192,), nbytes + 4096, 4096)
-    open_guard(donate_cores=lend)
+    open_guard(donate_cores=donates)
     snapshotter = Snapshotter()
     state = snapshotter.allocate(nbytes)
     state[:] = 1
@@ -103,8 +103,8 @@ def main() -> None:
     drains: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     with shared_folder(COMM, "waiting-", options.dir) as folder:
         for _ in range(options.repetitions):
-            for lend in (True, False):
-                drains[lend].append(_drain(folder, options.mib << 20, lend=lend))
+            for donates in (True, False):
+                drains[donates].append(_drain(folder, options.mib << 20, donates=donates))
     pings: dict[bool, list[float]] = {True: [], False: []}
     pairs = 20
     for _ in range(pairs):
@@ -115,9 +115,9 @@ def main() -> None:
             if guarded:
                 close_guard()
     if COMM.rank == 0:
-        for lend, name in ((True, "waiting time lent"), (False, "not lent")):
-            seconds = statistics.median(drain for drain, _ in drains[lend])
-            slower = statistics.median(share for _, share in drains[lend])
+        for donates, name in ((True, "waiting time donated"), (False, "not donated")):
+            seconds = statistics.median(drain for drain, _ in drains[donates])
+            slower = statistics.median(share for _, share in drains[donates])
             print(f"{name:18} drain {seconds * 1e3:7.0f} ms, the turns took {100 * slower:+.1f} % longer")
         ratios = [there / without for there, without in zip(pings[True], pings[False], strict=True)]
         plain = statistics.median(pings[False])

@@ -112,7 +112,7 @@ class Rank:
         Seconds and steps between two polls while these find nothing; None after an event.
     stopped, stop_complete : int or None, bool or None
         The step at which it was told to stop, and whether the last epoch was complete.
-    stood, gave_up : float, int
+    blocked, gave_up : float, int
         Seconds that it was blocked, and how often it gave up.
     asked_at, cut_at : list of float
         When it was asked for a cut, and when it was cut.
@@ -134,7 +134,7 @@ class Rank:
         self.stop_complete: bool | None = None
         self.dead = False
         self.hung = False
-        self.stood = 0.0
+        self.blocked = 0.0
         self.gave_up = 0
         self.asked_at: list[float] = []
         self.cut_at: list[float] = []
@@ -321,21 +321,21 @@ class Simulation:
         if self.job.saves(self.job.steps) and rank.stopped is None:
             yield from self._save(rank, self.job.steps)
         self._perform(rank, machine.handle(p.Closing()))
-        yield from self._stand(rank, closing=True)
+        yield from self._wait(rank, closing=True)
         self._enter(rank, 2**60)
 
     def _safe_point(self, rank: Rank, step: int) -> Program:
         """Poll, as the driver does."""
         machine, pause, now = rank.protocol, rank.pause, self.now
         self._move(rank)
-        in_lull = step < machine.next_step and self._next(rank, take=False) is None
-        if in_lull and pause is not None and now >= rank.next_poll - pause[0] / 2:
+        is_idle = step < machine.next_step and self._next(rank, take=False) is None
+        if is_idle and pause is not None and now >= rank.next_poll - pause[0] / 2:
             machine.polled(step, now)
             self._look_again(rank, step, *pause)
             return
         self._perform(rank, machine.handle(p.Reached(step, now)))
         self._look(rank)
-        yield from self._stand(rank)
+        yield from self._wait(rank)
         machine.handle(p.Resumed())
         seconds = machine.seconds_to_next_poll(quiet=True)
         steps = machine.steps_to_next_poll(seconds)
@@ -348,7 +348,7 @@ class Simulation:
             return
         machine, saves = rank.protocol, len(rank.saved)
         self._perform(rank, machine.handle(p.Reached(step, self.now, save=True)))
-        yield from self._stand(rank)
+        yield from self._wait(rank)
         machine.handle(p.Resumed())
         assert len(rank.saved) == saves + 1 or rank.stopped is not None, "a save ended without an answer"
         rank.pause = None
@@ -373,7 +373,7 @@ class Simulation:
                 yield Wait(condition=lambda: other.step >= theirs)
         self._listeners[other.rank].remove(rank)
 
-    def _stand(self, rank: Rank, *, closing: bool = False) -> Program:
+    def _wait(self, rank: Rank, *, closing: bool = False) -> Program:
         """Block the rank, handling events, as long as the protocol requires it."""
         machine, since = rank.protocol, self.now
         began = self.now
@@ -394,7 +394,7 @@ class Simulation:
             elif isinstance(event, p.Drained):
                 since = self.now
             self._perform(rank, machine.handle(event))
-        rank.stood += self.now - began
+        rank.blocked += self.now - began
 
     def _look(self, rank: Rank) -> None:
         self._move(rank)

@@ -29,13 +29,13 @@ class _Reference:
     text: str
 
 
-class _Stand:
+class _StandIn:
     """Placeholder for an object of a class that is not imported; accepts all that a pickle does to it."""
 
     name = ""
     first: object = None  # the first argument that it was made with
 
-    def __new__(cls, *args: object, **_: object) -> _Stand:
+    def __new__(cls, *args: object, **_: object) -> _StandIn:
         made = super().__new__(cls)
         made.first = args[0] if args else None
         return made
@@ -68,7 +68,7 @@ class _Reader(pickle.Unpickler):
         if (module, name) == REFERENCE:
             return self._refer
         full = name if module == builtins.__name__ else f"{module}.{name}"
-        return type("Blocked", (_Stand,), {"name": full})
+        return type("Named", (_StandIn,), {"name": full})
 
     def _refer(self, name: object, *part: object) -> _Reference:
         """Return the placeholder for a saved array."""
@@ -88,7 +88,7 @@ def types_in(payload: bytes) -> dict[str, str]:
     try:
         reader = _Reader(payload)
         found: Any = reader.load() if payload else {}
-        if isinstance(found, _Stand) and found.name == APART:
+        if isinstance(found, _StandIn) and found.name == APART:
             names = [str(name) for name in found.first]  # type: ignore[attr-defined]
             return {name: _described(reader) for name in names}
         return {str(name): _type_name(value) for name, value in found.items()}
@@ -109,10 +109,10 @@ def _described(reader: _Reader) -> str:
 def _type_name(value: object) -> str:
     if isinstance(value, _Reference):
         return value.text
-    if isinstance(value, type) and issubclass(value, _Stand):
+    if isinstance(value, type) and issubclass(value, _StandIn):
         return f"a reference to {value.name}"
-    if not isinstance(value, _Stand):
+    if not isinstance(value, _StandIn):
         return type(value).__name__
-    if isinstance(value.first, type) and issubclass(value.first, _Stand):  # made by a function of its class
+    if isinstance(value.first, type) and issubclass(value.first, _StandIn):  # made by a function of its class
         return value.first.name
     return MADE_BY.get(value.name, value.name)

@@ -56,7 +56,7 @@ class Replay:
                 return message
         return None
 
-    def serve(self, message: Late) -> None:
+    def take(self, message: Late) -> None:
         """Take out a message that is received now."""
         self.waiting.remove(message)
 

@@ -20,7 +20,7 @@ class Reached:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The rank goes on from the safe point where it stood, or has since passed that of `step` without a poll."""
+    """The rank goes on from the safe point where it was, or has since passed that of `step` without a poll."""
 
     step: int = -1
 

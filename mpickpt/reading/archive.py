@@ -70,7 +70,7 @@ def _pack(checkpoint: Checkpoint, path: Path, progress: Progress) -> None:
     layout = Layout(tuple(ranks), checkpoint.layout.block_bytes)
     offsets = write_packed_skeleton(path, layout)
     for image, place in zip(checkpoint.images, offsets, strict=True):
-        objects, channels_payload = (_sound(read) for read in (image.read_objects(), image.read_channels()))
+        objects, channels_payload = (_valid(read) for read in (image.read_objects(), image.read_channels()))
         write_at(path, place.objects, objects)
         if channels_payload:
             write_at(path, place.channels, channels_payload)
@@ -113,7 +113,7 @@ def _record(checkpoint: Checkpoint, rank: int) -> bytes:
     return record.tobytes()
 
 
-def _sound(read: tuple[bytes, list[Damage]]) -> bytes:
+def _valid(read: tuple[bytes, list[Damage]]) -> bytes:
     payload, damage = read
     if damage:
         error: CorruptionError = damage[0].error()

@@ -116,14 +116,14 @@ def compare(a: Checkpoint, b: Checkpoint) -> Comparison:
             found.why_not_objects = f"{a.world_size} ranks here, {b.world_size} there: their objects are not compared"
             return found
         for rank, (one, other) in enumerate(zip(a.images, b.images, strict=True)):
-            if _sound(one.read_objects()) != _sound(other.read_objects()):
+            if _valid(one.read_objects()) != _valid(other.read_objects()):
                 found.objects.append(rank)
-            if _sound(one.read_channels()) != _sound(other.read_channels()):
+            if _valid(one.read_channels()) != _valid(other.read_channels()):
                 found.channels.append(rank)
     return found
 
 
-def _sound(read: tuple[bytes, list[Any]]) -> bytes:
+def _valid(read: tuple[bytes, list[Any]]) -> bytes:
     payload, damage = read
     if damage:
         error: CorruptionError = damage[0].error()

@@ -97,7 +97,7 @@ class World:
             expected = content(op.other, rank, op.tag, op.number)
             served = ledger.replay.find("0", op.other, op.tag)
             if served is not None:
-                ledger.replay.serve(served)
+                ledger.replay.take(served)
                 assert served.data == expected
             elif queue := self.network[op.other, rank, op.tag]:
                 data = queue.popleft()
@@ -339,7 +339,7 @@ def test_served_by_wildcards_in_order() -> None:
     assert find("0", None, 6) == messages[2]
     assert find("0/0", None, None) == messages[3]
     assert find("0", 2, 6) is None
-    ledger.replay.serve(messages[1])
+    ledger.replay.take(messages[1])
     assert find("0", 1, None) == messages[2]
     ledger.cut()
     ledger.settle()

@@ -166,7 +166,7 @@ def test_a_hang_is_waited_for_once(size: int) -> None:
     assert all(len(ranks) == size for ranks in simulation.skipped.values())
     assert simulation.complete == [1, 2, *range(18, 30)]
     for rank in simulation.ranks:
-        assert rank.stood <= job.stall_limit + 12 * job.longest_drain
+        assert rank.blocked <= job.stall_limit + 12 * job.longest_drain
     assert simulation.now < 300 + job.stall_limit + 30
 
 
@@ -240,7 +240,7 @@ def test_a_rank_that_others_wait_for_is_not_waited_for_without_end() -> None:
         asks=[(5.0, 0, False), (200.0, 0, False)],
     )
     simulation = _ran(job)
-    assert simulation.ranks[0].stood >= p.PATIENCE, "otherwise this tests nothing"
+    assert simulation.ranks[0].blocked >= p.PATIENCE, "otherwise this tests nothing"
     assert simulation.complete
 
 

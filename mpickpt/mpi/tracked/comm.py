@@ -63,7 +63,7 @@ class TrackedComm(Sends):
         if source == PROC_NULL:
             return MPI.Intracomm.Recv(self, buf, source, tag, status)
         if self.traffic.replay.waiting and (late := self.restored(source, tag)) is not None:
-            request, origin = self.serve(late, buf)
+            request, origin = self.replay(late, buf)
             TrackedRequest.of(request, self, origin=origin).Wait(status)
             return None
         target = prepare(self, buf)
@@ -96,7 +96,7 @@ class TrackedComm(Sends):
     def _irecv(self, irecv: Callable[..., MPI.Request], buf: Spec, source: int, tag: int) -> TrackedRequest:
         late = self.restored(source, tag)
         if late is not None:
-            request, origin = self.serve(late, buf, irecv)
+            request, origin = self.replay(late, buf, irecv)
             return TrackedRequest.of(request, self, origin=origin)
         request = irecv(self, buf, source, tag)
         if source == PROC_NULL:
@@ -202,7 +202,7 @@ class TrackedComm(Sends):
         if late is not None:
             if status is not None:
                 _tell(status, self.local(late.source), late)
-            return TrackedMessage.served(late, self)
+            return TrackedMessage.replayed(late, self)
         self.traffic.progress()
         seen = Status() if status is None else status
         message = _improbe(self, source, tag, seen)

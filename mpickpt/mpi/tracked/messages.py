@@ -29,12 +29,12 @@ class TrackedMessage(MPI.Message):
         return self
 
     @classmethod
-    def served(cls, late: Late, comm: Tracked) -> TrackedMessage:
+    def replayed(cls, late: Late, comm: Tracked) -> TrackedMessage:
         """Take a message out of those to be replayed."""
         self = cls()
         self._comm, self._late = comm, late
         self._source, self._tag, self._size = comm.local(late.source), late.tag, len(late.data)
-        comm.traffic.replay.serve(late)
+        comm.traffic.replay.take(late)
         comm.traffic.begin(self)
         return self
 

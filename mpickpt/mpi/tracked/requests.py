@@ -350,7 +350,7 @@ class TrackedPrequest(TrackedRequest, MPI.Prequest):
         if call.kind == "receive":
             late = comm.restored(call.peer, call.tag)
             if late is not None:
-                self._stand_in, self._origin = comm.serve(late, self._spec)
+                self._stand_in, self._origin = comm.replay(late, self._spec)
                 return
             call.stamp = comm.traffic.ledger.stamp()
         elif call.kind == "send" and comm.suppress(self._spec, call.peer, call.tag):

@@ -167,12 +167,12 @@ class Tracked(MPI.Intracomm):
         self.traffic.loopback.supply(late.data)
         return request, (self.local(late.source), late.tag, len(late.data))
 
-    def serve(
+    def replay(
         self, late: Late, spec: Spec, receive: Irecv = MPI.Intracomm.Irecv
     ) -> tuple[MPI.Request, Seen]:
         """Bring a message into a buffer, and take it out of those to be replayed."""
         found = self.supply(late, spec, receive)
-        self.traffic.replay.serve(late)
+        self.traffic.replay.take(late)
         return found
 
     def suppress(self, buf: Spec, dest: int, tag: int, pack: Pack | None = None) -> bool:
