@@ -170,35 +170,6 @@ void mpk__checksum_in_handler(const mpk__blocks *blocks, const mpk__place *place
 
 /* -- protection ------------------------------------------------------------------------------------------------------- */
 
-void mpk__block_note_closed(mpk__blocks *blocks, uint32_t b) {
-    if (atomic_load(&blocks->opened[b]) && atomic_exchange(&blocks->opened[b], 0)) atomic_fetch_add(&blocks->n_closed, 1);
-}
-
-void mpk__block_note_opened_in_handler(mpk__blocks *blocks, uint32_t b) {
-    if (!atomic_exchange(&blocks->opened[b], 1)) atomic_fetch_sub(&blocks->n_closed, 1);
-}
-
-int mpk__blocks_protect(mpk__blocks *blocks, bool (*wants)(void *context, uint32_t b), void *context) {
-    int error = 0;
-    for (uint32_t i = 0; i < blocks->n_regions; i++) {
-        const mpk__region *r = &blocks->regions[i];
-        uint32_t n = 0; /* wanted blocks just before block k */
-        for (uint32_t k = 0; k <= r->n_blocks; k++) {
-            if (k < r->n_blocks && wants(context, r->first_block + k)) {
-                n++;
-            } else if (n) {
-                size_t start = (k - n) * blocks->block_bytes, end = k < r->n_blocks ? k * blocks->block_bytes : r->span;
-                atomic_thread_fence(memory_order_seq_cst); /* whoever faults on these pages sees the words of their blocks */
-                int failed = mpk__prim_protect_in_handler(r->pages + start, end - start, false);
-                if (failed && !error) error = failed;
-                n = 0;
-            }
-        }
-    }
-    blocks->is_distrusted = error != 0;
-    return error;
-}
-
 /* Regions that lie side by side may be one mapping, which to split there may be no room; opened in one call they are only
  * joined. Where that fails, some pages are not there: a child has no pages that it was not to inherit (MADV_DONTFORK, which
  * libraries of RDMA ask for). */

@@ -133,12 +133,13 @@ int64_t mpk__block_at_in_handler(const mpk__blocks *blocks, uintptr_t address);
 /* The block that ends where b begins, or begins where b ends, in memory; false when there is none. */
 bool mpk__block_beside_in_handler(const mpk__blocks *blocks, uint32_t b, bool behind, uint32_t *beside);
 
-/* Asks for each block whether it is wanted, and protects those that are, adjacent ones in one call after all of them were
- * asked for. */
-int mpk__blocks_protect(mpk__blocks *blocks, bool (*wants)(void *context, uint32_t b), void *context);
-/* Notes that the pages of a block are read-only, or open. */
-void mpk__block_note_closed(mpk__blocks *blocks, uint32_t b);
-void mpk__block_note_opened_in_handler(mpk__blocks *blocks, uint32_t b);
+/* Notes that the pages of a block are read-only, or open. Inline, as a cut does so for each block. */
+static inline void mpk__block_note_closed(mpk__blocks *blocks, uint32_t b) {
+    if (atomic_load(&blocks->opened[b]) && atomic_exchange(&blocks->opened[b], 0)) atomic_fetch_add(&blocks->n_closed, 1);
+}
+static inline void mpk__block_note_opened_in_handler(mpk__blocks *blocks, uint32_t b) {
+    if (!atomic_exchange(&blocks->opened[b], 1)) atomic_fetch_sub(&blocks->n_closed, 1);
+}
 /* Makes all pages writable, whatever the states say: at the end, and in a child process. */
 void mpk__blocks_open_all(const mpk__blocks *blocks);
 

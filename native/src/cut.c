@@ -1,5 +1,7 @@
 /* The cut: the instant at which the image of all regions is fixed. It runs on the thread that owns the session, while no
  * other thread of the program writes to a region, and holds the program up for as long as it takes. */
+#include "cut.h"
+
 #include <errno.h>
 #include <string.h>
 
@@ -35,6 +37,28 @@ static int compare_pinned(mpk_session *s) {
     int32_t torn = mpk__find_torn_region(&s->blocks);
     atomic_store(&s->epoch.torn_region, torn);
     return torn < 0 ? 0 : -EREMCHG;
+}
+
+/* In this file, so that the compiler can put set_state into its loop: a cut asks for each block. */
+int mpk__blocks_protect(mpk__blocks *blocks, bool (*wants)(void *context, uint32_t b), void *context) {
+    int error = 0;
+    for (uint32_t i = 0; i < blocks->n_regions; i++) {
+        const mpk__region *r = &blocks->regions[i];
+        uint32_t n = 0; /* wanted blocks just before block k */
+        for (uint32_t k = 0; k <= r->n_blocks; k++) {
+            if (k < r->n_blocks && wants(context, r->first_block + k)) {
+                n++;
+            } else if (n) {
+                size_t start = (k - n) * blocks->block_bytes, end = k < r->n_blocks ? k * blocks->block_bytes : r->span;
+                atomic_thread_fence(memory_order_seq_cst); /* whoever faults on these pages sees the words of their blocks */
+                int failed = mpk__prim_protect_in_handler(r->pages + start, end - start, false);
+                if (failed && !error) error = failed;
+                n = 0;
+            }
+        }
+    }
+    blocks->is_distrusted = error != 0;
+    return error;
 }
 
 /* A word is PROTECTED before its page is protected: a write in between, of a thread that should not run, is then one before

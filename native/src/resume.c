@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "cut.h"
 #include "fault.h"
 #include "fork.h"
 #include "retry.h"
