@@ -25,7 +25,8 @@ from mpickpt.errors import UsageError
 from mpickpt.layout.holders import ranks_holding
 from mpickpt.reading.array import StoredArray
 from mpickpt.reading.checkpoint import Checkpoint
-from mpickpt.store import Exported, appearing, write_hdf5, write_netcdf
+from mpickpt.snapshot import crc32c
+from mpickpt.store import Exported, appearing, read_slot, write_hdf5, write_netcdf
 from mpickpt.texts import counted, told_ranks
 from mpickpt.units import human_bytes
 
@@ -85,7 +86,7 @@ def _chosen(checkpoint: Checkpoint, names: list[str] | None, rank: int | None) -
             raise UsageError(f"There is {where.format(repr(name), others)}. There is: {', '.join(there) or 'none'}.")
     if not there:
         raise UsageError(f"There is {where.format('to export', '')}; a rank's own: --rank.")
-    return [source[name] for name in names or there]
+    return [source[name] for name in dict.fromkeys(names or there)]
 
 
 def _check_out(out: Path, arrays: list[StoredArray], force: bool) -> None:
@@ -94,6 +95,8 @@ def _check_out(out: Path, arrays: list[StoredArray], force: bool) -> None:
     if out.suffix == ".npy" and len(arrays) > 1:
         names = ", ".join(array.name for array in arrays)
         raise UsageError(f"A .npy file holds one array; choose one of {names} by --array, or export to .h5.")
+    if out.is_file() and read_slot(out, crc32c).readable:
+        raise UsageError(f"{out} is a slot or an archived epoch, which is never overwritten. Choose another name.")
     if out.exists() and not force:
         raise UsageError(f"{out} exists. Choose another name, or --force to overwrite it.")
 

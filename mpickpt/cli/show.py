@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Print the tree and the table of records; return 1 if the file is corrupt or a rank could not write."""
-    path, _ = split_place(args.place)
-    slot = open_slot(path) if path.is_file() else open_checkpoint(args.place).slot
+    path, epoch = split_place(args.place)
+    slot = open_slot(path) if path.is_file() and epoch is None else open_checkpoint(args.place).slot
     layout, offsets = read_structure(slot.path, crc32c)
     images = images_of(slot.path, layout, offsets, slot.records, slot.packed) if slot.complete else []
     state = state_of(slot)

@@ -136,7 +136,7 @@ class Checkpoint:
         if not chosen:
             wanted = "complete epoch" if epoch is None else f"epoch {epoch}"
             there = [f"{slot.path.name}: epoch {slot.epoch} is complete" for slot in complete] + reasons
-            raise EpochError(f"There is no {wanted} in {where}. " + (" ".join(there) or "It holds no slots."))
+            raise EpochError(f"There is no {wanted} in {where}. " + ("; ".join(there) or "It holds no slots."))
         self.slot = chosen[-1]
         self.path: Path = self.slot.path
         self.epochs: tuple[int, ...] = tuple(dict.fromkeys(slot.epoch or 0 for slot in complete))
@@ -221,6 +221,18 @@ class Checkpoint:
             )
         return global_array(self.unchanged, self.layout, self.images, name)
 
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is a global array `name`."""
+        return name in list(self)
+
+    def __iter__(self) -> Iterator[str]:
+        """Return the names of the global arrays, in the order in which they were declared."""
+        return (info.name for info in self.arrays.values() if info.shape is not None)
+
+    def keys(self) -> list[str]:
+        """Return the names of the global arrays, as `h5py.File.keys` does for a file."""
+        return list(self)
+
     def to_xarray(self) -> xarray.Dataset:
         """Return all global arrays as an xarray Dataset, whose variables are read when they are used.
 
@@ -238,7 +250,7 @@ class Checkpoint:
         """
         from mpickpt.reading.array import as_dataset
 
-        arrays = [self[info.name] for info in self.arrays.values() if info.shape is not None]
+        arrays = [self[name] for name in self]
         return as_dataset(arrays, {"epoch": self.epoch, "step": self.step, "source": str(self.path)})
 
     def objects(self, rank: int) -> dict[str, Any]:

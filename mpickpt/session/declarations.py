@@ -182,13 +182,14 @@ class Declarations:
         Parameters
         ----------
         name : str
-            Any text.
+            Any text that is not the name of an array or of another object.
         value : object
             Used if there is nothing to restore.
         replicated : bool
             Whether it is the same on all ranks; a restart on another number of ranks then takes rank 0's.
         remap : callable, optional
-            As for `array`, with the objects of the old ranks.
+            As for `array`, with the objects of the old ranks. Saved arrays in these are copies of the old ranks' parts:
+            put this rank's own array in their place.
         on_rebind : "error", "warn" or "ignore", optional
             As for `array`, with references to the object or something in it. A value that cannot change (a number, a
             text) and was not replaced by `set_object` at the second cut is a warning, unless it is ``"ignore"``.
@@ -223,6 +224,7 @@ class Declarations:
         LayoutError
             If no object has this name.
         """
+        self._check_open()
         self._checkpointer.regions.set_object(name, value)
         return value
 
@@ -252,8 +254,10 @@ class Declarations:
         Raises
         ------
         LayoutError
-            If it is not contiguous.
+            If it is no array, or not contiguous.
         """
+        if not isinstance(array, np.ndarray):
+            raise LayoutError(f"writable() needs a numpy array, not {type(array).__name__}.")
         if not array.flags.forc:
             raise LayoutError("Only contiguous memory can be kept writable; give the whole array.")
         return pinned(array)

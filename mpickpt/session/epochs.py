@@ -292,7 +292,7 @@ class Epochs:
         stays = what_stays(failed.errno, kept, self.newest)
         warn(
             f"Epoch {epoch.number} (step {epoch.step}) failed on rank {self._coordinator.rank}: {self._path(epoch)}: "
-            f"{failed.reason}. {stays}, and the program goes on."
+            f"{failed.reason.rstrip('.')}. {stays}, and the program goes on."
         )
 
     def _warn_of_untracked_writes(self, progress: Progress) -> None:

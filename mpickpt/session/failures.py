@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from mpickpt.mpi import Commit
-from mpickpt.session.outcome import Outcome
+from mpickpt.session.outcome import Outcome, is_gone
 
 SKIPPED = "it was skipped, as the storage of a rank hung"
 MISSED = "a rank had to go on before it knew the step of the cut; it is tried again"
@@ -26,7 +26,8 @@ def why_not(commit: Commit, rank: int, own: str) -> str:
         reason = "the messages in flight to it were not known in time; that rank says which"
     else:
         reason = explain(commit.errno) if commit.errno else "that rank says why"
-    return f"Rank {commit.failed}: {reason}"
+    named = f"Rank {commit.failed} "
+    return reason if reason.startswith(named) else f"{named.rstrip()}: {reason}"
 
 
 def what_stays(errno: int, number: int | None, newest: Outcome | None) -> str:
@@ -41,7 +42,7 @@ def what_stays(errno: int, number: int | None, newest: Outcome | None) -> str:
     newest : Outcome or None
         The newest complete epoch of this session.
     """
-    if errno in LOST and newest is not None and not newest.path.exists():
+    if errno in LOST and newest is not None and is_gone(newest):
         return f"Epoch {newest.epoch} is gone with {newest.path.name}, too"
     return "No epoch is complete yet" if number is None else f"Epoch {number} stays"
 

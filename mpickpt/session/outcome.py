@@ -38,25 +38,37 @@ class Outcome:
         return self.complete
 
 
-def told_stopped(complete: bool, newest: int | None, directory: Path) -> str:
+def is_gone(newest: Outcome | None) -> bool:
+    """Return whether somebody has deleted the slot of the newest complete epoch of this session."""
+    return newest is not None and not newest.path.exists()
+
+
+def told_stopped(complete: bool, newest: Outcome | None, number: int | None, directory: Path) -> str:
     """Say that the program ends as it was asked to.
 
     Parameters
     ----------
     complete : bool
         Whether the epoch that was to be made before is complete.
-    newest : int or None
-        The number of the newest complete epoch.
+    newest : Outcome or None
+        The newest complete epoch of the session.
+    number : int or None
+        That of the newest complete one in the directory, which may be of an older session.
     directory : pathlib.Path
         The checkpoint directory.
     """
+    if not complete and newest is not None and is_gone(newest):
+        return (
+            f"mpickpt: stopped as asked; no new epoch became complete, and epoch {newest.epoch} is gone with "
+            f"{newest.path}, which somebody has deleted"
+        )
     if complete:
         return (
-            f"mpickpt: stopped as asked, after epoch {newest} of {directory} became complete; the same command goes on"
+            f"mpickpt: stopped as asked, after epoch {number} of {directory} became complete; the same command goes on"
         )
-    if newest is None:
+    if number is None:
         return f"mpickpt: stopped as asked, but no epoch in {directory} became complete"
-    return f"mpickpt: stopped as asked; no new epoch became complete, epoch {newest} of {directory} stays"
+    return f"mpickpt: stopped as asked; no new epoch became complete, epoch {number} of {directory} stays"
 
 
 def told_lost(last: Outcome, newest: Outcome | None, number: int | None, directory: Path) -> str:
@@ -73,7 +85,9 @@ def told_lost(last: Outcome, newest: Outcome | None, number: int | None, directo
     directory : pathlib.Path
         The checkpoint directory.
     """
-    if number is None:
+    if newest is not None and is_gone(newest):
+        stays = f"Epoch {newest.epoch}, the newest complete one, is gone with {newest.path}, which somebody has deleted"
+    elif number is None:
         stays = f"No epoch in {directory} is complete, so that the next start begins from nothing"
     else:
         step = f" (step {newest.step})" if newest is not None and newest.epoch == number else ""

@@ -183,10 +183,11 @@ class Performer:
             warn(text)
 
     def _stopped(self, complete: bool) -> Stopped:
-        newest = self._protocol.newest_complete
+        number = self._protocol.newest_complete
         if self._coordinator.rank == 0 and not self.closing:  # otherwise it has come to its end by itself
-            print(told_stopped(complete, newest, self._directory), file=sys.stderr, flush=True)
-        return Stopped(newest)
+            text = told_stopped(complete, self._epochs.newest, number, self._directory)
+            print(text, file=sys.stderr, flush=True)
+        return Stopped(number)
 
     def _abandoned(self, departed: int) -> EpochError:
         error = EpochError(

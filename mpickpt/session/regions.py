@@ -73,7 +73,7 @@ class Regions:
             raise LayoutError(f"There is no array or object {name!r} to drop.")
 
     def check_bindings(self) -> None:
-        """Find out whether the program still holds all of it; raises `RebindError` where it does not."""
+        """Find out whether the program still holds all of it; raises `UsageError` where it does not."""
         self._bindings.check()
 
     @property

@@ -122,8 +122,9 @@ class Session(Declarations):
         Raises
         ------
         UsageError
-            If it would count downwards, below 0, or over steps that were done already.
+            If it would count downwards, below 0, or over steps that were done already, as in a loop inside a loop.
         """
+        self._check_open()
         return self._walk(self._steps.left_of(builtins.range(*args)))
 
     def _walk(self, loop: builtins.range) -> Iterator[int]:
@@ -132,6 +133,8 @@ class Session(Declarations):
             steps.begin(loop)
         try:
             for step in loop:
+                if step <= steps.current:
+                    raise steps.backwards(step)
                 steps.current = step
                 if refresh_guard():
                     tell_unguarded()

@@ -59,6 +59,13 @@ class Steps:
             raise UsageError(f"{steps} starts at or below step {self.current}, which was done already: go on counting.")
         return steps
 
+    def backwards(self, step: int) -> UsageError:
+        """Make the error of a loop that comes to `step` after a later one."""
+        return UsageError(
+            f"Step {step} of a loop comes after step {self.current} of another one inside it: a step's number is the "
+            f"progress, so that loops over steps follow each other. Use one of them, and a plain range inside it."
+        )
+
     def begin(self, loop: range) -> None:
         """Note that a loop over these steps, of which there is one at least, begins; the caller sets `current`."""
         self._loop, self._where = loop, _Where.INSIDE

@@ -283,6 +283,7 @@ def test_export(store: Store, order: Order, tmp_path: Path, monkeypatch: pytest.
     with h5py.File(tmp_path / "w.h5") as file:
         assert (file.attrs["epoch"], list(file), file["u"].compression) == (4, ["u"], "gzip")
         np.testing.assert_array_equal(file["u"][...], world)
+    assert main(["export", place, str(tmp_path / "w.h5"), "--array", "u", "--array", "u", "--force"]) == 0
     assert main(["export", place, str(tmp_path / "r.h5"), "--rank", "1"]) == 0
     with h5py.File(tmp_path / "r.h5") as file:
         assert set(file) == {"u", "odd", "when", "scalar", "empty"}
@@ -311,6 +312,10 @@ def test_export_says_what_it_cannot_do(store: Store, tmp_path: Path, capsys: pyt
         assert told in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "there.h5"]
     assert main(["export", str(store.directory), str(tmp_path / "there.h5"), "--force"]) == 0
+    slot = next(store.directory.glob("slot-*.h5"))
+    assert main(["export", str(store.directory), str(slot), "--force"]) == 2
+    assert "is a slot or an archived epoch, which is never overwritten" in capsys.readouterr().err
+    assert Checkpoint(slot).verify() == []
 
 
 # -- prune -------------------------------------------------------------------------------------------------------------

@@ -149,6 +149,11 @@ def test_a_damaged_record_makes_the_verbs_fail(directory: Path, capsys: pytest.C
     assert told(capsys, "show", directory)["epoch"] == 1  # the newest complete one
 
 
+def test_show_of_an_epoch_that_is_not_in_the_slot(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", f"{directory}/slot-0.h5:99"]) == 1
+    assert "There is no epoch 99 in" in capsys.readouterr().err
+
+
 def test_diff_tells_a_from_b(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for dtype in ("float64", "float32"):
         with mpickpt.open(tmp_path / dtype, every=1) as ckpt:

@@ -67,6 +67,7 @@ def test_a_checkpoint_reads_as_it_was_written(store: Store, order: Order) -> Non
     assert list(ck.arrays) == ["u", "own"]
     assert (ck.arrays["u"].shape, ck.arrays["u"].dtype, ck.arrays["u"].ranks) == ((6, COLS), np.dtype("f8"), (0, 1, 2))
     assert ck.arrays["own"].shape is None
+    assert (list(ck), ck.keys(), "u" in ck, "own" in ck, 3 in ck) == (["u"], ["u"], True, False, False)
     for rank in range(3):
         assert list(ck.rank(rank)) == ["u", "own"]
         assert len(ck.rank(rank)) == 2

@@ -721,10 +721,46 @@ def test_closed_session(tmp_path: Path) -> None:
     ckpt.close()
     ckpt.close()
     u += 1
-    for call in (ckpt.step, lambda: next(ckpt.range(10, 20)), lambda: ckpt.array("v", 3), ckpt.__enter__):
+    for call in (
+        ckpt.step,
+        lambda: ckpt.range(10, 20),
+        lambda: ckpt.range(1),
+        lambda: ckpt.array("v", 3),
+        lambda: ckpt.set_object("o", 1),
+        ckpt.__enter__,
+    ):
         with pytest.raises(mpickpt.UsageError, match="The session is closed"):
             call()
     assert complete(tmp_path) == {0: 1, 1: None}
+
+
+def test_a_loop_over_steps_inside_another_one(tmp_path: Path) -> None:
+    """The number of a step would not tell the progress any more: a restart would leave steps out."""
+    seen = []
+    with mpickpt.open(tmp_path, every=100) as ckpt:
+        _u = ckpt.array("u", 10)
+        with pytest.raises(mpickpt.UsageError, match="Step 1 of a loop comes after step 4 of another one inside it"):
+            for outer in ckpt.range(3):
+                for inner in ckpt.range(3, 5):
+                    seen.append((outer, inner))
+        for step in ckpt.range(5, 7):  # one behind the other is as it was
+            seen.append((step, step))
+    assert seen == [(0, 3), (0, 4), (5, 5), (6, 6)]
+
+
+def test_what_is_told_at_the_end_when_the_slots_were_deleted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.warns(RuntimeWarning, match="Epoch 1 is gone with slot-0.h5, too"):
+        with mpickpt.open(tmp_path, every=1) as ckpt:
+            u = ckpt.array("u", 1000)
+            for step in ckpt.range(3):
+                u += 1
+                if step == 1:
+                    ckpt.wait()
+                    for slot in tmp_path.glob("slot-*.h5"):
+                        slot.unlink()
+    told, slot = capfd.readouterr().err, tmp_path / "slot-0.h5"
+    assert f"Epoch 1, the newest complete one, is gone with {slot}, which somebody has deleted." in told
+    assert "goes on" not in told
 
 
 def test_exception_in_the_block_passes_and_the_drain_is_finished(tmp_path: Path) -> None:
