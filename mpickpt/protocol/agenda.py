@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 from mpickpt.protocol.policy import NEVER
+from mpickpt.protocol.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Appointment:
     """A cut at the first safe point at or beyond `step`.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from mpickpt.protocol.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Epoch:
     """An epoch as one rank is cut for it.
 

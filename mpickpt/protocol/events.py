@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from mpickpt.protocol.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reached:
     """The rank is at the safe point of `step`, at `now` seconds of any steady clock.
 
@@ -18,21 +18,21 @@ class Reached:
     save: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Resumed:
     """The rank goes on from the safe point where it was, or has since passed that of `step` without a poll."""
 
     step: int = -1
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Requested:
     """Somebody on this rank wants a cut: a signal, the program, or on rank 0 the clock or a command."""
 
     stop: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RequestedBelow:
     """A rank further down the tree wants a cut; it had seen `rounds` markers when it was asked."""
 
@@ -40,7 +40,7 @@ class RequestedBelow:
     stop: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Marked:
     """The marker of a round came, at `now` seconds."""
 
@@ -48,7 +48,7 @@ class Marked:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Agreed:
     """The greatest of all proposals came, at `now` seconds; `departed` is a rank that left the session, or None."""
 
@@ -57,12 +57,12 @@ class Agreed:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class GaveUp:
     """What the rank waits for did not come within the time for which it may be blocked."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Drained:
     """The drain of this rank has ended, `seconds` after its cut; or was given up, as its storage is `hung`."""
 
@@ -71,12 +71,12 @@ class Drained:
     hung: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Refused:
     """The storage refuses the slot of the epoch, on all ranks: nothing was cut."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Decided:
     """What all ranks together know of the epoch.
 
@@ -98,24 +98,24 @@ class Decided:
     hung: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Closing:
     """The program ends its session on this rank."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BelowClosed:
     """A child in the tree, and all below it, are closing."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ended:
     """Rank 0 says that there will be no more markers; `departed` is a rank that left the session, or None."""
 
     departed: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BelowDeparted:
     """A rank further down the tree has left the session by an exception."""
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from mpickpt.protocol.epoch import Epoch
+from mpickpt.protocol.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Forward:
     """Send `RequestedBelow` to the parent."""
 
@@ -15,35 +14,35 @@ class Forward:
     stop: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Announce:
     """Send the marker to all, from rank 0."""
 
     stop: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Propose:
     """Post this rank's share of the maximum, and listen for the next marker."""
 
     step: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Cut:
     """Fix the image of this rank now. The answer is `Drained` at some time, or `Refused` at once."""
 
     epoch: Epoch
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Miss:
     """Take part in what all ranks do together at a cut, without being cut: ``Drained(False)`` or `Refused` follows."""
 
     epoch: Epoch
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Skip:
     """Let a cut go by, as all ranks do because the storage of one of them hung: ``Drained(False)`` follows at once.
 
@@ -53,7 +52,7 @@ class Skip:
     epoch: Epoch
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Post:
     """Post this rank's share of the answer about the epoch.
 
@@ -75,43 +74,43 @@ class Post:
     hung: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Boost:
     """Drain at normal priority."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EndSave:
     """Tell the program what became of the checkpoint that it waits for: the epoch that was just decided."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stop:
     """End the program: the epoch that it was to make before is `complete`, or could not be made."""
 
     complete: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Abandon:
     """Rank `departed` has left the session by an exception: nothing can become complete any more."""
 
     departed: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SayBelowClosed:
     """Send `BelowClosed` to the parent."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ForwardDeparture:
     """Send `BelowDeparted` to the parent."""
 
     rank: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AnnounceEnd:
     """Send `Ended` to all in the place of a marker, from rank 0."""
 

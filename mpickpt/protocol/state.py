@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 
 from mpickpt.protocol.agenda import Agenda
@@ -14,6 +13,7 @@ from mpickpt.protocol.policy import NEVER
 from mpickpt.protocol.rotation import Rotation
 from mpickpt.protocol.saving import Saving
 from mpickpt.protocol.tree import children
+from mpickpt.protocol.value import value
 
 PATIENCE = 5.0  # seconds: a blocked rank waits at least so long before it gives up,
 PATIENT_STEPS = 3  # and for so many of its steps: the other ranks may be inside one
@@ -31,7 +31,7 @@ class Blocked(Enum):
     PATIENT = 2  # without a limit
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Attempt:
     """The epoch that is not decided, how it came about, and whether this rank came past its cut."""
 

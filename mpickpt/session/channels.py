@@ -49,7 +49,7 @@ class Channels:
         current = self._current
         if current is None or not current.awaits_messages:
             return
-        current.awaits_messages, current.reason = False, reason
+        current.awaits_messages, current.lacks = False, reason
         with suppress(OSError):
             self._checkpointer.fail(errno.ECANCELED)
 

@@ -30,9 +30,11 @@ class InProgress:
         How long the program was blocked at the cut.
     drain_seconds, lost_seconds : float
         What it cost, once it is drained: how long the drain took, and for how long the program was blocked in all.
+    lacks : str
+        Which messages in flight it lacks, so that it fails; empty otherwise.
     errno, reason : int, str
-        Why it fails on this rank, if it does: the errno, or 0 where there is none, and the reason in words. Until the
-        cut is made, an exception of the program is what makes it fail.
+        Why it fails on this rank, if it does: the errno, or 0 where there is none, and the reason in words. It is an
+        exception of the program, as long as nobody has noted another reason.
     """
 
     epoch: Epoch
@@ -41,6 +43,7 @@ class InProgress:
     blocked_seconds: float = 0.0
     drain_seconds: float = 0.0
     lost_seconds: float = 0.0
+    lacks: str = ""
     errno: int = 0
     reason: str = RAISED
 

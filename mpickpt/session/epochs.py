@@ -140,7 +140,6 @@ class Epochs:
             current.fail(error.errno or 0, error.strerror or str(error))
             self._warn(current)
             return Drained(False)
-        current.reason = ""
         current.blocked_seconds = time.perf_counter() - current.began
         self.stats.cuts += 1
         self.stats.blocked_seconds += current.blocked_seconds
@@ -246,7 +245,7 @@ class Epochs:
         self._recorder.drained(progress, hung=hung)
         current.drained(progress)
         if progress.state in (DrainState.FAILED, DrainState.HUNG):
-            reason = current.reason or self._checkpointer.changed(progress) or explain(progress.errno)
+            reason = current.lacks or self._checkpointer.changed(progress) or explain(progress.errno)
             current.fail(progress.errno, self._hang.reason() if hung else reason)
             self._warn(current)
         is_saved = progress.state is DrainState.COMPLETE and progress.epoch == current.epoch.number

@@ -75,9 +75,7 @@ class Watch:
         What the batch job may take on this node, if it says so.
     """
 
-    def __init__(
-        self, snapshotter: Snapshotter, pool: PoolSize, rank: int, job_memory: Ceiling | None = None
-    ) -> None:
+    def __init__(self, snapshotter: Snapshotter, pool: PoolSize, rank: int, job_memory: Ceiling | None = None) -> None:
         self._snapshotter = snapshotter
         self._pool = pool
         self._rank = rank
