@@ -98,9 +98,7 @@ class Bench:
         COMM.Barrier()
         return self._restart(lambda ckpt: ckpt.protect("u", own), lazy=False)
 
-    def _restart(
-        self, declare: Callable[[mpickpt.Session], NDArray[np.float64]], *, lazy: bool
-    ) -> tuple[float, float]:
+    def _restart(self, declare: Callable[[mpickpt.Session], NDArray[np.float64]], *, lazy: bool) -> tuple[float, float]:
         """Return the seconds until the first step is done, and until all is in memory and checked."""
         begin = time.perf_counter()
         ckpt = mpickpt.open(self.folder, COMM, every=NEVER, lazy=lazy)

@@ -137,8 +137,9 @@ UPPER_RECEIVES: dict[str, Receive] = {
     "Test": polling,
     "Sendrecv": lambda comm, a, source, tag, status: comm.Sendrecv(a, MPI.PROC_NULL, 0, a, source, tag, status),
     "Sendrecv_replace": replaced,
-    "Isendrecv": lambda comm, a, source, tag, status: comm.Isendrecv(a, MPI.PROC_NULL, 0, a, source, tag).Wait(status)
-    and None,
+    "Isendrecv": lambda comm, a, source, tag, status: (
+        comm.Isendrecv(a, MPI.PROC_NULL, 0, a, source, tag).Wait(status) and None
+    ),
     "Mprobe": matched,
     "Improbe": matched_later,
     "Probe": probed,

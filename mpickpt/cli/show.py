@@ -76,9 +76,7 @@ def _tree(slot: SlotInfo, layout: Layout, images: list[RankImage]) -> Tree:
         for name, found in complete.items():
             assert found[0].part is not None
             nbytes = human_bytes(prod(found[0].part.shape) * found[0].dtype.itemsize)
-            branch.add(
-                f"{name}: {found[0].dtype} {found[0].part.shape}, {nbytes}, on {counted(len(found), 'rank')}"
-            )
+            branch.add(f"{name}: {found[0].dtype} {found[0].part.shape}, {nbytes}, on {counted(len(found), 'rank')}")
     for number, rank in enumerate(layout.ranks[:MOST_RANKS]):
         branch = tree.add(f"rank {number}")
         for spec in rank.arrays:

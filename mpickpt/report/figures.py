@@ -289,6 +289,4 @@ def _interval(run: RunNotes, mtbf: float) -> Interval | None:
     restart = max(notes.header.restart_seconds for notes in run.ranks.values())
     drain, lost = fmean(drains.values()), fmean(losses.values())
     measured = (max(cuts.values()) - min(cuts.values())) / (len(cuts) - 1) if len(cuts) > 1 else None
-    return Interval(
-        best_interval(drain, lost, mtbf, DOWNTIME, restart), measured, drain, lost, restart, mtbf, DOWNTIME
-    )
+    return Interval(best_interval(drain, lost, mtbf, DOWNTIME, restart), measured, drain, lost, restart, mtbf, DOWNTIME)

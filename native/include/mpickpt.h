@@ -25,7 +25,7 @@ extern "C" {
 #define MPK_ALLOC_HUGE 1u /* advise huge pages */
 
 /* Flags of mpk_session_create. */
-#define MPK_SESSION_BUFFERED 1u   /* never use O_DIRECT */
+#define MPK_SESSION_BUFFERED 1u /* never use O_DIRECT */
 #define MPK_SESSION_BY_ADDRESS 2u /* drain in the order of addresses, whatever is written to first: to measure against */
 
 /* Flags of mpk_guard_open. */
@@ -60,12 +60,12 @@ typedef struct mpk_record {
     uint32_t objects_crc;
     uint32_t objects_spilled;
     uint64_t cut_time_ns; /* since 1970 */
-    uint64_t blocked_ns;  /* the program was blocked for this long at the cut */
+    uint64_t blocked_ns; /* the program was blocked for this long at the cut */
     uint64_t drain_ns;
     uint64_t bytes_written;
     uint64_t blocks_copied; /* by the program itself, because it wrote to them before they were saved */
-    uint64_t stall_ns;      /* time that writes waited for room in the pool */
-    int32_t error;          /* errno of a FAILED record */
+    uint64_t stall_ns; /* time that writes waited for room in the pool */
+    int32_t error; /* errno of a FAILED record */
     uint32_t reserved_word;
     uint64_t bytes_waiting; /* of bytes_written, those drained while the program waited in a call */
     uint64_t channels_bytes;
@@ -81,32 +81,32 @@ typedef struct mpk_session mpk_session;
 enum mpk_mapping {
     MPK_MAPPING_UNKNOWN = 0,
     MPK_MAPPED_PRIVATE, /* nobody else's, or made so */
-    MPK_MAPPED_SHARED,  /* others may have mapped it as well, in this process or in another */
-    MPK_MAPPED_HUGE,    /* of huge pages (hugetlbfs), parts of which cannot be protected */
-    MPK_MAPPED_WINDOW,  /* of an MPI window that MPI allocated while the guard was open */
+    MPK_MAPPED_SHARED, /* others may have mapped it as well, in this process or in another */
+    MPK_MAPPED_HUGE, /* of huge pages (hugetlbfs), parts of which cannot be protected */
+    MPK_MAPPED_WINDOW, /* of an MPI window that MPI allocated while the guard was open */
 };
 
 typedef struct mpk_memory {
     enum mpk_mapping mapping;
     int is_pinned;
-    int error;        /* errno: why it cannot be saved, or 0 */
+    int error; /* errno: why it cannot be saved, or 0 */
     size_t absent_bytes; /* of its pages, those that take no memory yet */
     const char *path; /* of the file or the segment, for messages; valid until the region goes */
 } mpk_memory;
 
 /* What one cut writes, and where. All of it is copied: the caller may free it when mpk_cut returns. */
 typedef struct mpk_plan {
-    const char *path;                 /* the slot file, which exists */
-    const uint64_t *data_offsets;     /* byte offset in the slot of each region, in the order of mpk_region_add */
+    const char *path; /* the slot file, which exists */
+    const uint64_t *data_offsets; /* byte offset in the slot of each region, in the order of mpk_region_add */
     const uint64_t *checksum_offsets; /* of each region's table of CRC-32C, one uint32_t a block */
     uint64_t record_offset;
     const void *objects; /* an opaque payload, saved with the regions */
     size_t objects_bytes;
     uint64_t objects_offset;
     const char *spill_path; /* where the payload goes instead of objects_offset, or NULL */
-    int channels_follow;    /* a second payload, known only later, is part of the epoch: see mpk_add_channels */
+    int channels_follow; /* a second payload, known only later, is part of the epoch: see mpk_add_channels */
     uint64_t channels_offset;
-    size_t channels_room;            /* bytes at channels_offset */
+    size_t channels_room; /* bytes at channels_offset */
     const char *channels_spill_path; /* where more bytes than that go; needed when channels follow */
     uint64_t epoch, step, run;
     uint32_t rank;
@@ -120,14 +120,15 @@ typedef struct mpk_progress {
     uint64_t blocks, blocks_dirty; /* of all regions; and those of them that the slot lacked */
     uint64_t blocks_saved, blocks_copied, bytes_written;
     uint64_t bytes_waiting; /* of bytes_written, those drained while the program waited in a call, */
-    uint64_t bytes_urgent;  /* and of the others those that urgent threads drained; the rest is the idle threads' */
+    uint64_t bytes_urgent; /* and of the others those that urgent threads drained; the rest is the idle threads' */
     uint64_t blocked_ns, drain_ns, stall_ns;
     uint64_t fault_ns; /* that writes to protected blocks took, copies and stalls included, summed over threads */
-    uint64_t faults;   /* such writes; these two count until the next cut, also when the drain has ended */
-    int direct;       /* 1: the last drain wrote with O_DIRECT */
-    int32_t untracked_region; /* -1; or a region, in the order of mpk_region_add, that had an untracked write since it was saved, */
+    uint64_t faults; /* such writes; these two count until the next cut, also when the drain has ended */
+    int direct; /* 1: the last drain wrote with O_DIRECT */
+    int32_t
+        untracked_region; /* -1; or a region, in the order of mpk_region_add, that had an untracked write since it was saved, */
     uint64_t untracked_offset; /* in the block at this offset. The next cut saves everything. */
-    int32_t torn_region;    /* -1; or one that others wrote to while this cut copied it, which fails with EREMCHG */
+    int32_t torn_region; /* -1; or one that others wrote to while this cut copied it, which fails with EREMCHG */
     int channels_pending; /* 1: the commit waits for mpk_add_channels; for nothing else once all blocks are saved */
     uint32_t calls, calls_ended; /* to the storage: under way, and ended since the session was sealed */
 } mpk_progress;
@@ -167,8 +168,8 @@ MPK_API int mpk_session_seal(mpk_session *session, size_t block_bytes, size_t po
  * be written when this slot's turn comes. Offsets as in mpk_plan; `epoch` is the one that the slot holds, complete. Protects
  * all pages, so no other thread may write to regions meanwhile. A failure does no harm: then all is written. -ESTALE when the
  * slot holds something else; -EBUSY after a cut. */
-MPK_API int mpk_session_resume(mpk_session *session, const char *path, uint64_t record_offset,
-                               const uint64_t *checksum_offsets, uint64_t epoch);
+MPK_API int mpk_session_resume(mpk_session *session, const char *path, uint64_t record_offset, const uint64_t *checksum_offsets,
+                               uint64_t epoch);
 
 /* Waits for the drain, makes all pages writable, stops the threads, forgets the regions. An epoch whose channels are
  * still pending fails with ECANCELED: nobody could bring them any more.
@@ -274,9 +275,9 @@ typedef struct mpk_loader mpk_loader;
 typedef struct mpk_loading {
     uint64_t bytes, bytes_loaded;
     int is_corrupt; /* a block differs from its checksum or lies behind the end of the file; the first that was found: */
-    uint32_t part;  /* its part, in the order of mpk_loader_map */
+    uint32_t part; /* its part, in the order of mpk_loader_map */
     uint64_t block; /* its position there */
-    int error;      /* errno: the file could not be read, or there was no memory */
+    int error; /* errno: the file could not be read, or there was no memory */
 } mpk_loading;
 
 /* -EBUSY while there is another; -EINVAL for blocks that are no whole pages. */

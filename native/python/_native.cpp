@@ -90,8 +90,8 @@ NB_MODULE(_native, m) {
     m.def("allocate", &allocate, "nbytes"_a, "huge"_a);
     m.def("crc32c", &crc32c, "data"_a.noconvert(), "value"_a = 0);
     m.def("reads_repeated", &reads_repeated);
-    m.def("read_blocks", &read_blocks, "path"_a, "offset"_a, "out"_a.noconvert(), "block_bytes"_a,
-          "checksums"_a.noconvert(), "direct"_a);
+    m.def("read_blocks", &read_blocks, "path"_a, "offset"_a, "out"_a.noconvert(), "block_bytes"_a, "checksums"_a.noconvert(),
+          "direct"_a);
     m.def("guard_open", &guard_open, "donate_cores"_a);
     m.def("guard_refresh", &guard_refresh);
     m.def("guard_unguarded", &guard_unguarded);

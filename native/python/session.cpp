@@ -5,8 +5,7 @@
 
 class Session {
   public:
-    Session(bool direct, bool predict)
-        : flags_((direct ? 0 : MPK_SESSION_BUFFERED) | (predict ? 0 : MPK_SESSION_BY_ADDRESS)) {
+    Session(bool direct, bool predict) : flags_((direct ? 0 : MPK_SESSION_BUFFERED) | (predict ? 0 : MPK_SESSION_BY_ADDRESS)) {
         check(mpk_session_create(&session_, flags_));
     }
     ~Session() {
@@ -150,7 +149,8 @@ class Session {
         d["torn"] = torn ? nb::object(nb::int_(p.torn_region)) : nb::object(nb::none());
         d["channels_pending"] = p.channels_pending != 0;
         bool untracked = p.untracked_region >= 0;
-        d["untracked"] = untracked ? nb::object(nb::make_tuple(p.untracked_region, p.untracked_offset)) : nb::object(nb::none());
+        d["untracked"] = untracked ? nb::object(nb::make_tuple(p.untracked_region, p.untracked_offset))
+                                   : nb::object(nb::none());
         return d;
     }
 

@@ -7,7 +7,7 @@
 
 typedef struct mpk__sweep {
     size_t unit_bytes; /* what is opened ahead of a sweep: a huge page, less in tests; */
-    uint32_t us;       /* in so long a sweep goes through that */
+    uint32_t us; /* in so long a sweep goes through that */
 } mpk__sweep;
 
 /* The blocks that a write to block b opens: b, and those that a program which sweeps through memory will soon come to. */

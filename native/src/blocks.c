@@ -83,8 +83,7 @@ int mpk__blocks_create(mpk__blocks *blocks, size_t block_bytes) {
         return -ENOMEM;
     memset((void *)blocks->opened, 1, room);
     for (uint32_t i = 0; i < blocks->n_regions; i++)
-        for (uint32_t b = 0; b < blocks->regions[i].n_blocks; b++)
-            blocks->region_of[blocks->regions[i].first_block + b] = i;
+        for (uint32_t b = 0; b < blocks->regions[i].n_blocks; b++) blocks->region_of[blocks->regions[i].first_block + b] = i;
     sort_regions(blocks);
     blocks->is_distrusted = false;
     return 0;

@@ -70,17 +70,17 @@ static inline bool mpk__may_follow(uint64_t before, uint64_t word) {
 typedef struct mpk__region {
     uint8_t *memory;
     size_t bytes;
-    uint8_t *pages;       /* the first protected page */
-    size_t span;          /* bytes of protected pages; what an owned region's last page has beyond data is padding */
+    uint8_t *pages; /* the first protected page */
+    size_t span; /* bytes of protected pages; what an owned region's last page has beyond data is padding */
     size_t head, data, tail;
     uint32_t first_block; /* blocks are numbered through all regions */
     uint32_t n_blocks;
-    uint8_t *edges;       /* images of head and tail, head + tail bytes */
+    uint8_t *edges; /* images of head and tail, head + tail bytes */
     enum mpk_mapping mapping; /* what was found out about the memory, once (mapping.c): */
-    bool has_file;        /* a part of it is a private view of a file */
-    size_t mapped_bytes;  /* so much of its pages is mapped */
-    int mapping_error;    /* why it cannot be watched, as -errno */
-    char *mapped_path;    /* for messages, or NULL */
+    bool has_file; /* a part of it is a private view of a file */
+    size_t mapped_bytes; /* so much of its pages is mapped */
+    int mapping_error; /* why it cannot be watched, as -errno */
+    char *mapped_path; /* for messages, or NULL */
 } mpk__region;
 
 typedef struct mpk__blocks {
@@ -90,14 +90,14 @@ typedef struct mpk__blocks {
     size_t block_bytes;
     uint32_t n;
     uint32_t n_pinned; /* blocks of regions that are never protected (mapping.c) */
-    uint32_t cut;      /* counts cuts; part of each word */
+    uint32_t cut; /* counts cuts; part of each word */
     bool is_distrusted; /* not all could be protected at the last cut: any block may have changed untracked */
     _Atomic uint32_t n_closed; /* blocks that are not opened */
-    _Atomic uint64_t *words;   /* per block, and so are all below: its state */
+    _Atomic uint64_t *words; /* per block, and so are all below: its state */
     uint32_t *region_of;
     _Atomic uint8_t *opened; /* its pages are writable since the last cut */
-    _Atomic uint16_t *pins;  /* ranges that others may write to at any time; never protected while there are any */
-    uint32_t (*crc)[2];      /* before and behind the border of the region's blocks in the file */
+    _Atomic uint16_t *pins; /* ranges that others may write to at any time; never protected while there are any */
+    uint32_t (*crc)[2]; /* before and behind the border of the region's blocks in the file */
 } mpk__blocks;
 
 /* All changes of a word. Setting one is for whoever owns the block: nobody else may change it meanwhile. */
@@ -114,8 +114,8 @@ static inline void mpk__word_set(mpk__blocks *blocks, uint32_t b, uint64_t word,
 typedef struct mpk__place {
     const mpk__region *region;
     uint8_t *memory;
-    size_t bytes;  /* of data: what is copied, checked and written */
-    size_t span;   /* of pages: what is protected */
+    size_t bytes; /* of data: what is copied, checked and written */
+    size_t span; /* of pages: what is protected */
     size_t offset; /* in the region */
 } mpk__place;
 
@@ -124,7 +124,7 @@ void mpk__regions_forget(mpk__blocks *blocks);
 /* Divides the regions into blocks, all of them writable. */
 int mpk__blocks_create(mpk__blocks *blocks, size_t block_bytes);
 void mpk__blocks_destroy(mpk__blocks *blocks); /* the regions stay */
-bool mpk__blocks_are_done(const mpk__blocks *blocks);   /* nothing of a cut is pending: all are WRITABLE or CLEAN */
+bool mpk__blocks_are_done(const mpk__blocks *blocks); /* nothing of a cut is pending: all are WRITABLE or CLEAN */
 bool mpk__blocks_are_counted(const mpk__blocks *blocks); /* n_closed is right; while nobody opens one */
 
 mpk__place mpk__block_place_in_handler(const mpk__blocks *blocks, uint32_t b);

@@ -51,7 +51,8 @@ static bool claim(mpk_session *s, uint32_t b, int wanted, uint64_t *word) {
     uint64_t now = atomic_load(&s->blocks.words[b]);
     for (;;) {
         enum mpk__block_state state = mpk__state_of(now);
-        if (!(state == MPK__PROTECTED && wanted & WANT_PROTECTED) && !(state == MPK__COPIED && wanted & WANT_COPIED)) return false;
+        if (!(state == MPK__PROTECTED && wanted & WANT_PROTECTED) && !(state == MPK__COPIED && wanted & WANT_COPIED))
+            return false;
         uint64_t next = mpk__word(mpk__cut_of(now), mpk__entry_of(now),
                                   state == MPK__PROTECTED ? MPK__DRAINING : MPK__DRAINING_COPY);
         if (mpk__word_swap_in_handler(&s->blocks, b, &now, next)) {
@@ -213,8 +214,7 @@ static void save_run(mpk_session *s, const mpk__worker *self, const run *r) {
         mpk__pool_give_in_handler(&s->pool, mpk__entry_of(word));
         saved++;
     }
-    if (self->urgent || !atomic_load(&s->drain.starved))
-        mpk__order_note_run(&s->order, (mpk__prim_now_ns() - start) / 1000);
+    if (self->urgent || !atomic_load(&s->drain.starved)) mpk__order_note_run(&s->order, (mpk__prim_now_ns() - start) / 1000);
     mpk__pool_notify_in_handler(&s->pool);
     if (saved) mpk__epoch_finished_in_handler(s, saved);
 }

@@ -14,15 +14,15 @@ typedef struct mpk__drain {
     _Atomic uint32_t state; /* enum mpk_drain_state; waited on */
     mpk__workers workers;
     unsigned long queues[MPK__DRAIN_THREADS]; /* of each, for several writes at once; 0: one by one */
-    _Atomic uint32_t begun;          /* 0, 1 one thread is opening the slot, 2 open; waited on */
+    _Atomic uint32_t begun; /* 0, 1 one thread is opening the slot, 2 open; waited on */
     _Atomic uint32_t commit_pending; /* all is saved, and an urgent thread is to commit */
     _Atomic uint32_t idle_blocks; /* rises with every block that an idle thread claims, and by a chunk at every cut */
-    _Atomic uint32_t starved;     /* in this epoch the idle threads do not get the processor */
-    uint32_t seen;    /* what the thread that opens slots knows of idle_blocks, */
+    _Atomic uint32_t starved; /* in this epoch the idle threads do not get the processor */
+    uint32_t seen; /* what the thread that opens slots knows of idle_blocks, */
     uint64_t seen_ns; /* since when */
     _Atomic uint32_t calls, calls_ended; /* to the storage: under way, and ended */
-    uint64_t stall_limit_ns;     /* without a call that ends, until a write gives the epoch up; 0: none */
-    char *stall_text;            /* what it says before */
+    uint64_t stall_limit_ns; /* without a call that ends, until a write gives the epoch up; 0: none */
+    char *stall_text; /* what it says before */
     _Atomic uint32_t stall_said; /* in this epoch */
 } mpk__drain;
 
@@ -36,7 +36,9 @@ int mpk__drain_start_threads(mpk_session *s);
 void mpk__drain_stop_threads(mpk_session *s);
 void mpk__drain_abandon_threads(mpk_session *s); /* they end when their calls to the storage return; s is theirs */
 void mpk__drain_begin(mpk__drain *drain, uint32_t chunk_blocks); /* at a cut; the state is set behind it */
-static inline void mpk__drain_wake_in_handler(mpk__drain *drain) { mpk__workers_wake_in_handler(&drain->workers, MPK__WAKE_ALL); }
+static inline void mpk__drain_wake_in_handler(mpk__drain *drain) {
+    mpk__workers_wake_in_handler(&drain->workers, MPK__WAKE_ALL);
+}
 
 /* How long somebody has waited without that a call to the storage ended. Counted in slices: a slice that took far longer
  * than it was to is one in which the process was suspended. */

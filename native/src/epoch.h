@@ -17,18 +17,19 @@ typedef struct mpk__epoch {
     const mpk_plan *plan; /* a copy of the caller's, with all that it points to; NULL before the first cut */
     mpk__holding *holding; /* of its slot */
     _Atomic uint64_t number, started_ns; /* the cut */
-    uint32_t n_dirty;             /* blocks that this epoch writes */
-    _Atomic uint32_t pending;     /* blocks not yet saved, and one each for: the slot not yet open, channels pending, each
+    uint32_t n_dirty; /* blocks that this epoch writes */
+    _Atomic uint32_t pending; /* blocks not yet saved, and one each for: the slot not yet open, channels pending, each
                                    * failure that is being noted, pinned blocks not yet compared; 0: committed, or about to be */
     _Atomic uint32_t channels_state; /* enum mpk__channels_state */
     uint8_t *channels;
     size_t channels_bytes;
-    _Atomic int error;            /* errno of the first failure: what is still pending is dropped */
-    _Atomic int32_t torn_region;  /* a region that others wrote to while this cut copied it; -1 */
-    mpk_record record;            /* the drain threads' until the epoch ends, and so are the descriptors */
+    _Atomic int error; /* errno of the first failure: what is still pending is dropped */
+    _Atomic int32_t torn_region; /* a region that others wrote to while this cut copied it; -1 */
+    mpk_record record; /* the drain threads' until the epoch ends, and so are the descriptors */
     int direct_fd, buffered_fd;
     _Atomic int use_direct;
-    _Atomic uint64_t bytes_written, bytes_waiting, bytes_urgent, blocks_copied, blocked_ns, drain_ns, stall_ns, fault_ns, faults;
+    _Atomic uint64_t bytes_written, bytes_waiting, bytes_urgent, blocks_copied, blocked_ns, drain_ns, stall_ns, fault_ns,
+        faults;
 } mpk__epoch;
 
 /* Takes over a copy of the plan and sets all else as it is at a cut: pending are n_dirty blocks, the opening of the slot,

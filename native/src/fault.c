@@ -77,7 +77,8 @@ static bool copy_block_in_handler(mpk_session *s, uint32_t b, uint64_t word, mpk
     if (atomic_load(&s->history.block[b].crc_is_known))
         mpk__pool_put_in_handler(&s->pool, entry, place.memory, place.bytes);
     else
-        mpk__pool_put_checked_in_handler(&s->pool, entry, place.memory, place.bytes, mpk__bytes_before_border(&s->blocks, &place));
+        mpk__pool_put_checked_in_handler(&s->pool, entry, place.memory, place.bytes,
+                                         mpk__bytes_before_border(&s->blocks, &place));
     mpk__chaos();
     /* While the word is PROTECTED or DRAINING of this cut, nobody has opened the page, so the copy is the image. That is also
      * true when a drain thread has claimed the block, or put it back, in the meantime. */
@@ -122,8 +123,7 @@ static bool preserve_block_in_handler(mpk_session *s, uint32_t b) {
             break;
         case MPK__WRITABLE: /* another thread was first, and opens the page: there is no need to wait for it */
         case MPK__COPIED:
-        case MPK__DRAINING_COPY:
-            return false;
+        case MPK__DRAINING_COPY: return false;
         }
     }
 }
@@ -223,7 +223,8 @@ void mpk__copy_pinned_block(mpk_session *s, uint32_t b) {
     }
     mpk__place place = mpk__block_place_in_handler(&s->blocks, b);
     mpk__pool_put_in_handler(&s->pool, entry, place.memory, place.bytes);
-    mpk__checksum_in_handler(&s->blocks, &place, mpk__pool_image(&s->pool, entry), s->blocks.crc[b]); /* memory may be changing */
+    mpk__checksum_in_handler(&s->blocks, &place, mpk__pool_image(&s->pool, entry),
+                             s->blocks.crc[b]); /* memory may be changing */
     atomic_store(&s->history.block[b].crc_is_known, true);
     mpk__word_set(&s->blocks, b, mpk__word(mpk__cut_of(word), entry, MPK__COPIED), memory_order_seq_cst);
     if (mpk__pool_is_pressed(&s->pool)) mpk__drain_wake_in_handler(&s->drain);

@@ -113,9 +113,7 @@ void mpk__open_and_pin(const void *memory, size_t bytes) {
         mpk__prim_say_in_handler("mpickpt: no memory to note a buffer that is in use: its image may be wrong\n");
 }
 
-int mpk_pin(const void *memory, size_t bytes) {
-    return bytes ? add_user((uintptr_t)memory, bytes, false) : 0;
-}
+int mpk_pin(const void *memory, size_t bytes) { return bytes ? add_user((uintptr_t)memory, bytes, false) : 0; }
 
 void mpk_unpin(const void *memory, size_t bytes) {
     uintptr_t from = (uintptr_t)memory;

@@ -10,17 +10,17 @@
 /* Of one block. All but the atomics belongs to the owner of the session, and while an epoch is drained to the drain thread
  * that has the block in hand. */
 typedef struct mpk__block_history {
-    uint32_t version;          /* the first cut at which it was as it is now */
-    uint32_t deadline_us;      /* from a cut to its first write: in the interval before this cut; MPK__NOT_WRITTEN */
+    uint32_t version; /* the first cut at which it was as it is now */
+    uint32_t deadline_us; /* from a cut to its first write: in the interval before this cut; MPK__NOT_WRITTEN */
     _Atomic uint32_t written_us; /* the same since this cut */
-    uint32_t restored_crc;     /* of a block that `is_restored`: its checksum in the slot that was restored */
-    _Atomic bool is_ahead;     /* opened since this cut, for a write to another block (ahead.c), */
-    bool was_ahead;            /* and in the interval before this cut */
-    _Atomic bool is_left_out;  /* it was opened so needlessly, and not written to since */
-    _Atomic uint32_t swept;    /* of a unit's first block: the last cut after which the program swept into the unit; 0: never */
-    bool is_dirty;             /* the slot of this cut lacks it */
-    bool is_pinned;            /* copied at this cut, as others may be writing to it */
-    bool is_restored;          /* read from a slot, and not compared with it since */
+    uint32_t restored_crc; /* of a block that `is_restored`: its checksum in the slot that was restored */
+    _Atomic bool is_ahead; /* opened since this cut, for a write to another block (ahead.c), */
+    bool was_ahead; /* and in the interval before this cut */
+    _Atomic bool is_left_out; /* it was opened so needlessly, and not written to since */
+    _Atomic uint32_t swept; /* of a unit's first block: the last cut after which the program swept into the unit; 0: never */
+    bool is_dirty; /* the slot of this cut lacks it */
+    bool is_pinned; /* copied at this cut, as others may be writing to it */
+    bool is_restored; /* read from a slot, and not compared with it since */
     _Atomic bool crc_is_known; /* mpk__blocks.crc is that of its content at this cut */
 } mpk__block_history;
 

@@ -37,12 +37,12 @@
 typedef struct object {
     char *path; /* empty: the main program */
     ElfW(Addr) base;
-    const ElfW(Phdr) *headers;
+    const ElfW(Phdr) * headers;
     int n_headers;
     void *pin; /* a handle of dlopen */
     bool patched;
     bool is_open; /* its read-only pages are writable for the moment; or for good, where they cannot be closed again */
-    int refused;  /* -errno: entries that cannot be written to were left as they are */
+    int refused; /* -errno: entries that cannot be written to were left as they are */
 } object;
 
 typedef struct rewrite {
@@ -80,7 +80,8 @@ static bool is_known(const char *path, ElfW(Addr) base) {
 /* Notes an object that was not seen before. The loader's lock is held: nothing else is done here. */
 static int note_object(struct dl_phdr_info *info, size_t size, void *out) {
     (void)size;
-    if (mpk__elf_has_address(info->dlpi_addr, info->dlpi_phdr, info->dlpi_phnum, (void *)&note_object)) return 0; /* ourselves */
+    if (mpk__elf_has_address(info->dlpi_addr, info->dlpi_phdr, info->dlpi_phnum, (void *)&note_object))
+        return 0; /* ourselves */
     const char *path = info->dlpi_name ? info->dlpi_name : "";
     if (is_known(path, info->dlpi_addr)) return 0;
     object *grown = realloc(objects, sizeof *grown * (n_objects + 1));
@@ -91,13 +92,13 @@ static int note_object(struct dl_phdr_info *info, size_t size, void *out) {
         *(int *)out = -ENOMEM;
         return 1;
     }
-    objects[n_objects++] = (object){.path = copy, .base = info->dlpi_addr, .headers = info->dlpi_phdr,
-                                    .n_headers = info->dlpi_phnum};
+    objects[n_objects++] = (object){
+        .path = copy, .base = info->dlpi_addr, .headers = info->dlpi_phdr, .n_headers = info->dlpi_phnum};
     return 0;
 }
 
 /* The pages of a segment that the loader made read-only when it was done with them; none of another segment. */
-static size_t read_only_pages(const object *o, const ElfW(Phdr) *p, uintptr_t *from) {
+static size_t read_only_pages(const object *o, const ElfW(Phdr) * p, uintptr_t *from) {
     size_t page = mpk__prim_page_size();
     *from = (o->base + p->p_vaddr) / page * page;
     uintptr_t to = (o->base + p->p_vaddr + p->p_memsz) / page * page; /* as the loader rounds */
@@ -162,10 +163,12 @@ static void *definition(const object *o, const char *name, const char *version) 
     return found ? found : mpk__elf_find(o->pin, name, version);
 }
 
-static bool is_inside(const object *o, const void *address) { return mpk__elf_has_address(o->base, o->headers, o->n_headers, address); }
+static bool is_inside(const object *o, const void *address) {
+    return mpk__elf_has_address(o->base, o->headers, o->n_headers, address);
+}
 
 /* Until its first call an entry leads into its own object, from where the loader is called. */
-static bool is_bound(const object *o, const ElfW(Sym) *symbol, const void *value) {
+static bool is_bound(const object *o, const ElfW(Sym) * symbol, const void *value) {
     bool is_own = symbol->st_shndx != SHN_UNDEF && (uintptr_t)value == o->base + symbol->st_value;
     return is_own || !is_inside(o, value);
 }
@@ -213,7 +216,7 @@ static void say_that_one_is_left_alone(void) {
     said = true;
 }
 
-static int patch(const mpk__dynamic *d, const ElfW(Rela) *relocs, size_t n, size_t index, mpk__hook **hooks, size_t n_hooks) {
+static int patch(const mpk__dynamic *d, const ElfW(Rela) * relocs, size_t n, size_t index, mpk__hook **hooks, size_t n_hooks) {
     object *o = &objects[index];
     for (size_t i = 0; i < n; i++) {
         unsigned long type = ELF64_R_TYPE(relocs[i].r_info);

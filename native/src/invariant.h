@@ -8,7 +8,8 @@ _Noreturn void mpk__broken_in_handler(const char *what);
 #define MPK__TEXT_OF(line) #line
 #define MPK__TEXT(line) MPK__TEXT_OF(line)
 #define MPK__ASSERT(condition) \
-    ((condition) ? (void)0 : mpk__broken_in_handler("mpickpt: " __FILE__ ":" MPK__TEXT(__LINE__) ": " #condition " does not hold\n"))
+    ((condition) ? (void)0     \
+                 : mpk__broken_in_handler("mpickpt: " __FILE__ ":" MPK__TEXT(__LINE__) ": " #condition " does not hold\n"))
 #else
 #define MPK__ASSERT(condition) ((void)sizeof(condition))
 #endif

@@ -147,8 +147,12 @@ int mpk_loader_create(mpk_loader **out, const char *path, size_t block_bytes) {
         return error;
     }
     mpk_crc32c(0, "", 0); /* makes its tables */
-    const mpk__work work = {
-        .turn = turn, .idle_name = "mpickpt-lazy", .urgent_name = "mpickpt-load", .n_idle = 1, .n_urgent = 2, .buffer_bytes = l->chunk};
+    const mpk__work work = {.turn = turn,
+                            .idle_name = "mpickpt-lazy",
+                            .urgent_name = "mpickpt-load",
+                            .n_idle = 1,
+                            .n_urgent = 2,
+                            .buffer_bytes = l->chunk};
     error = mpk__workers_start(&l->workers, &work, l);
     if (error)
         mpk_loader_destroy(l);

@@ -33,10 +33,11 @@ static uintptr_t behind_pages(const mpk__region *r) {
 
 typedef struct search {
     mpk_session *s;
-    bool of_files;     /* the second time: of mappings of files the sizes of their pages are needed, which take longer to find out */
+    bool
+        of_files; /* the second time: of mappings of files the sizes of their pages are needed, which take longer to find out */
     uint32_t n_sorted; /* regions that are looked up, */
-    uint32_t *sorted;  /* by address; */
-    uint32_t at;       /* those below end before the mapping that comes next */
+    uint32_t *sorted; /* by address; */
+    uint32_t at; /* those below end before the mapping that comes next */
 } search;
 
 static void note(mpk__region *r, enum mpk_mapping mapping, const char *path) {

@@ -117,9 +117,7 @@ static void reach_elements(const target *t, word buffer, int64_t count, word typ
     if (to > from) reach(t, buffer + (word)from, (size_t)(to - from));
 }
 
-static int64_t number(const target *t, word argument) {
-    return t->flags & LARGE ? (int64_t)argument : (int)argument;
-}
+static int64_t number(const target *t, word argument) { return t->flags & LARGE ? (int64_t)argument : (int)argument; }
 
 static int64_t number_at(const target *t, word array, int i) {
     if (array == 0) return 0;
@@ -205,9 +203,7 @@ static void reach_target(const target *t, const word *args) {
     case S_PLAIN: count = number(t, args[t->count]); break;
     case S_EACH: count = number(t, args[t->count]) * sources(t, args[t->comm]); break;
     case S_PARTS: count = (int)args[t->displs] * (int64_t)args[t->count]; break;
-    case S_SHARE:
-        count = share(t, args);
-        break;
+    case S_SHARE: count = share(t, args); break;
     case S_VECTOR:
     case S_TYPES: reach_vector(t, args); return;
     case S_ONE:
@@ -281,35 +277,35 @@ static inline bool concerns_us(const target t) {
 #define A13 A12, a12
 
 /* A call that has something to do, on its way to `real`; and one hook for each definition that the program may have. */
-#define HOOK(name, n, waits, ...)                                                        \
-    static __attribute__((noinline)) word guard_##name(word (*real)(P##n), P##n) {       \
-        if (is_about_windows((target)__VA_ARGS__)) {                                     \
-            const word args[] = {A##n};                                                  \
-            word freed = window_before(&targets[CALL_##name], args);                     \
-            word done = real(A##n);                                                      \
-            if ((int)done == 0) note_window(&targets[CALL_##name], args, freed);         \
-            return done;                                                                 \
-        }                                                                                \
-        if (concerns_us((target)__VA_ARGS__)) {                                          \
-            const word args[] = {A##n};                                                  \
-            reach_target(&targets[CALL_##name], args);                                   \
-        }                                                                                \
-        bool donates_core = (waits) && mpk__waiting_begin();                               \
-        word result = real(A##n);                                                        \
-        if (donates_core) mpk__waiting_end();                                              \
-        return result;                                                                   \
-    }                                                                                    \
-    HOOK_OF(0, name, n, waits, __VA_ARGS__)                                              \
-    HOOK_OF(1, name, n, waits, __VA_ARGS__)                                              \
-    HOOK_OF(2, name, n, waits, __VA_ARGS__)                                              \
+#define HOOK(name, n, waits, ...)                                                  \
+    static __attribute__((noinline)) word guard_##name(word (*real)(P##n), P##n) { \
+        if (is_about_windows((target)__VA_ARGS__)) {                               \
+            const word args[] = {A##n};                                            \
+            word freed = window_before(&targets[CALL_##name], args);               \
+            word done = real(A##n);                                                \
+            if ((int)done == 0) note_window(&targets[CALL_##name], args, freed);   \
+            return done;                                                           \
+        }                                                                          \
+        if (concerns_us((target)__VA_ARGS__)) {                                    \
+            const word args[] = {A##n};                                            \
+            reach_target(&targets[CALL_##name], args);                             \
+        }                                                                          \
+        bool donates_core = (waits) && mpk__waiting_begin();                       \
+        word result = real(A##n);                                                  \
+        if (donates_core) mpk__waiting_end();                                      \
+        return result;                                                             \
+    }                                                                              \
+    HOOK_OF(0, name, n, waits, __VA_ARGS__)                                        \
+    HOOK_OF(1, name, n, waits, __VA_ARGS__)                                        \
+    HOOK_OF(2, name, n, waits, __VA_ARGS__)                                        \
     HOOK_OF(3, name, n, waits, __VA_ARGS__)
-#define HOOK_OF(i, name, n, waits, ...)                                                  \
-    static word guarded_##name##_##i(P##n) {                                             \
-        word (*real)(P##n) = (word(*)(P##n))hooks[CALL_##name].reals[i];                 \
+#define HOOK_OF(i, name, n, waits, ...)                                                    \
+    static word guarded_##name##_##i(P##n) {                                               \
+        word (*real)(P##n) = (word (*)(P##n))hooks[CALL_##name].reals[i];                  \
         if (!is_about_windows((target)__VA_ARGS__) && !concerns_us((target)__VA_ARGS__) && \
-            !((waits) && mpk__drain_is_active()))                                        \
-            return real(A##n);                                                           \
-        return guard_##name(real, A##n);                                                 \
+            !((waits) && mpk__drain_is_active()))                                          \
+            return real(A##n);                                                             \
+        return guard_##name(real, A##n);                                                   \
     }
 #define HOOKS(name, n, waits, ...) HOOK(name, n, waits, __VA_ARGS__) HOOK(name##_c, n, waits, __VA_ARGS__)
 MPK__MPI_CALLS(HOOK, HOOKS)

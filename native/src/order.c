@@ -24,7 +24,8 @@ int mpk__order_create(mpk__order *order, const mpk__blocks *blocks) {
     order->chunk_blocks = (uint32_t)most;
     order->n_chunks = 0;
     atomic_store(&order->run_us, 0);
-    for (uint32_t i = 0; i < blocks->n_regions; i++) order->n_chunks += (uint32_t)((blocks->regions[i].n_blocks + most - 1) / most);
+    for (uint32_t i = 0; i < blocks->n_regions; i++)
+        order->n_chunks += (uint32_t)((blocks->regions[i].n_blocks + most - 1) / most);
     order->chunks = calloc(order->n_chunks + 1, sizeof *order->chunks);
     order->sequence = calloc(order->n_chunks + 1, sizeof *order->sequence);
     order->deadlines_us = calloc(order->n_chunks + 1, sizeof *order->deadlines_us);

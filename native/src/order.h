@@ -21,7 +21,7 @@ typedef struct mpk__order {
     _Atomic uint32_t *deadlines_us; /* from the cut to the expected first write to each of these */
     _Atomic uint32_t n; /* of these */
     _Atomic uint32_t run_us; /* that the drain of a run recently took; 0: not known */
-    _Atomic uint32_t cursor;      /* where in the sequence to look for the next chunk that is in time, */
+    _Atomic uint32_t cursor; /* where in the sequence to look for the next chunk that is in time, */
     _Atomic uint32_t late_cursor; /* and for the next of all */
 } mpk__order;
 

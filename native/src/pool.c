@@ -18,7 +18,9 @@
 
 /* An entry has one owner from when it is taken until it is given back. */
 #ifdef MPICKPT_CHECKS
-static bool create_owners(mpk__pool *pool) { return (pool->is_taken = calloc(pool->n_entries, sizeof *pool->is_taken)) != NULL; }
+static bool create_owners(mpk__pool *pool) {
+    return (pool->is_taken = calloc(pool->n_entries, sizeof *pool->is_taken)) != NULL;
+}
 static void destroy_owners(mpk__pool *pool) { free((void *)pool->is_taken); }
 static void note_owner_in_handler(mpk__pool *pool, uint32_t entry, bool is_taken) {
     MPK__ASSERT(entry < pool->n_entries);
@@ -123,7 +125,8 @@ static void copy_past_caches_in_handler(uint8_t *to, const uint8_t *image, size_
 #if defined(__SSE2__)
     for (; bytes >= 64; bytes -= 64, image += 64, to += 64) {
         const __m128i *from = (const __m128i *)(const void *)image;
-        __m128i a = _mm_load_si128(from), b = _mm_load_si128(from + 1), c = _mm_load_si128(from + 2), d = _mm_load_si128(from + 3);
+        __m128i a = _mm_load_si128(from), b = _mm_load_si128(from + 1), c = _mm_load_si128(from + 2),
+                d = _mm_load_si128(from + 3);
         _mm_stream_si128((__m128i *)(void *)to, a);
         _mm_stream_si128((__m128i *)(void *)to + 1, b);
         _mm_stream_si128((__m128i *)(void *)to + 2, c);
@@ -159,6 +162,7 @@ void mpk__pool_put_checked_in_handler(mpk__pool *pool, uint32_t entry, const uin
 
 bool mpk__pool_is_free(const mpk__pool *pool) {
     uint32_t n = 0;
-    for (uint32_t i = (uint32_t)atomic_load(&pool->free_list); i && n <= pool->n_entries; n++) i = atomic_load(&pool->next[i - 1]);
+    for (uint32_t i = (uint32_t)atomic_load(&pool->free_list); i && n <= pool->n_entries; n++)
+        i = atomic_load(&pool->next[i - 1]);
     return n == pool->n_entries && atomic_load(&pool->used) == 0;
 }

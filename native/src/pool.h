@@ -10,11 +10,11 @@ typedef struct mpk__pool {
     uint8_t *memory;
     size_t entry_bytes;
     uint32_t n_entries;
-    uint32_t (*crc)[2];         /* per entry: checksums of its image, as in mpk__blocks.crc */
+    uint32_t (*crc)[2]; /* per entry: checksums of its image, as in mpk__blocks.crc */
     _Atomic uint64_t free_list; /* top entry + 1, with a count of changes above it against ABA */
-    _Atomic uint32_t *next;     /* per entry: the one below it + 1 */
+    _Atomic uint32_t *next; /* per entry: the one below it + 1 */
     _Atomic uint32_t used;
-    _Atomic uint32_t given;     /* counts entries given back: the word that writers wait on */
+    _Atomic uint32_t given; /* counts entries given back: the word that writers wait on */
     _Atomic uint32_t waiters;
 #ifdef MPICKPT_CHECKS
     _Atomic bool *is_taken; /* per entry */

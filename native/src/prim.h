@@ -18,7 +18,7 @@
 #define MPK__HUGE_PAGE ((size_t)2 << 20)
 
 size_t mpk__prim_page_size(void);
-uint64_t mpk__prim_now_ns(void);       /* monotonic */
+uint64_t mpk__prim_now_ns(void); /* monotonic */
 uint64_t mpk__prim_process(void); /* the number of this process */
 uint64_t mpk__prim_wall_clock_ns(void); /* since 1970 */
 
@@ -35,7 +35,7 @@ typedef struct mpk__mapped {
     uintptr_t from, to;
     bool is_shared, has_file;
     size_t page_bytes; /* 0 where it was not asked for */
-    const char *path;  /* of a file, or a name in brackets, or empty; valid during the call */
+    const char *path; /* of a file, or a name in brackets, or empty; valid during the call */
 } mpk__mapped;
 typedef int mpk__take_mapped(void *context, const mpk__mapped *one);
 /* All of them, by ascending addresses; with the sizes of their pages that takes the kernel far longer. 0 or -errno. */

@@ -139,9 +139,7 @@ void mpk__prim_wake_kinds_in_handler(_Atomic uint32_t *word, uint32_t kinds) {
     syscall(SYS_futex, word, FUTEX_WAKE_BITSET_PRIVATE, INT_MAX, NULL, NULL, kinds);
 }
 
-void mpk__prim_wake_in_handler(_Atomic uint32_t *word) {
-    mpk__prim_wake_kinds_in_handler(word, FUTEX_BITSET_MATCH_ANY);
-}
+void mpk__prim_wake_in_handler(_Atomic uint32_t *word) { mpk__prim_wake_kinds_in_handler(word, FUTEX_BITSET_MATCH_ANY); }
 
 void mpk__prim_say_in_handler(const char *text) {
     ssize_t ignored = write(STDERR_FILENO, text, strlen(text));
@@ -223,8 +221,11 @@ void mpk__prim_close_queue(unsigned long queue) {
 static long submit(aio_context_t queue, int fd, const mpk__write *writes, int n) {
     struct iocb requests[n], *each[n];
     for (int i = 0; i < n; i++) {
-        requests[i] = (struct iocb){.aio_data = (uint64_t)i, .aio_lio_opcode = IOCB_CMD_PWRITEV, .aio_fildes = (uint32_t)fd,
-                                    .aio_buf = (uintptr_t)writes[i].iov, .aio_nbytes = (uint64_t)writes[i].n,
+        requests[i] = (struct iocb){.aio_data = (uint64_t)i,
+                                    .aio_lio_opcode = IOCB_CMD_PWRITEV,
+                                    .aio_fildes = (uint32_t)fd,
+                                    .aio_buf = (uintptr_t)writes[i].iov,
+                                    .aio_nbytes = (uint64_t)writes[i].n,
                                     .aio_offset = (int64_t)writes[i].offset};
         each[i] = &requests[i];
     }

@@ -19,7 +19,8 @@ static bool read_line(char *line, mpk__mapped *out) {
     char mode[5];
     uint64_t from, to, inode;
     int path = 0;
-    if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %*x %*x:%*x %" SCNu64 " %n", &from, &to, mode, &inode, &path) < 4) return false;
+    if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %*x %*x:%*x %" SCNu64 " %n", &from, &to, mode, &inode, &path) < 4)
+        return false;
     *out = (mpk__mapped){
         .from = (uintptr_t)from, .to = (uintptr_t)to, .is_shared = mode[3] == 's', .has_file = inode != 0, .path = line + path};
     return true;

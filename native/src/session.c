@@ -190,11 +190,15 @@ void mpk_session_progress(const mpk_session *s, mpk_progress *out) {
     uint32_t pending = atomic_load(&e->pending);
     int error = atomic_load(&e->error);
     bool active = state == MPK_DRAIN_ACTIVE;
-    bool awaits = active && atomic_load(&e->channels_state) == MPK__CHANNELS_PENDING; /* after pending, which then counts them */
+    bool awaits = active &&
+                  atomic_load(&e->channels_state) == MPK__CHANNELS_PENDING; /* after pending, which then counts them */
     if (awaits && pending) pending--;
     *out = (mpk_progress){
         .state = (enum mpk_drain_state)state,
-        .error = active ? 0 : error ? error : state == MPK_DRAIN_HUNG ? ETIMEDOUT : 0,
+        .error = active                    ? 0
+                 : error                   ? error
+                 : state == MPK_DRAIN_HUNG ? ETIMEDOUT
+                                           : 0,
         .blocks = s->blocks.n,
         .blocks_dirty = e->n_dirty,
         .blocks_saved = pending < e->n_dirty ? e->n_dirty - pending : 0,

@@ -8,7 +8,7 @@
 
 #define VERSION_INDEX 0x7fff /* of an entry of DT_VERSYM, beside the bit that hides the symbol */
 
-bool mpk__elf_has_address(ElfW(Addr) base, const ElfW(Phdr) *headers, int n, const void *address) {
+bool mpk__elf_has_address(ElfW(Addr) base, const ElfW(Phdr) * headers, int n, const void *address) {
     for (int i = 0; i < n; i++) {
         uintptr_t from = base + headers[i].p_vaddr;
         if (headers[i].p_type != PT_LOAD) continue;
@@ -17,7 +17,7 @@ bool mpk__elf_has_address(ElfW(Addr) base, const ElfW(Phdr) *headers, int n, con
     return false;
 }
 
-mpk__dynamic mpk__elf_read(ElfW(Addr) base, const ElfW(Dyn) *at) {
+mpk__dynamic mpk__elf_read(ElfW(Addr) base, const ElfW(Dyn) * at) {
     mpk__dynamic d = {0};
     bool calls_are_rela = true;
     for (; at && at->d_tag != DT_NULL; at++) {
@@ -43,7 +43,7 @@ mpk__dynamic mpk__elf_read(ElfW(Addr) base, const ElfW(Dyn) *at) {
     return d;
 }
 
-mpk__dynamic mpk__elf_read_object(ElfW(Addr) base, const ElfW(Phdr) *headers, int n_headers) {
+mpk__dynamic mpk__elf_read_object(ElfW(Addr) base, const ElfW(Phdr) * headers, int n_headers) {
     const ElfW(Dyn) *at = NULL;
     for (int i = 0; i < n_headers; i++)
         if (headers[i].p_type == PT_DYNAMIC) at = (const ElfW(Dyn) *)(base + headers[i].p_vaddr);

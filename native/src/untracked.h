@@ -6,8 +6,8 @@
 
 typedef struct mpk__untracked {
     _Atomic uint32_t to_compare; /* so many blocks are still to be compared in this interval, */
-    _Atomic uint32_t next;       /* this one (modulo their number) next */
-    _Atomic int64_t found;       /* a block that had an untracked write; -1 */
+    _Atomic uint32_t next; /* this one (modulo their number) next */
+    _Atomic int64_t found; /* a block that had an untracked write; -1 */
 } mpk__untracked;
 
 void mpk__untracked_forget(mpk__untracked *untracked);

@@ -16,7 +16,7 @@ typedef struct mpk__worker {
     pthread_t thread;
     uint32_t number;
     bool urgent;
-    uint32_t kind;   /* bits: what it is woken for */
+    uint32_t kind; /* bits: what it is woken for */
     uint8_t *buffer; /* of its own, as large as the work says */
 } mpk__worker;
 

@@ -272,7 +272,8 @@ static int put_payloads(mpk__epoch *e) {
     record->channels_bytes = e->channels_bytes;
     record->channels_spilled = e->channels_bytes > plan->channels_room;
     const char *channels_path = record->channels_spilled ? plan->channels_spill_path : NULL;
-    int error = put_payload(e, plan->objects, plan->objects_bytes, plan->objects_offset, plan->spill_path, &record->objects_crc);
+    int error = put_payload(e, plan->objects, plan->objects_bytes, plan->objects_offset, plan->spill_path,
+                            &record->objects_crc);
     if (error) return error;
     return put_payload(e, e->channels, e->channels_bytes, plan->channels_offset, channels_path, &record->channels_crc);
 }

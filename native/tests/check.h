@@ -12,12 +12,12 @@
 
 #include "session.h"
 
-#define CHECK(condition)                                                                          \
-    do {                                                                                          \
-        if (!(condition)) {                                                                       \
+#define CHECK(condition)                                                                                    \
+    do {                                                                                                    \
+        if (!(condition)) {                                                                                 \
             fprintf(stderr, "%s:%d: %s does not hold (errno %d)\n", __FILE__, __LINE__, #condition, errno); \
-            abort();                                                                              \
-        }                                                                                         \
+            abort();                                                                                        \
+        }                                                                                                   \
     } while (0)
 
 /* xorshift64*: small, and each thread has its own. */

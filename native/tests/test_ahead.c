@@ -2,7 +2,15 @@
  * opened needlessly is left out afterwards. And whatever is opened, the slot has the image of the cut. */
 #include "check.h"
 
-enum { PAGE = 4096, BLOCK = 2 * PAGE, PER_UNIT = 4, UNIT = PER_UNIT * BLOCK, UNITS = 8, BLOCKS = UNITS * PER_UNIT, BYTES = BLOCKS * BLOCK };
+enum {
+    PAGE = 4096,
+    BLOCK = 2 * PAGE,
+    PER_UNIT = 4,
+    UNIT = PER_UNIT * BLOCK,
+    UNITS = 8,
+    BLOCKS = UNITS * PER_UNIT,
+    BYTES = BLOCKS * BLOCK
+};
 enum { LONG_US = 10000000 }; /* longer than a test lasts, so that the machine may be as slow as it likes */
 static const uint64_t data_at = 4096, checksums_at = 4096 + BYTES;
 static char *slot;
@@ -72,9 +80,9 @@ static void test_sweeps(void) {
 static void test_no_sweep(void) {
     mpk_session *s = open_session(0, BYTES);
     cut(s);
-    CHECK(open_by_write(s, 9) == 1);                                      /* inside a unit */
-    CHECK(open_by_write(s, 16) == 1 && open_by_write(s, 23) == 1);        /* at its ends, but from nowhere */
-    CHECK(open_by_write(s, 17) == 1 && open_by_write(s, 18) == 1);        /* a sweep that began inside a unit */
+    CHECK(open_by_write(s, 9) == 1); /* inside a unit */
+    CHECK(open_by_write(s, 16) == 1 && open_by_write(s, 23) == 1); /* at its ends, but from nowhere */
+    CHECK(open_by_write(s, 17) == 1 && open_by_write(s, 18) == 1); /* a sweep that began inside a unit */
     CHECK(open_by_write(s, 19) == 1 && open_by_write(s, 20) == PER_UNIT - 1); /* is one at the next */
     CHECK(open_by_write(s, 11) == 1);
     s->sweep.us = 1000;
@@ -88,7 +96,7 @@ static void test_no_sweep(void) {
 static void test_borders(void) {
     mpk_session *s = open_session(2 * BLOCK, BYTES - 3 * BLOCK);
     cut(s);
-    CHECK(open_by_write(s, 2) == 1 && open_by_write(s, 1) == 1);                   /* a sweep into half a unit */
+    CHECK(open_by_write(s, 2) == 1 && open_by_write(s, 1) == 1); /* a sweep into half a unit */
     CHECK(open_by_write(s, BLOCKS - 7) == 1 && open_by_write(s, BLOCKS - 6) == 1); /* and into three quarters of one */
     CHECK(open_by_write(s, BLOCKS - 10) == 1 && open_by_write(s, BLOCKS - 11) == PER_UNIT); /* and into a whole one */
     mpk_session_destroy(s);

@@ -38,10 +38,18 @@ static void *act(void *argument) {
 }
 
 static mpk_plan make_plan(uint64_t epoch, bool follow, const void *objects) {
-    return (mpk_plan){.path = slot, .data_offsets = &data_at, .checksum_offsets = &checksums_at,
-                      .record_offset = RECORD_AT, .objects = objects, .objects_bytes = OBJECTS,
-                      .objects_offset = OBJECTS_AT, .channels_follow = follow, .channels_offset = CHANNELS_AT,
-                      .channels_room = ROOM, .channels_spill_path = spill, .epoch = epoch};
+    return (mpk_plan){.path = slot,
+                      .data_offsets = &data_at,
+                      .checksum_offsets = &checksums_at,
+                      .record_offset = RECORD_AT,
+                      .objects = objects,
+                      .objects_bytes = OBJECTS,
+                      .objects_offset = OBJECTS_AT,
+                      .channels_follow = follow,
+                      .channels_offset = CHANNELS_AT,
+                      .channels_room = ROOM,
+                      .channels_spill_path = spill,
+                      .epoch = epoch};
 }
 
 static void cut(mpk_session *s, uint64_t epoch, bool follow) {
@@ -102,7 +110,9 @@ static void one_round(mpk_session *s, uint64_t epoch, enum kind kind, uint64_t *
         bool fails = i == 1 && kind >= FAILED_MEANWHILE;
         size_t bytes = next_random(seed) % 4 ? next_random(seed) % MOST + 1 : 0;
         fill_random(payloads[i], MOST, seed);
-        deeds[i] = (deed){.session = s, .payload = fails ? NULL : payloads[i], .bytes = bytes,
+        deeds[i] = (deed){.session = s,
+                          .payload = fails ? NULL : payloads[i],
+                          .bytes = bytes,
                           .pause_ns = (int64_t)(next_random(seed) % 8 * 100000)};
     }
     cut(s, epoch, follow);
@@ -254,8 +264,8 @@ int main(int argc, char **argv) {
     mpk_session *s = open_session();
     for (int round = 0; round < rounds; round++) one_round(s, (uint64_t)round + 1, (enum kind)(round % KINDS), &seed);
     mpk_session_destroy(s);
-    printf("%d failed, %d times it was too late, %d spilled, %d times the second was first\n", n_failed, n_too_late,
-           n_spilled, n_second_won);
+    printf("%d failed, %d times it was too late, %d spilled, %d times the second was first\n", n_failed, n_too_late, n_spilled,
+           n_second_won);
     CHECK(rounds < 1000 || (n_failed && n_too_late && n_spilled && n_second_won));
     unlink(slot);
     unlink(spill);

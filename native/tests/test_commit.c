@@ -82,8 +82,11 @@ static void run(char *const paths[2]) {
     CHECK(mpk_session_seal(s, BLOCK, BYTES) == 0);
     write_all(memory, 1);
     for (int epoch = 1; epoch <= EPOCHS; epoch++) {
-        mpk_plan plan = {.path = paths[epoch % 2], .data_offsets = &data_at, .checksum_offsets = &checksums_at,
-                         .epoch = (uint64_t)epoch, .run = 1};
+        mpk_plan plan = {.path = paths[epoch % 2],
+                         .data_offsets = &data_at,
+                         .checksum_offsets = &checksums_at,
+                         .epoch = (uint64_t)epoch,
+                         .run = 1};
         CHECK(mpk_cut(s, &plan) == 0);
         write_all(memory, epoch + 1);
         mpk_session_boost(s, 1);

@@ -143,8 +143,8 @@ static void take(void (*handler)(int, siginfo_t *, void *), struct sigaction *be
 enum end { WITHIN, CLOSED, PUT_BACK, OPENED_AGAIN };
 
 /* The status of a process in which a library came after the first cut, and which then crashes. */
-static int status_of_crash(uint8_t *memory, void (*first)(int, siginfo_t *, void *),
-                           void (*other)(int, siginfo_t *, void *), enum end end) {
+static int status_of_crash(uint8_t *memory, void (*first)(int, siginfo_t *, void *), void (*other)(int, siginfo_t *, void *),
+                           enum end end) {
     pid_t child = fork();
     CHECK(child >= 0);
     if (child == 0) {

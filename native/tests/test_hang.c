@@ -62,8 +62,12 @@ static mpk_session *sealed(size_t pool, uint64_t limit_ns) {
 }
 
 static int cut_as(mpk_session *s, uint64_t epoch, bool channels_follow) {
-    mpk_plan plan = {.path = path, .data_offsets = &data_at, .checksum_offsets = &checksums_at, .epoch = epoch,
-                     .channels_follow = channels_follow, .channels_spill_path = "not-needed"};
+    mpk_plan plan = {.path = path,
+                     .data_offsets = &data_at,
+                     .checksum_offsets = &checksums_at,
+                     .epoch = epoch,
+                     .channels_follow = channels_follow,
+                     .channels_spill_path = "not-needed"};
     return mpk_cut(s, &plan);
 }
 
@@ -265,7 +269,8 @@ static void test_a_long_wait_is_said(void) {
     end_complete(s);
 }
 
-static uint64_t usual_ns = 2000000; /* until an epoch is given up: later after one that was, sooner after one that was complete */
+static uint64_t
+    usual_ns = 2000000; /* until an epoch is given up: later after one that was, sooner after one that was complete */
 
 static void *give_up_soon(void *argument) {
     mpk_session *s = argument;

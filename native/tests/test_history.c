@@ -107,8 +107,13 @@ static void test_failures(const char *a, const char *b) {
     cut_and_check(s, a, 1, BLOCKS + 1);
     cut_and_check(s, b, 2, BLOCKS + 1);
     change(5);
-    mpk_plan plan = {.path = a, .data_offsets = data_at, .checksum_offsets = checksums_at, .epoch = 3, .run = 7,
-                     .channels_follow = 1, .channels_spill_path = "never-written"};
+    mpk_plan plan = {.path = a,
+                     .data_offsets = data_at,
+                     .checksum_offsets = checksums_at,
+                     .epoch = 3,
+                     .run = 7,
+                     .channels_follow = 1,
+                     .channels_spill_path = "never-written"};
     CHECK(mpk_cut(s, &plan) == 0);
     CHECK(mpk_fail_epoch(s, ECANCELED) == 0);
     end_drain(s);

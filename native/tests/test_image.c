@@ -8,7 +8,16 @@
 #include "check.h"
 #include "chaos.h"
 
-enum { BLOCK = 16384, UNIT = 4 * BLOCK, REGIONS = 5, MAX_THREADS = 4, SLOTS = 3, RECORD_AT = 0, OBJECTS_AT = 4096, DATA_AT = 8192 };
+enum {
+    BLOCK = 16384,
+    UNIT = 4 * BLOCK,
+    REGIONS = 5,
+    MAX_THREADS = 4,
+    SLOTS = 3,
+    RECORD_AT = 0,
+    OBJECTS_AT = 4096,
+    DATA_AT = 8192
+};
 
 typedef struct config {
     int threads, aligned, pool_part, direct;
@@ -27,7 +36,7 @@ static _Atomic int running, finished;
 static struct window {
     const region *only; /* NULL: all regions */
     size_t from, bytes; /* of `only` */
-    bool sweeps;        /* each goes through all of a region, forwards or backwards */
+    bool sweeps; /* each goes through all of a region, forwards or backwards */
 } window;
 
 typedef struct counts {
@@ -130,8 +139,7 @@ static void check_epoch(const mpk_plan *plan) {
     read_slot(plan->path, objects, plan->objects_bytes, OBJECTS_AT);
     CHECK(memcmp(objects, plan->objects, plan->objects_bytes) == 0);
     CHECK(record.objects_crc == mpk_crc32c(0, objects, plan->objects_bytes));
-    for (int i = 0; i < REGIONS; i++)
-        compare(plan->path, &regions[i], plan->data_offsets[i], plan->checksum_offsets[i]);
+    for (int i = 0; i < REGIONS; i++) compare(plan->path, &regions[i], plan->data_offsets[i], plan->checksum_offsets[i]);
 }
 
 static void one_round(mpk_session *s, const mpk_plan *plan, uint64_t *seed, counts *sum) {
@@ -198,9 +206,15 @@ static int run(const config *c, int rounds, uint64_t *seed, counts *sum) {
         int round = done + 1;
         char objects[64];
         int n = snprintf(objects, sizeof objects, "objects of round %d", round);
-        mpk_plan plan = {.path = paths[next_random(seed) % SLOTS], .data_offsets = data,
-                         .checksum_offsets = checksums, .record_offset = RECORD_AT, .objects = objects, .objects_bytes = (size_t)n,
-                         .objects_offset = OBJECTS_AT, .epoch = (uint64_t)round, .step = (uint64_t)round * 10};
+        mpk_plan plan = {.path = paths[next_random(seed) % SLOTS],
+                         .data_offsets = data,
+                         .checksum_offsets = checksums,
+                         .record_offset = RECORD_AT,
+                         .objects = objects,
+                         .objects_bytes = (size_t)n,
+                         .objects_offset = OBJECTS_AT,
+                         .epoch = (uint64_t)round,
+                         .step = (uint64_t)round * 10};
         one_round(s, &plan, seed, sum);
     }
     atomic_store(&finished, 1);
@@ -236,7 +250,8 @@ int main(int argc, char **argv) {
                     int rounds = (cuts + configs - 1) / configs;
                     done += run(&c, rounds, &seed, &sum);
                 }
-    printf("%d cuts, %llu of them failed; %.0f %% of the blocks written, %llu copied by the writers, %llu opened ahead, %llu cuts with a "
+    printf("%d cuts, %llu of them failed; %.0f %% of the blocks written, %llu copied by the writers, %llu opened ahead, %llu "
+           "cuts with a "
            "full pool\n",
            done, (unsigned long long)sum.failed, 100.0 * (double)sum.dirty / (double)sum.blocks, (unsigned long long)sum.copied,
            (unsigned long long)sum.ahead, (unsigned long long)sum.stalled);

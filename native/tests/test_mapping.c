@@ -161,7 +161,8 @@ static void test_private_file(const char *path) {
     uint8_t *memory = map(fd, MAP_PRIVATE);
     mpk_session *s;
     CHECK(mpk_session_create(&s, 0) == 0);
-    CHECK(mpk_region_add(s, memory + 24, BYTES - 24 - 100, 0) == 0); /* with edges, which the file must not show through either */
+    CHECK(mpk_region_add(s, memory + 24, BYTES - 24 - 100, 0) ==
+          0); /* with edges, which the file must not show through either */
     CHECK(mpk_session_seal(s, BLOCK, BYTES / 4) == 0);
     CHECK(!is_pinned(s, MPK_MAPPED_PRIVATE));
     CHECK(pwrite(fd, noise, BYTES, 0) == BYTES);

@@ -38,8 +38,14 @@ static void end(void *context) {
     atomic_fetch_add(&n_ends, 1);
 }
 
-static const mpk__work work = {.turn = turn, .end = end, .idle_name = "test-idle", .urgent_name = "test-urgent", .n_idle = IDLE,
-                               .n_urgent = URGENT, .kinds = {0, 0, FIRST, SECOND, 0}, .buffer_bytes = BUFFER};
+static const mpk__work work = {.turn = turn,
+                               .end = end,
+                               .idle_name = "test-idle",
+                               .urgent_name = "test-urgent",
+                               .n_idle = IDLE,
+                               .n_urgent = URGENT,
+                               .kinds = {0, 0, FIRST, SECOND, 0},
+                               .buffer_bytes = BUFFER};
 
 static void start(mpk__workers *group, int64_t limit) {
     *group = (mpk__workers){0};

@@ -89,9 +89,7 @@ def calls(folder: Path) -> list[Call]:
 def is_synced(path: Path, told: Sequence[Call], after: int, before: int) -> bool:
     """Tell whether a sync of `path` began after one call and ended before another."""
     begun = {call.thread for call in told[after + 1 : before] if (call.what, call.path) == ("sync", path)}
-    return any(
-        (call.what, call.path) == ("synced", path) and call.thread in begun for call in told[after + 1 : before]
-    )
+    return any((call.what, call.path) == ("synced", path) and call.thread in begun for call in told[after + 1 : before])
 
 
 def check(paths: Sequence[Path], told: Sequence[Call], before: int) -> None:

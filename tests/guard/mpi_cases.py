@@ -451,9 +451,7 @@ def Get_accumulate(stage: Stage) -> Bytes:
     none = np.zeros(stage.into.size, np.uint8)
     return _get(
         stage,
-        lambda window, rank: window.Get_accumulate(
-            [none, MPI.UINT8_T], [stage.into, MPI.UINT8_T], rank, op=MPI.NO_OP
-        ),
+        lambda window, rank: window.Get_accumulate([none, MPI.UINT8_T], [stage.into, MPI.UINT8_T], rank, op=MPI.NO_OP),
     )
 
 
@@ -463,9 +461,7 @@ def Rget_accumulate(stage: Stage) -> Bytes:
     none = np.zeros(stage.into.size, np.uint8)
     return _get(
         stage,
-        lambda window, rank: window.Rget_accumulate(
-            [none, MPI.UINT8_T], [stage.into, MPI.UINT8_T], rank, op=MPI.NO_OP
-        ),
+        lambda window, rank: window.Rget_accumulate([none, MPI.UINT8_T], [stage.into, MPI.UINT8_T], rank, op=MPI.NO_OP),
     )
 
 

@@ -15,8 +15,6 @@ pytestmark = pytest.mark.mpi
 pairs = pytest.mark.mpi(min_size=2)
 
 
-
-
 @pairs
 @pytest.mark.parametrize("restored", [False, True])
 @pytest.mark.parametrize("buffer", ["array", "count", "column", "Irecv"])

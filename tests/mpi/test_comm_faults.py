@@ -15,8 +15,6 @@ pytestmark = pytest.mark.mpi
 pairs = pytest.mark.mpi(min_size=2)
 
 
-
-
 @pairs
 def test_collective_across_the_cut(run: Run) -> None:
     last = COMM.size - 1

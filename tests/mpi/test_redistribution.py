@@ -219,9 +219,7 @@ def test_the_new_number_of_ranks_takes_over_slot_by_slot(mpi_tmp_path: Path) -> 
 SCALAR, COLUMN, FEW = np.array(2.5), np.arange(9.0).reshape(9, 1), np.arange(15.0).reshape(3, 5)
 
 
-def declare_odd_shapes(
-    ckpt: mpickpt.Session, comm: MPI.Intracomm, value: float
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def declare_odd_shapes(ckpt: mpickpt.Session, comm: MPI.Intracomm, value: float) -> list[tuple[np.ndarray, np.ndarray]]:
     """Declare arrays whose bytes are the same in both orders on some ranks; gives each, and what it should hold."""
     found = []
     if comm.rank == comm.size - 1:  # no other rank has a share of it

@@ -214,4 +214,3 @@ def test_with_huge_pages_the_first_cut_has_an_aim_of_its_own() -> None:
     assert (first.measured, first.limit, first.met) == ("0.9 ms", "at most 1.0 ms", True)
     assert found[True] == found[False], "the later cuts are aimed at the same with all pages"
     assert found[True]["all: blocked at the cut"].limit == "at most 10.0 ms"
-

@@ -84,9 +84,7 @@ def test_the_best_interval_is_that_of_the_policy() -> None:
 
 
 def test_failed_and_missing_epochs() -> None:
-    figures = figures_of(
-        run(rank(0, epoch(1, 10.0), epoch(2, 20.0, errno=28, drain=99.0)), rank(1, epoch(2, 20.0)))
-    )
+    figures = figures_of(run(rank(0, epoch(1, 10.0), epoch(2, 20.0, errno=28, drain=99.0)), rank(1, epoch(2, 20.0))))
     first, second = figures.epochs
     assert (first.complete, first.ranks, first.errno) == (False, 1, 0)
     assert (second.complete, second.ranks, second.errno) == (False, 2, 28)
@@ -138,9 +136,19 @@ def ranks(draw: st.DrawFn) -> RankNotes:
         costs = {name: draw(FIGURES) / 1e6 for name in ("blocked", "waited", "fault_seconds", "late_fault_seconds")}
         epochs.append(
             epoch(
-                number + 1, cut, drained=at, drain=at - cut, bytes_written=drained + waiting, bytes_waiting=waiting,
-                bytes_urgent=drained, faults=draw(FIGURES), late_faults=draw(FIGURES), blocks_copied=copied,
-                blocks_due=copied + draw(FIGURES), errno=draw(st.sampled_from([0, 0, 0, 5])), **costs,
+                number + 1,
+                cut,
+                drained=at,
+                drain=at - cut,
+                bytes_written=drained + waiting,
+                bytes_waiting=waiting,
+                bytes_urgent=drained,
+                faults=draw(FIGURES),
+                late_faults=draw(FIGURES),
+                blocks_copied=copied,
+                blocks_due=copied + draw(FIGURES),
+                errno=draw(st.sampled_from([0, 0, 0, 5])),
+                **costs,
             )  # fmt: skip
         )
     folded = draw(st.integers(0, len(epochs)))

@@ -93,11 +93,14 @@ if MPI.COMM_WORLD.rank == 0:
     child.Disconnect()
 MPI.COMM_WORLD.Barrier()
 """
-SPAWNED = PROGRAM + """
+SPAWNED = (
+    PROGRAM
+    + """
 from mpi4py import MPI
 MPI.Comm.Get_parent().Barrier()
 MPI.Comm.Get_parent().Disconnect()
 """
+)
 
 
 def test_what_is_spawned_is_alone(tmp_path: Path) -> None:

@@ -203,9 +203,7 @@ EXTREME = (-1, -(2**53), 2**53, 10**18, 10**25, 10**400, 1e308, float("nan"), fl
 
 
 @pytest.mark.parametrize("value", EXTREME)
-def test_impossible_notes_end_in_a_sentence(
-    tmp_path: Path, value: object, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_impossible_notes_end_in_a_sentence(tmp_path: Path, value: object, capsys: pytest.CaptureFixture[str]) -> None:
     """Each value in each place, and in all places of a kind at once: a page, or a sentence that names file and line."""
     for names in (FLOATS, COUNTS):
         for changed in [[name] for name in names] + [names]:

@@ -27,7 +27,6 @@ _improbe = MPI.Intracomm.Improbe
 Status = MPI.Status
 
 
-
 @track_collectives
 class TrackedComm(Sends):
     """An intracommunicator whose messages may cross safe points.
@@ -102,16 +101,12 @@ class TrackedComm(Sends):
         if source == PROC_NULL:
             return TrackedRequest.of(request, self)
         stamp = self.traffic.ledger.stamp()
-        return TrackedRequest.of(
-            request, self, Posted(self, irecv.__name__, "receive", source, tag, plain(buf), stamp)
-        )
+        return TrackedRequest.of(request, self, Posted(self, irecv.__name__, "receive", source, tag, plain(buf), stamp))
 
     def Recv_init(self, buf: Spec, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> TrackedPrequest:
         """Create a persistent request for a receive."""
         request = MPI.Intracomm.Recv_init(self, buf, source, tag)
-        return TrackedPrequest.persistent(
-            request, Posted(self, "Recv_init", "receive", source, tag, plain(buf)), buf
-        )
+        return TrackedPrequest.persistent(request, Posted(self, "Recv_init", "receive", source, tag, plain(buf)), buf)
 
     # -- both ----------------------------------------------------------------------------------------------------
 
@@ -194,9 +189,7 @@ class TrackedComm(Sends):
         self.traffic.until(lambda: self.Iprobe(source, tag, status))
         return True
 
-    def Improbe(
-        self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
-    ) -> MPI.Message | None:
+    def Improbe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None) -> MPI.Message | None:
         """Nonblocking test for a message, which is matched."""
         late = self.restored(source, tag)
         if late is not None:

@@ -30,9 +30,7 @@ class Sends(Tracked):
                 TrackedRequest.of(request, self, Posted(self, isend.__name__, "send", dest, tag))
                 raise
 
-    def _isend(
-        self, isend: Isend, buf: Spec, dest: int, tag: int, pack: Pack | None = None
-    ) -> TrackedRequest:
+    def _isend(self, isend: Isend, buf: Spec, dest: int, tag: int, pack: Pack | None = None) -> TrackedRequest:
         if self.suppress(buf, dest, tag, pack):
             return TrackedRequest.of(self.nothing(), self)
         request = isend(self, buf, dest, tag)
@@ -41,9 +39,7 @@ class Sends(Tracked):
         self.note_sent(dest, tag)
         return TrackedRequest.of(request, self, Posted(self, isend.__name__, "send", dest, tag))
 
-    def _buffered(
-        self, send: Callable[..., None], buf: Spec, dest: int, tag: int, pack: Pack | None = None
-    ) -> None:
+    def _buffered(self, send: Callable[..., None], buf: Spec, dest: int, tag: int, pack: Pack | None = None) -> None:
         if not self.suppress(buf, dest, tag, pack):
             send(self, buf, dest, tag)
             if dest != MPI.PROC_NULL:

@@ -159,17 +159,13 @@ class Tracked(MPI.Intracomm):
         world = None if source == MPI.ANY_SOURCE else self.world(source)
         return replay.find(self.path, world, None if tag == MPI.ANY_TAG else tag)
 
-    def supply(
-        self, late: Late, spec: Spec, receive: Irecv = MPI.Intracomm.Irecv
-    ) -> tuple[MPI.Request, Seen]:
+    def supply(self, late: Late, spec: Spec, receive: Irecv = MPI.Intracomm.Irecv) -> tuple[MPI.Request, Seen]:
         """Bring a message into a buffer by a real request; return that, and what its status is to show."""
         request = self.traffic.loopback.expect(spec, receive)
         self.traffic.loopback.supply(late.data)
         return request, (self.local(late.source), late.tag, len(late.data))
 
-    def replay(
-        self, late: Late, spec: Spec, receive: Irecv = MPI.Intracomm.Irecv
-    ) -> tuple[MPI.Request, Seen]:
+    def replay(self, late: Late, spec: Spec, receive: Irecv = MPI.Intracomm.Irecv) -> tuple[MPI.Request, Seen]:
         """Bring a message into a buffer, and take it out of those to be replayed."""
         found = self.supply(late, spec, receive)
         self.traffic.replay.take(late)
