@@ -60,7 +60,7 @@ int mpk__prim_protect_in_handler(void *pages, size_t bytes, bool writable);
 /* Sleeps while *word == expected, at most timeout_ns (negative: no limit). May return early for no reason. */
 void mpk__prim_wait_in_handler(_Atomic uint32_t *word, uint32_t expected, int64_t timeout_ns);
 void mpk__prim_wake_in_handler(_Atomic uint32_t *word);
-/* The same for sleepers of some kinds, one bit each: to wake a thread in a call takes some 40 us. */
+/* The same for sleepers of some kinds, one bit each: to wake a thread takes time in the call that does it. */
 void mpk__prim_wait_as_in_handler(_Atomic uint32_t *word, uint32_t expected, int64_t timeout_ns, uint32_t kinds);
 void mpk__prim_wake_kinds_in_handler(_Atomic uint32_t *word, uint32_t kinds);
 
