@@ -13,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from mpickpt.errors import CorruptionError, UsageError
+from mpickpt.errors import UsageError
 from mpickpt.layout.arrays import PAGE_BYTES, RECORD, Layout, blocks_in, round_up
 from mpickpt.reading.checkpoint import Checkpoint
-from mpickpt.reading.image import Damage, RankImage, page_aligned
+from mpickpt.reading.image import RankImage, page_aligned, valid
 from mpickpt.snapshot import crc32c
 from mpickpt.store import appearing, copy_slot, finish_packed, open_packed, write_at, write_packed_skeleton
 
@@ -70,7 +70,7 @@ def _pack(checkpoint: Checkpoint, path: Path, progress: Progress) -> None:
     layout = Layout(tuple(ranks), checkpoint.layout.block_bytes)
     offsets = write_packed_skeleton(path, layout)
     for image, place in zip(checkpoint.images, offsets, strict=True):
-        objects, channels_payload = (_valid(read) for read in (image.read_objects(), image.read_channels()))
+        objects, channels_payload = (valid(read) for read in (image.read_objects(), image.read_channels()))
         write_at(path, place.objects, objects)
         if channels_payload:
             write_at(path, place.channels, channels_payload)
@@ -111,11 +111,3 @@ def _record(checkpoint: Checkpoint, rank: int) -> bytes:
     record["objects_spilled"] = record["channels_spilled"] = 0
     record["crc"] = crc32c(record.tobytes()[: RECORD.itemsize - 4])
     return record.tobytes()
-
-
-def _valid(read: tuple[bytes, list[Damage]]) -> bytes:
-    payload, damage = read
-    if damage:
-        error: CorruptionError = damage[0].error()
-        raise error
-    return payload

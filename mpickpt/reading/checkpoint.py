@@ -221,10 +221,6 @@ class Checkpoint:
             )
         return global_array(self.unchanged, self.layout, self.images, name)
 
-    def __contains__(self, name: object) -> bool:
-        """Return whether there is a global array `name`."""
-        return name in list(self)
-
     def __iter__(self) -> Iterator[str]:
         """Return the names of the global arrays, in the order in which they were declared."""
         return (info.name for info in self.arrays.values() if info.shape is not None)

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpickpt.errors import CorruptionError
 from mpickpt.layout.arrays import ArraySpec, blocks_in
 from mpickpt.layout.parts import Box
 from mpickpt.layout.slicing import pieces_of
 from mpickpt.reading.checkpoint import Checkpoint
-from mpickpt.reading.image import RankImage
+from mpickpt.reading.image import RankImage, valid
 
 PIECE_BYTES = 16 << 20
 
@@ -116,19 +115,11 @@ def compare(a: Checkpoint, b: Checkpoint) -> Comparison:
             found.why_not_objects = f"{a.world_size} ranks here, {b.world_size} there: their objects are not compared"
             return found
         for rank, (one, other) in enumerate(zip(a.images, b.images, strict=True)):
-            if _valid(one.read_objects()) != _valid(other.read_objects()):
+            if valid(one.read_objects()) != valid(other.read_objects()):
                 found.objects.append(rank)
-            if _valid(one.read_channels()) != _valid(other.read_channels()):
+            if valid(one.read_channels()) != valid(other.read_channels()):
                 found.channels.append(rank)
     return found
-
-
-def _valid(read: tuple[bytes, list[Any]]) -> bytes:
-    payload, damage = read
-    if damage:
-        error: CorruptionError = damage[0].error()
-        raise error
-    return payload
 
 
 def _compare(a: Checkpoint, b: Checkpoint, name: str) -> Difference:

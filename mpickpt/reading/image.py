@@ -356,6 +356,13 @@ def gather(
         image.copy_cells(index, inside, common.relative_to(world.start).view(window), direct)
 
 
+def valid(read: tuple[bytes, Sequence[Damage]]) -> bytes:
+    """Return a payload that was read; raises `CorruptionError` if it is corrupt."""
+    payload, damage = read
+    _raise_first(damage)
+    return payload
+
+
 def _raise_first(damage: Sequence[Damage]) -> None:
     if damage:
         raise damage[0].error()

@@ -194,8 +194,7 @@ class Checkpointer:
             self._seal()
         if self.traffic is not None:
             self.traffic.cut(epoch.number)
-        stalls = f"mpickpt: rank {self._coordinator.rank} has waited 30 s for the storage, as the pool is full: "
-        self.snapshotter.set_stall_limit(self._stall_limit, f"{stalls}{plan.target.path}\n")
+        self.snapshotter.set_stall_limit(self._stall_limit, plan.target.stall_text)
         self.snapshotter.cut(plan)
 
     # -- its drain -----------------------------------------------------------------------------------------------

@@ -38,9 +38,9 @@ class Outcome:
         return self.complete
 
 
-def is_gone(newest: Outcome | None) -> bool:
-    """Return whether somebody has deleted the slot of the newest complete epoch of this session."""
-    return newest is not None and not newest.path.exists()
+def is_gone(outcome: Outcome) -> bool:
+    """Return whether somebody has deleted the slot of an epoch."""
+    return not outcome.path.exists()
 
 
 def told_stopped(complete: bool, newest: Outcome | None, number: int | None, directory: Path) -> str:

@@ -123,6 +123,7 @@ class Slots:
             spill_path(path, rank),
             self._channels_follow,
             spill_path(path, rank, "channels"),
+            f"mpickpt: rank {rank} has waited 30 s for the storage, as the pool is full: {path}\n",
         )
 
     # -- on rank 0 -----------------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ class Target:
         An epoch is not complete before `Snapshotter.add_channels` has brought the messages in flight at its cut.
     channels_spill : Path or None
         The file for messages that outgrow their room; needed if they follow.
+    stall_text : str
+        A line that a write says when it has waited long for room in the pool (`Snapshotter.set_stall_limit`).
     """
 
     path: Path
@@ -36,6 +38,7 @@ class Target:
     spill: Path | None = None
     channels_follow: bool = False
     channels_spill: Path | None = None
+    stall_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ import mpickpt
 from mpickpt.layout.arrays import RECORD
 from mpickpt.messages.inflight import InFlight, Late
 from mpickpt.session.driver import Driver
+from mpickpt.session.outcome import told_stopped
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store, slot_path, spill_path
 
@@ -761,6 +762,14 @@ def test_what_is_told_at_the_end_when_the_slots_were_deleted(tmp_path: Path, cap
     told, slot = capfd.readouterr().err, tmp_path / "slot-0.h5"
     assert f"Epoch 1, the newest complete one, is gone with {slot}, which somebody has deleted." in told
     assert "goes on" not in told
+
+
+def test_what_is_told_of_a_stop_when_the_slot_was_deleted(tmp_path: Path) -> None:
+    newest = mpickpt.Outcome(3, 30, complete=True, path=tmp_path / "slot-1.h5")
+    assert f"epoch 3 is gone with {newest.path}, which somebody has deleted" in told_stopped(False, newest, 3, tmp_path)
+    newest.path.touch()
+    assert told_stopped(False, newest, 3, tmp_path).endswith(f"epoch 3 of {tmp_path} stays")
+    assert "the same command goes on" in told_stopped(True, newest, 3, tmp_path)
 
 
 def test_exception_in_the_block_passes_and_the_drain_is_finished(tmp_path: Path) -> None:
