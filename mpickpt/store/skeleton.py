@@ -18,7 +18,6 @@ from h5py import h5a, h5d, h5f, h5g, h5p, h5s, h5t
 
 from mpickpt.layout.arrays import (
     PAGE_BYTES,
-    RECORD,
     ArraySpec,
     Layout,
     RankLayout,
@@ -187,7 +186,8 @@ def _write_skeleton(path: Path, layout: Layout, room: int, packed: bool = False)
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             }
         )
-        skeleton.dataset(skeleton.file, "records", h5t.py_create(RECORD), (len(layout.ranks),))
+        # Plain bytes: other readers trip over a compound, or end the process.
+        skeleton.dataset(skeleton.file, "records", h5t.STD_U8LE, (len(layout.ranks), PAGE_BYTES))
         skeleton.group("ranks")
         skeleton.group("checksums")
         for number, rank in enumerate(layout.ranks):

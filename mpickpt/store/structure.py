@@ -171,7 +171,8 @@ def head_of(file: h5f.FileID) -> Head:
         )
     records = h5d.open(file, b"records")
     world_size = int(attributes["world_size"])
-    if records.shape != (world_size,) or world_size < 1 or records.get_storage_size() != world_size * PAGE_BYTES:
+    shapes = (world_size, PAGE_BYTES), (world_size,)  # bytes; older versions stored a compound of that size
+    if records.shape not in shapes or world_size < 1 or records.get_storage_size() != world_size * PAGE_BYTES:
         raise ValueError("its records do not fit its number of ranks")
     digest = bytes.fromhex(attributes["layout_digest"])
     packed = attributes["format"] == ARCHIVE_FORMAT
