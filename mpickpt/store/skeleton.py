@@ -28,6 +28,7 @@ from mpickpt.layout.arrays import (
 )
 from mpickpt.layout.parts import Box
 from mpickpt.store import preface
+from mpickpt.store.dimensions import name_dimensions
 from mpickpt.store.preface import Checksum
 from mpickpt.store.structure import (
     ARCHIVE_FORMAT,
@@ -195,6 +196,7 @@ def _write_skeleton(path: Path, layout: Layout, room: int, packed: bool = False)
         skeleton.group("global")
         for name in layout.names:
             _write_global(skeleton.file, name, layout)
+        _name_dimensions(skeleton.file, layout)
     finally:
         skeleton.file.close()
     return skeleton.raw_ranges
@@ -238,6 +240,13 @@ def _write_global(file: h5f.FileID, name: str, layout: Layout) -> None:
     space.select_all()
     dataset = h5d.create(file, f"global/{name}".encode(), _hdf5_type(first.dtype), space, dcpl=virtual)
     _write_text(dataset, b"order", first.order)
+
+
+def _name_dimensions(file: h5f.FileID, layout: Layout) -> None:
+    specs = {spec.name: spec for rank in layout.ranks for spec in rank.arrays if spec.part and spec.part.dims}
+    dims = {name: spec.part.dims for name, spec in specs.items() if spec.part and spec.part.dims}
+    reverse = frozenset(name for name, spec in specs.items() if spec.order == "F")
+    name_dimensions(h5py.Group(h5g.open(file, b"global")), dims, reverse)
 
 
 def _select(space: h5s.SpaceID, box: Box) -> None:
