@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from mpickpt.store.archive import appearing, clones, copy_slot
-from mpickpt.store.files import replace_text, reserve, revalidate
+from mpickpt.store.files import os_errors, replace_text, reserve, revalidate, sync_folder_above
 from mpickpt.store.preface import plain
 from mpickpt.store.slots import (
     PayloadKind,
@@ -40,6 +40,7 @@ __all__ = [
     "is_unchanged",
     "revalidate",
     "open_packed",
+    "os_errors",
     "plain",
     "read_slot",
     "read_structure",
@@ -49,6 +50,7 @@ __all__ = [
     "slot_path",
     "spill_path",
     "spill_paths",
+    "sync_folder_above",
     "write_at",
     "write_hdf5",
     "write_netcdf",
