@@ -21,6 +21,7 @@ DEFAULT_INTERVAL = 600.0  # seconds between two cuts
 DEFAULT_MTBF = 86_400.0  # seconds between two failures of the whole job, for interval="auto"
 DEFAULT_MARGIN = 60.0  # seconds reserved for the end of a batch job, in addition to a drain
 DEFAULT_KEEP = 2
+DEFAULT_KEEP_ARCHIVING = 3  # a slot that is being copied is not overwritten meanwhile
 DEFAULT_STALL_LIMIT = 60.0  # seconds without a completed storage call until an epoch is given up
 DEFAULT_POOL_FRACTION = 0.25
 DEFAULT_WAIT_LIMIT = 600.0  # seconds that a rank waits for the others
@@ -102,6 +103,12 @@ class Options:
         Whether a process is alone if MPI says so, whatever its launcher says.
     on_rebind : "error", "warn" or "ignore"
         What a cut does about arrays and objects that the program no longer holds, unless it is set for each of them.
+    archive_every : float or None
+        Seconds between two archived epochs; None for none.
+    keep_archives : int or None
+        Number of archives that stay; None for all.
+    archive_to : pathlib.Path or None
+        Where archives are made; None for the checkpoint directory.
     term_limit : float
         Seconds after the first SIGTERM until the signal has its original effect; may be infinite.
     stall_limit : float
@@ -125,6 +132,9 @@ class Options:
     alone: bool = False
     on_rebind: OnRebind = "error"
     stall_limit: float = DEFAULT_STALL_LIMIT
+    archive_every: float | None = None
+    keep_archives: int | None = None
+    archive_to: Path | None = None
     term_limit: float = math.inf
 
 
@@ -251,6 +261,9 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "progress": parse_switch,
     "alone": parse_switch,
     "on_rebind": parse_on_rebind,
+    "archive_every": parse_seconds,
+    "keep_archives": lambda value: parse_count(value, 1),
+    "archive_to": parse_directory,
     "stall_limit": parse_limit,
     "term_limit": parse_limit,
 }
@@ -323,6 +336,10 @@ def resolve(
     if "dir" not in chosen:
         raise UsageError("No checkpoint directory is given, by mpickpt.open(), --dir or MPICKPT_DIR.")
     directory = base / chosen.pop("dir")
+    if "archive_to" in chosen:
+        chosen["archive_to"] = base / chosen["archive_to"]
+    if "archive_every" in chosen:
+        chosen.setdefault("keep", DEFAULT_KEEP_ARCHIVING)
     return Options(directory, chosen.pop("every", None), chosen.pop("interval", None), **chosen)
 
 

@@ -60,6 +60,9 @@ class Job:
         Options of the session.
     poll, idle_poll : float
         Seconds between polls at safe points, and in idle periods.
+    archives : callable
+        For how many epochs rank 0 archives one that is complete, of its number; 0: not at all. With two slots it does
+        not at all either.
     saves : callable
         How the program saves in a step, of the step: "" not at all, "head" before anything of the step is changed,
         "end" when it is done. The step after the last one is the end of the loop.
@@ -82,6 +85,7 @@ class Job:
     keep: int = 2
     poll: float = 0.0
     idle_poll: float = 0.0
+    archives: Callable[[int], int] = lambda epoch: 0
     saves: Callable[[int], str] = lambda step: ""
 
 
@@ -165,6 +169,10 @@ class Simulation:
         For each epoch, the step of its cut on each rank that was cut for it.
     skipped : dict
         For each epoch that was skipped, the ranks that did so.
+    archived : tuple of int, or None
+        The slot that rank 0 is archiving, and the epoch with whose drain that ends.
+    archives : int
+        How many epochs rank 0 began to archive.
     complete : list of int
         Epochs that became complete, in their order.
     aborted : bool
@@ -178,6 +186,8 @@ class Simulation:
         self.cuts: dict[int, dict[int, int]] = {}
         self.skipped: dict[int, set[int]] = defaultdict(set)
         self.complete: list[int] = []
+        self.archived: tuple[int, int] | None = None
+        self.archives = 0
         self.aborted = False
         self._programs = [self._program(rank) for rank in self.ranks]
         self._listeners: dict[int, list[Rank]] = defaultdict(list)
@@ -417,7 +427,9 @@ class Simulation:
             if kind == "commit":
                 if take and machine.epoch is not None:
                     rank.decided = machine.epoch.number, not content[0]
-                return p.Decided(complete=not content[0], missed=bool(content[1]), hung=bool(content[2]))
+                    self._archive(rank, machine.epoch, complete=not content[0])
+                pinned = content[3] if content[3] >= 0 else None
+                return p.Decided(not content[0], bool(content[1]), hung=bool(content[2]), pinned=pinned)
             return p.Ended(None) if content == "end" else p.Marked(bool(content), self.now)
         if rank.events and rank.step >= 0:
             return rank.events.popleft() if take else rank.events[0]
@@ -451,8 +463,8 @@ class Simulation:
                     assert number not in self.cuts, f"epoch {number}: skipped by rank {rank.rank}, and cut by others"
                     self.skipped[number].add(rank.rank)
                     happened = p.Drained(False, hung=rank.hung)
-                case p.Post(_, complete, missed, hung):
-                    self._post(rank, "commit", (not complete, missed, hung))
+                case p.Post(epoch, complete, missed, hung):
+                    self._post(rank, "commit", (not complete, missed, hung, self._pinned(rank, epoch.number)))
                 case p.EndSave():
                     assert rank.decided is not None
                     rank.saved.append((machine._step, *rank.decided))
@@ -475,6 +487,7 @@ class Simulation:
         assert all(other == step for other in cuts.values()), f"epoch {number}: cut at {step}, and at {cuts}"
         cuts[rank.rank] = step
         rank.cut_at.append(self.now)
+        assert self.archived is None or self.archived[0] != slot, f"epoch {number}: cut into slot {slot}, in an archive"
         self._write(rank, slot, number, complete=False)
         seconds = self.job.longest_drain * (1 + 2 * self._random.random()) / 3
         hang, limit = self.job.hangs(rank.rank, number), self.job.stall_limit
@@ -500,6 +513,22 @@ class Simulation:
             self.complete.append(number)
         if before:
             assert self.complete_on_disk(), f"epoch {number} overwrote {before}, and nothing is complete now"
+
+    def _archive(self, rank: Rank, epoch: p.Epoch, *, complete: bool) -> None:
+        """Begin to archive an epoch, on rank 0, if it is complete and no other is being archived."""
+        lasts = self.job.archives(epoch.number)
+        if rank.rank == 0 and complete and lasts and self.archived is None and self.job.keep > 2:
+            self.archived = epoch.slot, epoch.number + lasts
+            self.archives += 1
+
+    def _pinned(self, rank: Rank, number: int) -> int:
+        """Return the slot that rank 0 is archiving when it is drained for an epoch; -1 for none."""
+        if rank.rank or self.archived is None:
+            return -1
+        if number >= self.archived[1]:
+            self.archived = None
+            return -1
+        return self.archived[0]
 
     def complete_on_disk(self) -> list[int]:
         """List the epochs that could be restored if all ranks died now."""

@@ -35,6 +35,9 @@ OPTIONS = {
     "mtbf": ("TIME", "mean time between failures of the job, for --interval auto; 1d"),
     "on_rebind": ("WHAT", "error, warn or ignore: when the program does not hold any more what it wants saved; error"),
     "term_limit": ("TIME", "end a program that still runs so long after the first SIGTERM; never"),
+    "archive_every": ("TIME", "archive an epoch each time so much time went by, beside the program: 1h, 1d"),
+    "keep_archives": ("N", "how many of these archives stay; all"),
+    "archive_to": ("DIR", "where they are made; the checkpoint directory"),
     "stall_limit": ("TIME", "give an epoch up that holds the program up, if no write ends for so long; 1min; or never"),
 }
 SWITCHES = ("lazy", "record", "progress", "alone")

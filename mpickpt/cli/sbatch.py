@@ -16,16 +16,18 @@ import shlex
 import sys
 from pathlib import Path
 
+from mpickpt.cli import run
 from mpickpt.options import parse_count, parse_seconds
 from mpickpt.slurm import submit
 
+PASSED_ON = ("interval", "archive_every", "keep_archives", "archive_to")  # to mpickpt run
 SCRIPT = """\
 #!/bin/bash
 #SBATCH --job-name={name} --ntasks={ranks} --time={minutes}{partition}
 #SBATCH --requeue --open-mode=append
 export MPICKPT_DIR=${{MPICKPT_DIR:-{directory}}}
 trap : TERM  # the ranks answer it; this shell waits for them
-{launcher} mpickpt run{interval} {command}
+{launcher} mpickpt run{options} {command}
 mpickpt requeue $?
 """
 
@@ -36,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", dest="ranks", default="1", metavar="RANKS", help="number of ranks; 1")
     parser.add_argument("--time", default="1h", metavar="TIME", help="time limit of each start, in whole minutes; 1h")
     parser.add_argument("--partition", metavar="NAME", help="the partition; that of the cluster by default")
-    parser.add_argument("--interval", metavar="TIME", help="as for mpickpt run: 10min, auto")
+    for name in PASSED_ON:
+        metavar, text = run.OPTIONS[name]
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=f"as for mpickpt run: {text}")
     parser.add_argument("--dir", metavar="DIR", help="the checkpoint directory; the program's name with .ckpt")
     parser.add_argument("--launcher", default="srun", help="what starts the ranks: srun, 'srun --mpi=pmi2', mpirun")
     parser.add_argument("--submit", action="store_true", help="hand the script to sbatch")
@@ -64,6 +68,8 @@ def write(args: argparse.Namespace) -> str:
         partition=f" --partition={shlex.quote(args.partition)}" if args.partition else "",
         directory=shlex.quote(args.dir or f"{name}.ckpt"),
         launcher=args.launcher,
-        interval=f" --interval={shlex.quote(args.interval)}" if args.interval else "",
+        options="".join(
+            f" --{name.replace('_', '-')}={shlex.quote(value)}" for name in PASSED_ON if (value := getattr(args, name))
+        ),
         command=shlex.join([args.program, *args.arguments]),
     )

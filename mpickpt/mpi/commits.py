@@ -14,10 +14,10 @@ from mpickpt.protocol import Epoch
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_NOBODY = 2**62  # in a commit: no rank has left, or failed
+_NOBODY = 2**62  # in a commit: no rank has left, or failed, or archives
 _ERRNO_BITS = 16  # of a number that holds a rank and an errno
 _NO_EPOCH = Epoch(0, 0, 0)  # in the share of a rank that knows no epoch
-_SHARE = 13  # numbers in the share of a rank, in `_post`
+_SHARE = 14  # numbers in the share of a rank, in `_post`
 
 
 @dataclass(slots=True)
@@ -38,6 +38,8 @@ class Share:
         How long the drain took, and for how long the epoch blocked the program.
     errno : int
         Error number of the operating system if the epoch failed; 0 if there is none.
+    pinned : int or None
+        The slot that this rank is archiving.
     """
 
     epoch: Epoch
@@ -47,6 +49,7 @@ class Share:
     drain_seconds: float = 0.0
     lost_seconds: float = 0.0
     errno: int = 0
+    pinned: int | None = None
 
 
 @dataclass(slots=True)
@@ -69,6 +72,8 @@ class Commit:
         The longest of any rank.
     failed, errno : int or None, int
         The lowest rank on which it is not complete, and its error number, if there is one.
+    pinned : int or None
+        The slot that a rank is archiving.
     """
 
     complete: bool
@@ -80,6 +85,7 @@ class Commit:
     lost_seconds: float
     failed: int | None = None
     errno: int = 0
+    pinned: int | None = None
 
 
 class Commits:
@@ -124,7 +130,8 @@ class Commits:
         self.posted += 1
         failed = _NOBODY if share.complete else self._rank << _ERRNO_BITS | share.errno
         met = [share.complete, departed, not share.missed, not share.hung, failed]
-        posted.kept[0][:] = [*met, *costs, *least, *greatest]
+        pinned = _NOBODY if share.pinned is None else share.pinned
+        posted.kept[0][:] = [*met, pinned, *costs, *least, *greatest]
         posted.start()
         posted.test()
         return posted
@@ -137,7 +144,7 @@ class Commits:
         """Return the result for the epoch that was posted; None if it is not there yet."""
         if self._pending is None or not self._pending.test():
             return None
-        complete, departed, not_missed, not_hung, failed, drain, lost, *cut = self._pending.result.tolist()
+        complete, departed, not_missed, not_hung, failed, pinned, drain, lost, *cut = self._pending.result.tolist()
         self._pending = None
         least, greatest = cut[:3], [-n for n in cut[3:]]
         same_cut = least == greatest or least[0] == _NOBODY  # if all missed it, there is no cut to compare
@@ -151,6 +158,7 @@ class Commits:
             lost_seconds=-lost / 1e6,
             failed=None if failed == _NOBODY else failed >> _ERRNO_BITS,
             errno=0 if failed == _NOBODY else failed & (1 << _ERRNO_BITS) - 1,
+            pinned=None if pinned == _NOBODY else pinned,
         )
 
     def finish(self, posted: int, wait: Callable[[Pending], object]) -> None:

@@ -90,12 +90,15 @@ class Decided:
         A rank that left the session by an exception.
     hung : bool
         The storage of a rank hangs: it cannot be cut before that has an end.
+    pinned : int or None
+        The slot that rank 0 is archiving: the next epoch must not go there.
     """
 
     complete: bool
     missed: bool
     departed: int | None = None
     hung: bool = False
+    pinned: int | None = None
 
 
 @value

@@ -74,6 +74,7 @@ class Protocol(RankState):
             case Refused():
                 return self._decided(Decided(False, False))
             case Decided():
+                self._rotation.pin(event.pinned)
                 return self._decided(event)
             case Closing():
                 self._closing, self._at_safe_point = True, False

@@ -84,7 +84,7 @@ def best_interval(drain: float, lost: float, mtbf: float, downtime: float, resta
     return max(LEAST_DRAINS * drain, math.sqrt(2 * lost * usable))
 
 
-def choose_slot(keep: int, epochs: Mapping[int, int | None], protected: int | None) -> int:
+def choose_slot(keep: int, epochs: Mapping[int, int | None], protected: int | None, pinned: int | None = None) -> int:
     """Choose the slot that the next epoch overwrites.
 
     Parameters
@@ -95,6 +95,8 @@ def choose_slot(keep: int, epochs: Mapping[int, int | None], protected: int | No
         The slots that exist: index, and the epoch that is complete in it, or None where it holds nothing of use.
     protected : int or None
         The slot to go back to if all fails now: the newest epoch known complete everywhere, or the one restored.
+    pinned : int or None
+        The slot that is being archived: not overwritten while there is another one.
 
     Returns
     -------
@@ -104,6 +106,7 @@ def choose_slot(keep: int, epochs: Mapping[int, int | None], protected: int | No
     if keep < 2:
         raise ValueError(f"{keep} slots cannot keep one epoch safe while the next is written")
     free = [index for index in range(keep) if index != protected]
+    free = [index for index in free if index != pinned] or free
     return min(free, key=lambda index: (epochs.get(index) or 0, index))
 
 

@@ -33,10 +33,11 @@ class Rotation:
         self._keep = keep
         self._slots = dict(slots)
         self._protected = protected
+        self._pinned: int | None = None
 
     def begin(self, step: int, *, writes: bool) -> Epoch:
         """Begin the next epoch, for which this rank is at the safe point of `step`; its slot is written to, or not."""
-        slot = choose_slot(self._keep, self._slots, self._protected)
+        slot = choose_slot(self._keep, self._slots, self._protected, self._pinned)
         self.number += 1
         if writes:
             self._slots[slot] = None
@@ -46,6 +47,10 @@ class Rotation:
         """Take in that `epoch` is complete on all ranks: it is the one to go back to."""
         self._slots[epoch.slot] = epoch.number
         self._protected = epoch.slot
+
+    def pin(self, slot: int | None) -> None:
+        """Take in that `slot` is being archived, so that no epoch goes there before the next call; or that none is."""
+        self._pinned = slot
 
     @property
     def newest_complete(self) -> int | None:

@@ -18,7 +18,7 @@ from mpickpt.layout.arrays import PAGE_BYTES, RECORD, Layout, blocks_in, round_u
 from mpickpt.reading.checkpoint import Checkpoint
 from mpickpt.reading.image import RankImage, page_aligned, valid
 from mpickpt.snapshot import crc32c
-from mpickpt.store import appearing, copy_slot, finish_packed, open_packed, write_at, write_packed_skeleton
+from mpickpt.store import appearing, copy_slot, copying, finish_packed, open_packed, write_at, write_packed_skeleton
 
 PIECE_BYTES = 16 << 20
 
@@ -54,7 +54,7 @@ def archive(checkpoint: Checkpoint, target: Path, *, compress: bool, progress: P
     if target.exists():
         raise UsageError(f"{target} exists: the epoch is archived there already, or choose another place by --to.")
     if not compress or checkpoint.slot.packed:
-        cloned = copy_slot(checkpoint.path, target, checkpoint.check_unchanged, progress)
+        cloned = copy_slot(checkpoint.path, target, checkpoint.check_unchanged, copying(progress))
         return Archived(target, target.stat().st_size, "cloned" if cloned else "copied")
     with appearing(target) as new, checkpoint.unchanged():
         _pack(checkpoint, new, progress)

@@ -35,6 +35,9 @@ def open(
     progress: bool | None = None,
     alone: bool | None = None,
     on_rebind: OnRebind | None = None,
+    archive_every: str | float | None = None,
+    keep_archives: int | None = None,
+    archive_to: str | os.PathLike[str] | None = None,
     stall_limit: str | float | None = None,
     term_limit: str | float | None = None,
 ) -> Session:
@@ -44,7 +47,8 @@ def open(
     ``MPICKPT_DIR``, ``MPICKPT_EVERY``, ``MPICKPT_INTERVAL``, ``MPICKPT_KEEP``, ``MPICKPT_RESTART``, ``MPICKPT_POOL``,
     ``MPICKPT_DIRECT``, ``MPICKPT_MTBF``, ``MPICKPT_SIGNALS``, ``MPICKPT_PREDICT``, ``MPICKPT_LAZY``,
     ``MPICKPT_MARGIN``, ``MPICKPT_RECORD``, ``MPICKPT_PROGRESS``, ``MPICKPT_ALONE``, ``MPICKPT_ON_REBIND``,
-    ``MPICKPT_STALL_LIMIT`` and ``MPICKPT_TERM_LIMIT`` win over them, in this order.
+    ``MPICKPT_ARCHIVE_EVERY``, ``MPICKPT_KEEP_ARCHIVES``, ``MPICKPT_ARCHIVE_TO``, ``MPICKPT_STALL_LIMIT`` and
+    ``MPICKPT_TERM_LIMIT`` win over them, in this order.
 
     Parameters
     ----------
@@ -59,7 +63,7 @@ def open(
         that minimises the expected lost time (Young/Daly), from `mtbf` and from what checkpoints cost
         (`mpickpt.protocol.policy.best_interval`). Ten minutes if neither `every` nor `interval` is given.
     keep : int, optional
-        Number of slots, at least 2, which is the default.
+        Number of slots, at least 2, which is the default; with `archive_every` 3 is.
     restart : "auto", "never" or int, optional
         The newest complete epoch (the default), none of them, or the one with this number.
     pool : int or str, optional
@@ -96,6 +100,15 @@ def open(
         Have this process run alone although the launcher that started it started others, of which MPI does not know.
         False by default: that is an error, because a launcher that does not belong to the MPI library starts all ranks
         as programs of their own.
+    archive_every : str or float, optional
+        Archive a complete epoch each time so much time went by, as `interval`, beside the program: it is cloned, or
+        copied at idle priority. An archive that is late is skipped with a warning, and never holds up an epoch. Where
+        files cannot be cloned, `keep` has to be 3 or more. See docs/limits.md.
+    keep_archives : int, optional
+        Delete the oldest of the archives that `archive_every` made, when there are more of them; all stay by default.
+    archive_to : path, optional
+        Where they are made, and made if it does not exist; the checkpoint directory by default. Each program needs a
+        directory of its own.
     stall_limit : str or float, optional
         Give an epoch up when the storage hangs: when it holds the program up, because the pool is full or at a safe
         point, and no write has ended for so long. A minute by default; ``"never"`` waits. See docs/limits.md.
@@ -127,6 +140,7 @@ def open(
     code |= {"restart": restart, "pool": pool, "direct": direct, "mtbf": mtbf, "signals": signals}
     code |= {"predict": predict, "lazy": lazy, "margin": margin, "record": record, "progress": progress}
     code |= {"on_rebind": on_rebind, "alone": alone, "stall_limit": stall_limit, "term_limit": term_limit}
+    code |= {"archive_every": archive_every, "keep_archives": keep_archives, "archive_to": archive_to}
     coordinator = Coordinator(comm)
     try:
         options = coordinator.on_root(lambda: _options(code), "rank 0 to read the options")

@@ -16,6 +16,7 @@ from mpickpt.protocol import Blocked, Closing, Event, Protocol, Reached, Request
 from mpickpt.protocol.policy import Clock
 from mpickpt.report.recorder import Recorder
 from mpickpt.restart.lazy import Loading
+from mpickpt.session.archiver import Archiver
 from mpickpt.session.checkpointer import Checkpointer
 from mpickpt.session.epochs import Epochs
 from mpickpt.session.hang import Hang
@@ -50,6 +51,8 @@ class Driver:
         Knows whether the storage hangs.
     loading : Loading or None
         What a lazy restart still has to read and check.
+    archiver : Archiver or None
+        Archives epochs beside the program; None where none are wanted, and on all ranks but rank 0.
     line : RunLine or None
         Tells where the program is; None where nobody wants to know it, and on all ranks but rank 0.
 
@@ -73,6 +76,7 @@ class Driver:
         recorder: Recorder,
         hang: Hang,
         loading: Loading | None = None,
+        archiver: Archiver | None = None,
         line: RunLine | None = None,
     ) -> None:
         self.next_step = 0
@@ -81,7 +85,7 @@ class Driver:
         self._hang = hang
         triggers.stalls = hang.stalls
         self._restoring = Restoring(coordinator, loading)
-        self._epochs = Epochs(coordinator, checkpointer, protocol, clock, recorder, hang, self._restoring)
+        self._epochs = Epochs(coordinator, checkpointer, protocol, clock, recorder, hang, self._restoring, archiver)
         self.stats = self._epochs.stats
         self._coordinator = coordinator
         self._checkpointer = checkpointer

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mpickpt.errors import MpickptError
 from mpickpt.mpi import Coordinator
 from mpickpt.restart.lazy import Loading
+from mpickpt.session.archiver import Archiver
 from mpickpt.session.checkpointer import Checkpointer
 from mpickpt.session.driver import Driver
 from mpickpt.snapshot.guard import close_guard
@@ -25,6 +26,8 @@ class Ending:
         The parts of the session.
     loading : Loading or None
         What a lazy restart may still be reading.
+    archiver : Archiver or None
+        What may still be copying an archive.
     """
 
     def __init__(
@@ -34,12 +37,14 @@ class Ending:
         driver: Driver,
         traffic: Traffic,
         loading: Loading | None,
+        archiver: Archiver | None = None,
     ) -> None:
         self._coordinator = coordinator
         self._checkpointer = checkpointer
         self._driver = driver
         self._traffic = traffic
         self._loading = loading
+        self._archiver = archiver
 
     def together(self) -> None:
         """End the session, whose last epoch is decided; collective."""
@@ -69,5 +74,7 @@ class Ending:
 
     def _let_go(self) -> None:
         """Let go of arrays and directory, as far as the storage allows."""
+        if self._archiver is not None:
+            self._archiver.close()
         if not self._checkpointer.close(keep_lock=self._driver.storage_hung):
             self._driver.tell_hung_end()

@@ -56,8 +56,15 @@ class InProgress:
         self.drain_seconds = progress.drain_seconds
         self.lost_seconds = self.blocked_seconds + progress.fault_seconds
 
-    def share(self, post: Post) -> Share:
-        """Return what this rank says of it to the others."""
+    def share(self, post: Post, pinned: int | None) -> Share:
+        """Return what this rank says of it to the others, and which slot it is archiving."""
         return Share(
-            self.epoch, post.complete, post.missed, post.hung, self.drain_seconds, self.lost_seconds, self.errno
+            self.epoch,
+            post.complete,
+            post.missed,
+            post.hung,
+            self.drain_seconds,
+            self.lost_seconds,
+            self.errno,
+            pinned,
         )

@@ -17,10 +17,11 @@ from mpickpt.mpi import STORAGE, Commit, Coordinator
 from mpickpt.protocol import Decided, Drained, Epoch, Event, Post, Protocol, Refused
 from mpickpt.protocol.policy import Clock, should_boost
 from mpickpt.report.recorder import Recorder
+from mpickpt.session.archiver import Archiver
 from mpickpt.session.channels import Channels
 from mpickpt.session.checkpointer import Checkpointer
 from mpickpt.session.epoch import InProgress
-from mpickpt.session.failures import LOST, MISSED, SKIPPED, explain, what_stays, why_not
+from mpickpt.session.failures import LOST, MISSED, SKIPPED, explain, told_untracked, what_stays, why_not
 from mpickpt.session.hang import Hang
 from mpickpt.session.outcome import Outcome
 from mpickpt.session.restoring import Restoring
@@ -50,6 +51,8 @@ class Epochs:
         Knows whether the storage hangs.
     restoring : Restoring
         A lazy restart: there is no cut before it is done.
+    archiver : Archiver or None
+        Archives epochs beside the program; None on all ranks but rank 0, and where no archives are wanted.
 
     Attributes
     ----------
@@ -74,6 +77,7 @@ class Epochs:
         recorder: Recorder,
         hang: Hang,
         restoring: Restoring,
+        archiver: Archiver | None = None,
     ) -> None:
         self.restoring = restoring
         self.stats = Stats()
@@ -86,6 +90,7 @@ class Epochs:
         self._clock = clock
         self._recorder = recorder
         self._hang = hang
+        self._archiver = archiver
         self._current: InProgress | None = None  # or the last one, once it is decided
         self._complete_at = 0.0  # the cut of the newest complete epoch
         self._restart_seconds = 0.0
@@ -253,7 +258,8 @@ class Epochs:
 
     def post(self, post: Post) -> None:
         """Tell all ranks what became of the epoch here."""
-        self._coordinator.commits.post(self._present.share(post))
+        pinned = None if self._archiver is None else self._archiver.pinned()
+        self._coordinator.commits.post(self._present.share(post, pinned))
 
     def _decided(self, commit: Commit) -> Event:
         """Note what all ranks found out about the epoch."""
@@ -264,13 +270,14 @@ class Epochs:
             self.stats.last_complete = epoch.number
             self._complete_at = current.began
             self._clock.measured(commit.drain_seconds, commit.lost_seconds, self._restart_seconds)
+            if self._archiver is not None:
+                self._archiver.complete(epoch, self._path(epoch))
         else:
             self.stats.failed += 1
             if commit.errno in LOST:
                 self._checkpointer.slots.forget(epoch.slot)
         reason = "" if commit.complete else why_not(commit, rank, current.reason)
-        failed = None if commit.complete else commit.failed
-        self.last = Outcome(epoch.number, epoch.step, commit.complete, self._path(epoch), reason, failed)
+        self.last = Outcome(epoch.number, epoch.step, commit.complete, self._path(epoch), reason, commit.failed)
         self.newest = self.last if commit.complete else self.newest
         if commit.missed and rank == 0:
             current.fail(current.errno, MISSED)
@@ -280,7 +287,7 @@ class Epochs:
                 f"Epoch {epoch.number} failed: rank {rank} was cut for it at step {epoch.step}, and another rank for "
                 f"another epoch or at another step. All ranks must take the same steps."
             )
-        return Decided(commit.complete, commit.missed, commit.departed, commit.hung)
+        return Decided(commit.complete, commit.missed, commit.departed, commit.hung, commit.pinned)
 
     def _path(self, epoch: Epoch) -> Path:
         return self._checkpointer.slots.path(epoch.slot)
@@ -297,11 +304,7 @@ class Epochs:
     def _warn_of_untracked_writes(self, progress: Progress) -> None:
         where = self._checkpointer.untracked(progress)
         if where is not None:
-            warn(
-                f"Rank {self._coordinator.rank}: {where} was written to by something that mpickpt cannot see, and the "
-                f"epochs up to {progress.epoch} may lack that. The next one saves "
-                f"everything. Find the writer (docs/limits.md), and use ckpt.writable() where it writes."
-            )
+            warn(told_untracked(self._coordinator.rank, where, progress.epoch))
 
     # -- the end -------------------------------------------------------------------------------------------------
 

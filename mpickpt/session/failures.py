@@ -47,6 +47,15 @@ def what_stays(errno: int, number: int | None, newest: Outcome | None) -> str:
     return "No epoch is complete yet" if number is None else f"Epoch {number} stays"
 
 
+def told_untracked(rank: int, where: str, epoch: int) -> str:
+    """Say that an untracked writer has written to `where` since the cut of `epoch`, or of an older one."""
+    return (
+        f"Rank {rank}: {where} was written to by something that mpickpt cannot see, and the epochs up to {epoch} may "
+        f"lack that. The next one saves everything. Find the writer (docs/limits.md), and use ckpt.writable() where it "
+        f"writes."
+    )
+
+
 def explain(number: int) -> str:
     """Say what an errno of the snapshotter means."""
     if number == errno.ELOOP:

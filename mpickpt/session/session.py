@@ -24,8 +24,9 @@ from mpickpt.options import Options
 from mpickpt.protocol.policy import NEVER
 from mpickpt.restart import choose
 from mpickpt.restart.sources import OtherRanks
-from mpickpt.session.beside import Beside
+from mpickpt.session.archiver import open_archiver
 from mpickpt.session.checkpointer import Checkpointer
+from mpickpt.session.declarations import Declarations
 from mpickpt.session.ending import Ending
 from mpickpt.session.outcome import Outcome
 from mpickpt.session.setup import drive
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from mpickpt.mpi import Communicator
 
 
-class Session(Beside):
+class Session(Declarations):
     """A program's connection to its checkpoints; `mpickpt.open` makes it.
 
     Every rank calls the same methods in the same order, and takes the same steps. Use it as a context manager: at the
@@ -73,13 +74,14 @@ class Session(Beside):
             undo.callback(close_guard)
             tell_unguarded()
             start = choose.begin(coordinator, checkpointer.store, checkpointer.snapshotter, options)
+            archiver = open_archiver(coordinator, options, undo)
             checkpointer.begin()
             undo.pop_all()
         super().__init__(checkpointer, options, start.restored, start.source)
         self._start_from = start
-        self._driver = drive(coordinator, checkpointer, environment, start, options)
+        self._driver = drive(coordinator, checkpointer, environment, start, archiver, options)
         self._traffic = coordinator.track(self._idle, crc32c)
-        self._ending = Ending(coordinator, checkpointer, self._driver, self._traffic, start.loading)
+        self._ending = Ending(coordinator, checkpointer, self._driver, self._traffic, start.loading, archiver)
         self._restart_seconds = time.perf_counter() - began
         self._started = False
         self._steps = Steps(start.restored.step if start.restored else 0)

@@ -10,6 +10,7 @@ from mpickpt.protocol import Protocol, idle_poll_seconds
 from mpickpt.protocol.policy import Clock
 from mpickpt.report.recorder import Recorder
 from mpickpt.restart.choose import Start
+from mpickpt.session.archiver import Archiver
 from mpickpt.session.checkpointer import Checkpointer
 from mpickpt.session.driver import Driver
 from mpickpt.session.hang import Hang
@@ -19,7 +20,12 @@ from mpickpt.terminal import RunLine
 
 
 def drive(
-    coordinator: Coordinator, checkpointer: Checkpointer, environment: Environment, start: Start, options: Options
+    coordinator: Coordinator,
+    checkpointer: Checkpointer,
+    environment: Environment,
+    start: Start,
+    archiver: Archiver | None,
+    options: Options,
 ) -> Driver:
     """Make the driver of one rank; collective.
 
@@ -33,6 +39,8 @@ def drive(
         The batch job, if there is one.
     start : Start
         What the run begins with.
+    archiver : Archiver or None
+        Archives epochs beside the program, on rank 0.
     options : Options
         The options in force.
     """
@@ -60,4 +68,4 @@ def drive(
     recorder = Recorder(options, coordinator.rank, coordinator.size, checkpointer.run, checkpointer.started_ns)
     line = RunLine() if first and options.progress else None
     hang = Hang(checkpointer.snapshotter, options.stall_limit, coordinator.rank, options.directory)
-    return Driver(coordinator, checkpointer, protocol, triggers, clock, recorder, hang, start.loading, line)
+    return Driver(coordinator, checkpointer, protocol, triggers, clock, recorder, hang, start.loading, archiver, line)

@@ -12,11 +12,13 @@ except ImportError as error:
         f"The native core of mpickpt is not beside {__file__}: either it was not built (pip install .), or Python was "
         f"started in the folder of the sources, which hides the installed package; start it elsewhere."
     ) from error
+from mpickpt.snapshot.copier import Copier
 from mpickpt.snapshot.plan import CutPlan, Target
 from mpickpt.snapshot.reading import Loader, LoadProgress, crc32c, read_blocks
 from mpickpt.snapshot.snapshotter import DrainState, Mapping, Memory, Progress, Snapshotter
 
 __all__ = [
+    "Copier",
     "CutPlan",
     "DrainState",
     "LoadProgress",

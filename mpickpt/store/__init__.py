@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from mpickpt.store.archive import appearing, clones, copy_slot
-from mpickpt.store.files import os_errors, replace_text, reserve, revalidate, sync_folder_above
+from mpickpt.store.archive import appearing, clones, copy_slot, copying
+from mpickpt.store.files import free_bytes, os_errors, replace_text, reserve, revalidate
 from mpickpt.store.preface import plain
+from mpickpt.store.retention import Retention
 from mpickpt.store.slots import (
     PayloadKind,
     SlotInfo,
@@ -30,13 +31,16 @@ if TYPE_CHECKING:
 __all__ = [
     "Exported",
     "PayloadKind",
+    "Retention",
     "SlotInfo",
     "Store",
     "appearing",
     "archive_path",
     "clones",
     "copy_slot",
+    "copying",
     "finish_packed",
+    "free_bytes",
     "is_unchanged",
     "revalidate",
     "open_packed",
@@ -50,7 +54,6 @@ __all__ = [
     "slot_path",
     "spill_path",
     "spill_paths",
-    "sync_folder_above",
     "write_at",
     "write_hdf5",
     "write_netcdf",

@@ -16,17 +16,21 @@ from mpickpt.store.slots import spill_paths
 FICLONE = 0x40049409  # _IOW(0x94, 9, int) of linux/fs.h
 PIECE_BYTES = 16 << 20
 
+Copy = Callable[[Path, Path], None]
+
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
     """Yield a path to write to; the file is renamed to `path` on success, and deleted otherwise.
+
+    Its name has the number of the process, as two processes may archive the same epoch.
 
     Raises
     ------
     StoreError
         For errors of the operating system.
     """
-    new = path.with_name(path.name + ".new")
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
     with os_errors(f"{path} cannot be written", path):
         os.close(create_file(new))
         try:
@@ -43,7 +47,7 @@ def appearing(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
 
 
-def copy_slot(source: Path, target: Path, unchanged: Callable[[], None], progress: Callable[[int], object]) -> bool:
+def copy_slot(source: Path, target: Path, unchanged: Callable[[], None], copy: Copy) -> bool:
     """Copy a slot and its spill files.
 
     Parameters
@@ -52,8 +56,8 @@ def copy_slot(source: Path, target: Path, unchanged: Callable[[], None], progres
         The slot, and the new file; spill files get matching names.
     unchanged : callable
         Called before the copy gets its name; raises if the slot was written to meanwhile.
-    progress : callable
-        Called with the number of bytes of each piece that was copied.
+    copy : callable
+        Copies a file that cannot be cloned into one that exists, as what `copying` returns does.
 
     Returns
     -------
@@ -66,10 +70,10 @@ def copy_slot(source: Path, target: Path, unchanged: Callable[[], None], progres
         for spill in spill_paths(source):
             suffix = spill.name.removeprefix(source.stem)
             with appearing(target.with_name(target.stem + suffix)) as new:
-                cloned.append(_clone_or_copy(spill, new, progress))
+                cloned.append(_clone_or_copy(spill, new, copy))
             spills.append(target.with_name(target.stem + suffix))
         with appearing(target) as new:
-            cloned.append(_clone_or_copy(source, new, progress))
+            cloned.append(_clone_or_copy(source, new, copy))
             unchanged()
     except BaseException:
         for path in spills:
@@ -78,16 +82,32 @@ def copy_slot(source: Path, target: Path, unchanged: Callable[[], None], progres
     return all(cloned)
 
 
-def _clone_or_copy(source: Path, target: Path, progress: Callable[[int], object]) -> bool:
+def _clone_or_copy(source: Path, target: Path, copy: Copy) -> bool:
+    if _clone(source, target):
+        return True
+    copy(source, target)
+    return False
+
+
+def _clone(source: Path, target: Path) -> bool:
+    """Have `target` share the blocks of `source`; False where the file system cannot, or not between these two."""
     with plain(source) as old, target.open("r+b", buffering=0) as new:
         try:
             fcntl.ioctl(new.fileno(), FICLONE, old)
-            return True
-        except OSError:  # not on this file system, or not between these two
-            pass
-        while count := _copy_piece(new.fileno(), old):
-            progress(count)
-    return False
+        except OSError:
+            return False
+    return True
+
+
+def copying(progress: Callable[[int], object]) -> Copy:
+    """Return a function that copies a file; `progress` is called with the number of bytes of each piece."""
+
+    def copy(source: Path, target: Path) -> None:
+        with plain(source) as old, target.open("r+b", buffering=0) as new:
+            while count := _copy_piece(new.fileno(), old):
+                progress(count)
+
+    return copy
 
 
 def _copy_piece(target: int, source: int) -> int:
@@ -99,9 +119,21 @@ def _copy_piece(target: int, source: int) -> int:
         return os.sendfile(target, source, None, PIECE_BYTES)
 
 
-def clones(directory: Path) -> bool:
-    """Return whether files in `directory` can share blocks, by trying."""
-    one, two = (directory / f"clone-{k}" for k in range(2))
-    one.write_bytes(bytes(4096))
-    two.touch()
-    return _clone_or_copy(one, two, lambda _: None)
+def clones(directory: Path, other: Path | None = None) -> bool:
+    """Return whether files in `directory` can share blocks with those in `other`, the same by default, by trying.
+
+    Raises
+    ------
+    OSError
+        If no file can be created there.
+    """
+    one = directory / f"clone-{os.getpid()}-0"
+    two = (other or directory) / f"clone-{os.getpid()}-1"
+    try:
+        for path in (one, two):
+            os.close(create_file(path))
+        one.write_bytes(bytes(4096))
+        return _clone(one, two)
+    finally:
+        for path in (one, two):
+            path.unlink(missing_ok=True)

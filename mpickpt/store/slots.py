@@ -126,6 +126,12 @@ def archive_path(directory: Path, epoch: int) -> Path:
     return directory / f"epoch-{epoch}.h5"
 
 
+def epoch_of_archive(path: Path) -> int:
+    """Return the number of the epoch for which a file is named; -1 if it has no archive's name."""
+    match = _ARCHIVE_NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
 def record_is_valid(record: NDArray[np.void] | np.void, crc32c: Checksum) -> bool:
     """Return whether one record carries the magic and the right checksum."""
     raw = record.tobytes()

@@ -108,8 +108,6 @@ typedef struct mpk_plan {
     uint64_t channels_offset;
     size_t channels_room; /* bytes at channels_offset */
     const char *channels_spill_path; /* where more bytes than that go; needed when channels follow */
-    const int *files; /* descriptors of other files, which are synced before the record says COMPLETE; duplicated */
-    size_t n_files;
     uint64_t epoch, step, run;
     uint32_t rank;
     uint8_t digest[32];
@@ -131,7 +129,6 @@ typedef struct mpk_progress {
         untracked_region; /* -1; or a region, in the order of mpk_region_add, that had an untracked write since it was saved, */
     uint64_t untracked_offset; /* in the block at this offset. The next cut saves everything. */
     int32_t torn_region; /* -1; or one that others wrote to while this cut copied it, which fails with EREMCHG */
-    int32_t unsynced_file; /* -1; or the first of the plan's files that could not be synced, which fails the epoch */
     int channels_pending; /* 1: the commit waits for mpk_add_channels; for nothing else once all blocks are saved */
     uint32_t calls, calls_ended; /* to the storage: under way, and ended since the session was sealed */
 } mpk_progress;
@@ -268,6 +265,18 @@ MPK_API int mpk_read_blocks(const char *path, uint64_t offset, void *memory, siz
 /* How many reads of the process were repeated since its start, as an error of the storage may pass (EIO, ESTALE and the
  * like), and the last such error: an errno, 0 if there was none. A read is tried three times at most. Any thread. */
 MPK_API uint64_t mpk_reads_repeated(int *error);
+
+/* Copies of files beside the program: in large pieces, past the page cache, by a thread of idle priority that rests while an
+ * epoch of this process is being drained. mpk_copier_run overwrites `to`, which exists and is a file, with all bytes of `from`,
+ * puts it on stable storage, and waits for that; nobody may write to `from` meanwhile. -ECANCELED once any thread has called
+ * mpk_copier_stop: then and after any other error `to` holds a part. A copier makes one copy after another, until it is
+ * stopped. mpk_copier_bytes tells, to any thread, how much it has copied in all. */
+typedef struct mpk_copier mpk_copier;
+MPK_API int mpk_copier_create(mpk_copier **out);
+MPK_API int mpk_copier_run(mpk_copier *copier, const char *from, const char *to);
+MPK_API void mpk_copier_stop(mpk_copier *copier);
+MPK_API uint64_t mpk_copier_bytes(const mpk_copier *copier);
+MPK_API void mpk_copier_destroy(mpk_copier *copier); /* which no call uses any more */
 
 /* Lazy reading. A loader maps parts of a file privately, so that the program can compute on them at once; its threads
  * check every block and give every page memory of its own, the idle one in time that nobody wants, the urgent ones while

@@ -111,4 +111,5 @@ NB_MODULE(_native, m) {
     bind_record(m);
     bind_session(m);
     bind_loader(m);
+    bind_copier(m);
 }

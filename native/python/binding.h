@@ -50,5 +50,6 @@ inline memory_array own(void *memory, size_t bytes) {
 
 void bind_session(nb::module_ &m);
 void bind_loader(nb::module_ &m);
+void bind_copier(nb::module_ &m);
 
 #endif

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "chaos.h"
+#include "copy.h"
 #include "guard.h"
 #include "session.h"
 #include "writer.h"
@@ -264,6 +265,7 @@ static void commit(mpk_session *s) {
     error = mpk__writer_end(e, s->blocks.cut, error);
     atomic_store(&e->error, -error);
     atomic_store(&e->drain_ns, mpk__prim_now_ns() - e->started_ns);
+    mpk__copies_rest(false);
     atomic_store(&s->drain.state, error ? MPK_DRAIN_FAILED : MPK_DRAIN_COMPLETE);
     mpk__prim_wake_in_handler(&s->drain.state);
 }
@@ -303,6 +305,7 @@ void mpk__drain_begin(mpk__drain *drain, uint32_t chunk_blocks) {
     atomic_store(&drain->starved, 0);
     atomic_store(&drain->stall_said, 0);
     atomic_fetch_add(&drain->idle_blocks, chunk_blocks);
+    mpk__copies_rest(true);
     atomic_store(&drain->begun, 0); /* a thread that was late in the last epoch may open this one from here on */
     atomic_store(&drain->state, MPK_DRAIN_ACTIVE);
 }

@@ -212,6 +212,9 @@ def test_choice_of_slot() -> None:
     assert choose_slot(3, {0: 4, 1: 2, 2: 3}, 0) == 1
     assert choose_slot(3, {0: 4, 1: 2}, 0) == 2  # an unused slot before any epoch
     assert choose_slot(2, {2: 9}, 2) == 0  # there were more slots once
+    assert choose_slot(3, {0: 4, 1: 2, 2: 3}, 0, 1) == 2  # the oldest is being archived
+    assert choose_slot(3, {0: 4, 1: 2, 2: 3}, 0, 0) == 1
+    assert choose_slot(2, {0: 1, 1: 2}, 1, 0) == 0  # there is no other one
     with pytest.raises(ValueError, match="1 slots"):
         choose_slot(1, {0: 1}, 0)
 

@@ -91,6 +91,7 @@ def _jobs(draw: st.DrawFn) -> Job:
         dies=dies,
         every=draw(st.sampled_from([None, None, 1, 7, 30])),
         keep=draw(st.integers(2, 4)),
+        archives=lambda epoch: random.Random(f"{epoch} {bad}").choice([0, 1, 2, 5]),
         saves=saves.__getitem__,
     )
 
@@ -178,6 +179,15 @@ def test_after_a_hang_a_cut_that_was_asked_for_is_made_at_once(tracked: bool) ->
     simulation = _ran(job)
     assert sorted(simulation.skipped) == [3, 4, 5], "asked for at 300, 400, and 500 s; the hang ends at some 435 s"
     assert simulation.complete == [1, 6]
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_a_slot_that_is_archived_is_not_written_to(size: int) -> None:
+    """Two of three slots take turns for four epochs, on all ranks; the simulation asserts which."""
+    job = Job(size, 300, lambda rank, step: 1.0, every=10, keep=3, archives=lambda epoch: 4)
+    simulation = _ran(job)
+    assert simulation.complete == list(range(1, 30))
+    assert simulation.archives == 8, "of the epochs 1, 5, 9, ..."
 
 
 def test_after_a_hang_a_save_is_made_at_once() -> None:
