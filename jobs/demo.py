@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.rule import Rule
 
-from mpickpt.layout.arrays import RecordState
+from mpickpt.layout.arrays import RECORD, RecordState
 
 RANKS, VICTIM = 2, 1
 EVERY = 10
@@ -112,7 +112,7 @@ def shared_memory(pid: int) -> set[Path]:
 def record(slot: Path, rank: int) -> tuple[int, int]:
     """Return state and epoch of a rank's record in a slot."""
     with h5py.File(slot, "r", locking=False) as file:
-        row = file["records"][rank]
+        row = np.frombuffer(file["records"][rank], RECORD)[0]
     return int(row["state"]), int(row["epoch"])
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -18,12 +19,16 @@ class Restored:
         The slot file.
     world_size : int
         Number of ranks that wrote it.
+    shapes : mapping of str to tuple of int
+        The names of this rank's arrays in it, and their shapes. If another number of ranks wrote it: the names of the
+        global arrays, and their global shapes.
     """
 
     epoch: int
     step: int
     path: Path
     world_size: int
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False)
 
 
 @dataclass

@@ -53,7 +53,9 @@ def execute(args: argparse.Namespace) -> int:
     attributes["step"] = checkpoint.step
     total = sum(array.nbytes for array in arrays)
     with tables.bar(args.out.name, total, quiet=args.json) as progress, appearing(args.out) as new:
-        exported = [Exported(array.name, array.shape, array.dtype, _told(array, progress)) for array in arrays]
+        exported = [
+            Exported(array.name, array.shape, array.dtype, _told(array, progress), array.dims) for array in arrays
+        ]
         if args.out.suffix == ".npy":
             _write_npy(new, arrays[0], exported[0])
         elif args.out.suffix == ".nc":

@@ -75,8 +75,10 @@ def _tree(slot: SlotInfo, layout: Layout, images: list[RankImage]) -> Tree:
         branch = tree.add("global arrays")
         for name, found in complete.items():
             assert found[0].part is not None
-            nbytes = human_bytes(prod(found[0].part.shape) * found[0].dtype.itemsize)
-            branch.add(f"{name}: {found[0].dtype} {found[0].part.shape}, {nbytes}, on {counted(len(found), 'rank')}")
+            part = found[0].part
+            nbytes = human_bytes(prod(part.shape) * found[0].dtype.itemsize)
+            dims = f" ({', '.join(part.dims)})" if part.dims else ""
+            branch.add(f"{name}: {found[0].dtype} {part.shape}{dims}, {nbytes}, on {counted(len(found), 'rank')}")
     for number, rank in enumerate(layout.ranks[:MOST_RANKS]):
         branch = tree.add(f"rank {number}")
         for spec in rank.arrays:
@@ -141,6 +143,7 @@ def _described(slot: SlotInfo, layout: Layout, images: list[RankImage]) -> dict[
                 "shape": spec.shape,
                 "order": spec.order,
                 "global_shape": spec.part.shape if spec.part else None,
+                "dims": spec.part.dims if spec.part else None,
                 "global_start": spec.owned.start if spec.part else None,
             }
             for spec in rank.arrays

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -20,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mpickpt.errors import LayoutError
+from mpickpt.layout.names import check_dimensions, check_name
 from mpickpt.layout.parts import Box, Part, as_shape, check_tiling
 
 PAGE_BYTES = 4096
@@ -29,8 +29,6 @@ MIN_OBJECTS_ROOM = 64 * 1024
 RECORD_MAGIC = b"MPKREC01"
 
 Order = Literal["C", "F"]
-
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
 
 
 class RecordState(IntEnum):
@@ -75,20 +73,6 @@ RECORD: np.dtype[np.void] = np.dtype(
         "itemsize": PAGE_BYTES,
     }
 )
-
-
-def check_name(name: str) -> None:
-    """Refuse names of arrays that would not make a plain dataset name.
-
-    Raises
-    ------
-    LayoutError
-        Unless `name` consists of letters, digits, ``_``, ``.`` and ``-`` and starts with a letter, digit or ``_``.
-    """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise LayoutError(
-            f"The name {name!r} will not do: letters, digits, '_', '.', '-' are allowed, the first not '.' or '-'."
-        )
 
 
 def dtype_to_text(dtype: np.dtype[Any]) -> str:
@@ -151,9 +135,9 @@ class ArraySpec:
         return 0 in self.shape or sum(extent > 1 for extent in self.shape) < 2
 
     def saves_as(self, other: ArraySpec) -> bool:
-        """Return whether two specs save the same bytes with the same meaning."""
+        """Return whether two specs save the same bytes for the same cells; the axes may have other names."""
         one = replace(self, order=other.order) if self.is_in_both_orders else self
-        return one.canonical() == other.canonical()
+        return one._places() == other._places()
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -169,6 +153,10 @@ class ArraySpec:
 
     def canonical(self) -> list[object]:
         """Return plain values that are equal if and only if two specs are described in the same way in a slot."""
+        dims = self.part.dims if self.part is not None else None
+        return [*self._places(), *([dims] if dims else [])]
+
+    def _places(self) -> list[object]:
         part = None
         if self.part is not None:
             part = [self.part.shape, self.part.start, *self.part.local_box(self.shape)]
@@ -216,6 +204,9 @@ class Layout:
         for name in self.names:
             have = [(r, spec) for r, rank in enumerate(self.ranks) if (spec := rank.spec(name))]
             _check_parts(name, have, len(self.ranks))
+        parts = [(spec.name, spec.part) for rank in self.ranks for spec in rank.arrays if spec.part is not None]
+        if any(part.dims for _, part in parts):
+            check_dimensions((name, part.shape, part.dims) for name, part in parts)
 
     @classmethod
     def of(cls, ranks: Iterable[RankLayout]) -> Layout:
@@ -325,6 +316,7 @@ def _check_parts(name: str, have: Sequence[tuple[int, ArraySpec]], size: int) ->
             ("global shape", first_part.shape, spec.part.shape),
             ("dtype", first.dtype, spec.dtype),
             ("order", first.order, spec.order),
+            ("dims of its part", first_part.dims, spec.part.dims),
         ):
             if a != b:
                 raise LayoutError(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpickpt.errors import LayoutError
+from mpickpt.layout.names import as_dims
 from mpickpt.texts import told_ranks
 
 Index = slice | EllipsisType | tuple[slice | EllipsisType, ...]
@@ -173,6 +174,10 @@ class Part:
     local : slice or tuple of slices, optional
         Place of the part in the rank's own array; by default the whole array. Steps other than 1 and single numbers are
         refused. Use ``numpy.s_``: ``np.s_[1:-1, :]``.
+    dims : tuple of str, optional
+        Names of the axes of the global array, the same on all ranks: ``dims=("y", "x")``. Files that netCDF4 and xarray
+        read name the axes so. A dimension has the same length in all arrays. An array with the name of a dimension,
+        such as ``x`` with ``dims=("x",)``, holds its coordinates.
 
     Raises
     ------
@@ -191,6 +196,7 @@ class Part:
     shape: tuple[int, ...]
     start: tuple[int, ...]
     local: Index = field(default=..., hash=False)
+    dims: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check the fields and bring them to their plain form."""
@@ -203,6 +209,7 @@ class Part:
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "start", start)
         object.__setattr__(self, "local", _as_slices(self.local, len(shape)))
+        object.__setattr__(self, "dims", as_dims(self.dims, shape))
 
     def local_box(self, local_shape: Sequence[int]) -> Box:
         """Return the place of the part in a rank's own array.

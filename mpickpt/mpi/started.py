@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from mpickpt.errors import UsageError, WaitTimeout
+from mpickpt.mpi.pending import abandon
 from mpickpt.mpi.reports import COLLECTORS
 from mpickpt.waiting import SAY_AFTER, Stopwatch
 
@@ -64,6 +65,9 @@ def check_started(mpi: ModuleType, comm: object) -> None:
 def meet(comm: MPI.Intracomm, limit: float) -> MPI.Intracomm:
     """Duplicate the communicator of a session; collective, and the first thing that all of its ranks do together.
 
+    All come before the first of them duplicates, so that a rank that gives up leaves a barrier behind, not a
+    duplication: with two of one communicator in flight, Open MPI 5.0 can complete neither of them.
+
     Parameters
     ----------
     comm : mpi4py.MPI.Intracomm
@@ -77,8 +81,15 @@ def meet(comm: MPI.Intracomm, limit: float) -> MPI.Intracomm:
     WaitTimeout
         If not all ranks come.
     """
-    duplicate, request = comm.Idup()
     watch = Stopwatch()
+    _await(comm.Ibarrier(), None, comm, watch, limit)
+    duplicate, request = comm.Idup()
+    _await(request, duplicate, comm, watch, limit)
+    return duplicate
+
+
+def _await(request: MPI.Request, result: object, comm: MPI.Intracomm, watch: Stopwatch, limit: float) -> None:
+    """Wait for a request of `meet`, which may write its `result` whenever it becomes complete."""
     while not request.Test():
         waited = watch.seconds()
         if waited > SAY_AFTER and not watch.said and comm.rank in COLLECTORS:
@@ -86,9 +97,9 @@ def meet(comm: MPI.Intracomm, limit: float) -> MPI.Intracomm:
             text = f"mpickpt: rank {comm.rank} has waited {SAY_AFTER:g} s for all ranks of comm to call mpickpt.open."
             print(text, file=sys.stderr, flush=True)
         if waited > limit:
+            abandon((request, result))
             raise WaitTimeout(
                 f"Rank {comm.rank} waited {limit:g} s for all {comm.size} ranks of comm to call mpickpt.open, which "
                 f"each of them has to do. The environment variable MPICKPT_WAIT_LIMIT sets the limit in seconds."
             )
         time.sleep(PAUSE_SECONDS if waited > PAUSE_SECONDS else 0.0)
-    return duplicate

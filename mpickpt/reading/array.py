@@ -43,6 +43,9 @@ class StoredArray:
         Its dtype.
     order : "C" or "F"
         The order of its cells in the file.
+    dims : tuple of str or None
+        Names of the axes of a global array, as ``Part(..., dims=...)`` gave them; None without names, and for a rank's
+        own array.
 
     Raises
     ------
@@ -53,9 +56,17 @@ class StoredArray:
     """
 
     def __init__(
-        self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], order: Order, guard: Guard, read: Read
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        order: Order,
+        guard: Guard,
+        read: Read,
+        dims: tuple[str, ...] | None = None,
     ) -> None:
         self.name, self.shape, self.dtype, self.order = name, shape, dtype, order
+        self.dims = dims
         self._guard, self._read = guard, read
 
     @property
@@ -175,7 +186,12 @@ def global_array(guard: Guard, layout: Layout, images: Sequence[RankImage], name
     def read(box: Box, out: NDArray[Any]) -> None:
         gather(layout, images, ArraySpec(name, box.extent, first.dtype, Part(shape, box.start)), out)
 
-    return StoredArray(name, shape, first.dtype, first.order, guard, read)
+    return StoredArray(name, shape, first.dtype, first.order, guard, read, first.part.dims)
+
+
+def names_of_axes(array: StoredArray) -> tuple[str, ...]:
+    """Return the names of an array's axes, or names that no other array has: u_0, u_1, …."""
+    return array.dims or tuple(f"{array.name}_{axis}" for axis in range(array.ndim))
 
 
 def as_dataset(arrays: Iterable[StoredArray], attributes: Mapping[str, Any]) -> xarray.Dataset:
@@ -194,10 +210,7 @@ def as_dataset(arrays: Iterable[StoredArray], attributes: Mapping[str, Any]) -> 
         def __getitem__(self, key: Any) -> Any:  # noqa: ANN401  (xarray's own)
             return explicit_indexing_adapter(key, self.shape, IndexingSupport.BASIC, self.array.__getitem__)
 
-    variables = {
-        array.name: (tuple(f"{array.name}_{axis}" for axis in range(array.ndim)), LazilyIndexedArray(Backend(array)))
-        for array in arrays
-    }
+    variables = {array.name: (names_of_axes(array), LazilyIndexedArray(Backend(array))) for array in arrays}
     return xarray.Dataset(variables, attrs=dict(attributes))
 
 

@@ -49,12 +49,15 @@ class ArrayInfo:
         Shape of the global array; None for arrays without a part.
     ranks : tuple of int
         The ranks that have it.
+    dims : tuple of str or None
+        Names of the axes of the global array; None if they have none.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...] | None
     ranks: tuple[int, ...]
+    dims: tuple[str, ...] | None = None
 
 
 class RankArrays(Mapping[str, StoredArray]):
@@ -167,8 +170,8 @@ class Checkpoint:
         for name in self.layout.names:
             specs = [(rank, spec) for rank, own in enumerate(self.layout.ranks) if (spec := own.spec(name))]
             first = specs[0][1]
-            shape = first.part.shape if first.part else None
-            found[name] = ArrayInfo(name, first.dtype, shape, tuple(rank for rank, _ in specs))
+            shape, dims = (first.part.shape, first.part.dims) if first.part else (None, None)
+            found[name] = ArrayInfo(name, first.dtype, shape, tuple(rank for rank, _ in specs), dims)
         return found
 
     def rank(self, rank: int) -> RankArrays:
@@ -232,7 +235,8 @@ class Checkpoint:
     def to_xarray(self) -> xarray.Dataset:
         """Return all global arrays as an xarray Dataset, whose variables are read when they are used.
 
-        The dimensions of array ``u`` are called ``u_0``, ``u_1``, …: rename those that arrays share.
+        Dimensions have the names that ``Part(..., dims=...)`` gave. Without names, those of array ``u`` are ``u_0``,
+        ``u_1``, ….
 
         Returns
         -------

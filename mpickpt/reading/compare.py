@@ -136,6 +136,8 @@ def _compare(a: Checkpoint, b: Checkpoint, name: str) -> Difference:
         result.why = "of other shapes, or on other ranks"
     elif not alike and one.part and other.part and one.part.shape != other.part.shape:
         result.why = f"of global shape {one.part.shape} here, {other.part.shape} there"
+    elif one.part and other.part and one.part.dims and other.part.dims and one.part.dims != other.part.dims:
+        result.why = f"of dimensions {one.part.dims} here, {other.part.dims} there"
     if result.why:
         return result
     for rank, spec in here.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +88,7 @@ def begin(coordinator: Coordinator, store: Store, snapshotter: Snapshotter, opti
             if coordinator.rank == 0:
                 _tell(_success(restored, options.directory, coordinator.size, reasons, lazily=loading is not None))
             protected = index if index >= 0 else None
+            restored = replace(restored, shapes=_shapes(source))
             return Start(source, restored, survey.next_epoch, survey.epochs, protected, loading)
         reason = f"{restored.path.name}: epoch {restored.epoch} is corrupt: {'; '.join(damage)}"
         reasons.append(reason)
@@ -220,6 +221,15 @@ def _read(
     if len(everything) > SHOWN:
         everything[SHOWN:] = [f"and {len(everything) - SHOWN} more"]
     return source, coordinator.broadcast(everything, "rank 0 to tell of damage")
+
+
+def _shapes(source: Source | None) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the arrays that the program may ask for without `remap`, by name."""
+    if isinstance(source, OtherRanks):
+        layout = source.layout
+        firsts = [next(spec for rank in layout.ranks if (spec := rank.spec(name))) for name in layout.names]
+        return {spec.name: spec.part.shape for spec in firsts if spec.part is not None}
+    return {spec.name: spec.shape for spec in source.image.arrays} if isinstance(source, SameRanks) else {}
 
 
 def _plan(store: Store, restored: Restored) -> tuple[tuple[Layout, list[RankImage]] | None, str | None]:

@@ -22,6 +22,7 @@ from mpickpt.mpi import Coordinator
 from mpickpt.options import Options
 from mpickpt.protocol import Epoch
 from mpickpt.protocol.policy import Ceiling, PoolGrant, PoolRequest, share_out
+from mpickpt.session.appended import Identity, check_owners
 from mpickpt.session.mappings import Region, Watch
 from mpickpt.session.regions import Regions
 from mpickpt.session.slots import Slots
@@ -131,7 +132,7 @@ class Checkpointer:
         except MpickptError as found:
             error = found
         coordinator.agree(error, f"all ranks to declare their arrays at step {step}")
-        ranks = coordinator.gather(own, f"the layouts of all ranks at step {step}")
+        ranks = coordinator.gather((own, self.regions.files.identities()), f"the layouts of all ranks at step {step}")
         joined = coordinator.on_root(lambda: self._join(ranks or []), "rank 0 to join the layouts")
         digest, self._block_bytes, self.names = joined
         self._sealed = None  # until all is done: an interrupt on the way must not leave half a layout in force
@@ -158,8 +159,9 @@ class Checkpointer:
         self._watch.seal(self._block_bytes, self._request, self._grant)
         self._watched = True
 
-    def _join(self, ranks: list[RankLayout]) -> tuple[bytes, int, frozenset[str]]:
-        layout = Layout.of(ranks)
+    def _join(self, ranks: list[tuple[RankLayout, list[Identity]]]) -> tuple[bytes, int, frozenset[str]]:
+        check_owners([files for _, files in ranks])
+        layout = Layout.of([rank for rank, _ in ranks])
         self.slots.join(layout)
         for text in told_shares(layout, self._shares_told):
             print(f"mpickpt: {text}", file=sys.stderr, flush=True)
@@ -188,12 +190,23 @@ class Checkpointer:
     # -- a cut ---------------------------------------------------------------------------------------------------
 
     def cut(self, epoch: Epoch) -> None:
-        """Pickle the objects and have the snapshotter fix the image, which it drains from then on."""
-        plan = CutPlan(self.slots.target(epoch.slot), epoch.number, epoch.step, self.regions.pickled())
+        """Pickle the objects and have the snapshotter fix the image, which it drains from then on.
+
+        Raises
+        ------
+        OSError
+            If what the program has appended to a file cannot be written, or the snapshotter refuses the cut.
+        """
+        files = self.regions.files
+        unwritten = files.flush()
+        target, payload = self.slots.target(epoch.slot), self.regions.pickled()
+        plan = CutPlan(target, epoch.number, epoch.step, payload, files.descriptors())
         if not self._watched:
             self._seal()
         if self.traffic is not None:
             self.traffic.cut(epoch.number)
+        if unwritten is not None:
+            raise unwritten
         self.snapshotter.set_stall_limit(self._stall_limit, plan.target.stall_text)
         self.snapshotter.cut(plan)
 
@@ -237,7 +250,9 @@ class Checkpointer:
         return f"array {self._watch.name_of(found[0])!r}, in the block at byte {found[1]}"
 
     def changed(self, progress: Progress) -> str | None:
-        """Return why the last cut failed, if it was because somebody wrote to memory while it was copied or saved."""
+        """Return why the last cut failed, if it was a file, or somebody who wrote to memory while it was saved."""
+        if progress.unsynced is not None:
+            return self.regions.files.note_unsynced(progress.unsynced, progress.errno)
         if progress.errno != errno.EREMCHG or self._sealed is None:
             return None
         if progress.torn is None:

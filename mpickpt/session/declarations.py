@@ -229,12 +229,12 @@ class Declarations:
         return value
 
     def drop(self, name: str) -> None:
-        """Stop saving an array or object; its name may be used again, for example for an array of another size.
+        """Stop saving an array, object or file; its name may be used again, for example for an array of another size.
 
         Raises
         ------
         LayoutError
-            If no array or object has this name.
+            If no array, object or file has this name.
         """
         self._check_open()
         self._checkpointer.regions.drop(name)

@@ -1,4 +1,4 @@
-"""What is saved of this rank: the arrays and objects that the program declared, by name."""
+"""What is saved of this rank: the arrays, objects and files that the program declared, by name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mpickpt.layout.arrays import ArraySpec
 from mpickpt.layout.extents import Extents
 from mpickpt.options import OnRebind
 from mpickpt.references import Pickled, Places, Saved, dump, out_of_order
+from mpickpt.session.appended import AppendedFiles
 from mpickpt.session.bindings import Bindings
 from mpickpt.session.mappings import Region
 
@@ -23,9 +24,15 @@ class Regions:
     ----------
     rank : int
         This rank, for messages.
+
+    Attributes
+    ----------
+    files : AppendedFiles
+        Files that the program appends to, whose lengths are saved as objects.
     """
 
     def __init__(self, rank: int) -> None:
+        self.files = AppendedFiles(rank)
         self._bindings = Bindings(rank)
         self._extents = Extents()
         self._arrays: dict[str, Region] = {}
@@ -61,7 +68,7 @@ class Regions:
         self._objects[name] = value
 
     def drop(self, name: str) -> None:
-        """Save an array or object no longer; raises `LayoutError` if there is none."""
+        """Save an array, object or file no longer; raises `LayoutError` if there is none."""
         self._bindings.drop(name)
         if name in self._objects:
             del self._objects[name]
@@ -69,8 +76,10 @@ class Regions:
             del self._arrays[name]
             self._extents.drop(name)
             self._places = None
+        elif name in self.files:
+            self.files.drop(name)
         else:
-            raise LayoutError(f"There is no array or object {name!r} to drop.")
+            raise LayoutError(f"There is no array, object or file {name!r} to drop.")
 
     def check_bindings(self) -> None:
         """Find out whether the program still holds all of it; raises `UsageError` where it does not."""
@@ -94,7 +103,8 @@ class Regions:
                 for region in self._arrays.values()
             )
         try:
-            payload, found = dump(self._objects, self._places, apart=self._holds_arrays)
+            saved = {**self.files.saved(), **self._objects}  # files first: no array is needed to read them
+            payload, found = dump(saved, self._places, apart=self._holds_arrays)
         except Exception as error:
             for name, value in self._objects.items():
                 try:
@@ -128,5 +138,6 @@ class Regions:
     def close(self) -> None:
         """Let go of all of it."""
         self._bindings.close()
+        self.files.close()
         self._arrays.clear()
         self._extents.clear()

@@ -25,8 +25,8 @@ from mpickpt.protocol.policy import NEVER
 from mpickpt.restart import choose
 from mpickpt.restart.sources import OtherRanks
 from mpickpt.session.archiver import open_archiver
+from mpickpt.session.beside import Beside
 from mpickpt.session.checkpointer import Checkpointer
-from mpickpt.session.declarations import Declarations
 from mpickpt.session.ending import Ending
 from mpickpt.session.outcome import Outcome
 from mpickpt.session.setup import drive
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mpickpt.mpi import Communicator
 
 
-class Session(Declarations):
+class Session(Beside):
     """A program's connection to its checkpoints; `mpickpt.open` makes it.
 
     Every rank calls the same methods in the same order, and takes the same steps. Use it as a context manager: at the

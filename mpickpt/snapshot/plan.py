@@ -53,9 +53,12 @@ class CutPlan:
         For the record.
     objects : bytes
         Saved beside the regions.
+    files : tuple of int
+        Descriptors of other files, which are synced before the epoch is complete; they may be closed after the cut.
     """
 
     target: Target
     epoch: int
     step: int
     objects: bytes
+    files: tuple[int, ...] = ()

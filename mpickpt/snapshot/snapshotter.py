@@ -97,6 +97,8 @@ class Progress:
     untracked : tuple of int or None
         The region, in the order of `Snapshotter.add`, and the byte in it, of a block that was written to without being
         noticed since it was saved; found by looking at some of the unchanged blocks. The next cut saves everything.
+    unsynced : int or None
+        The first of the plan's `files` that could not be synced, so that the epoch failed.
     """
 
     epoch: int
@@ -118,6 +120,7 @@ class Progress:
     channels_pending: bool
     torn: int | None
     untracked: tuple[int, int] | None
+    unsynced: int | None
 
 
 class Snapshotter:

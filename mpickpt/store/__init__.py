@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from mpickpt.store.archive import appearing, clones, copy_slot, copying
-from mpickpt.store.files import free_bytes, os_errors, replace_text, reserve, revalidate
+from mpickpt.store.files import free_bytes, os_errors, replace_text, reserve, revalidate, sync_folder_above
 from mpickpt.store.preface import plain
 from mpickpt.store.retention import Retention
 from mpickpt.store.slots import (
@@ -54,6 +54,7 @@ __all__ = [
     "slot_path",
     "spill_path",
     "spill_paths",
+    "sync_folder_above",
     "write_at",
     "write_hdf5",
     "write_netcdf",

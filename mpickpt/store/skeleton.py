@@ -18,7 +18,6 @@ from h5py import h5a, h5d, h5f, h5g, h5p, h5s, h5t
 
 from mpickpt.layout.arrays import (
     PAGE_BYTES,
-    RECORD,
     ArraySpec,
     Layout,
     RankLayout,
@@ -29,6 +28,7 @@ from mpickpt.layout.arrays import (
 )
 from mpickpt.layout.parts import Box
 from mpickpt.store import preface
+from mpickpt.store.dimensions import name_dimensions
 from mpickpt.store.preface import Checksum
 from mpickpt.store.structure import (
     ARCHIVE_FORMAT,
@@ -187,7 +187,8 @@ def _write_skeleton(path: Path, layout: Layout, room: int, packed: bool = False)
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             }
         )
-        skeleton.dataset(skeleton.file, "records", h5t.py_create(RECORD), (len(layout.ranks),))
+        # Plain bytes: other readers trip over a compound, or end the process.
+        skeleton.dataset(skeleton.file, "records", h5t.STD_U8LE, (len(layout.ranks), PAGE_BYTES))
         skeleton.group("ranks")
         skeleton.group("checksums")
         for number, rank in enumerate(layout.ranks):
@@ -195,6 +196,7 @@ def _write_skeleton(path: Path, layout: Layout, room: int, packed: bool = False)
         skeleton.group("global")
         for name in layout.names:
             _write_global(skeleton.file, name, layout)
+        _name_dimensions(skeleton.file, layout)
     finally:
         skeleton.file.close()
     return skeleton.raw_ranges
@@ -238,6 +240,13 @@ def _write_global(file: h5f.FileID, name: str, layout: Layout) -> None:
     space.select_all()
     dataset = h5d.create(file, f"global/{name}".encode(), _hdf5_type(first.dtype), space, dcpl=virtual)
     _write_text(dataset, b"order", first.order)
+
+
+def _name_dimensions(file: h5f.FileID, layout: Layout) -> None:
+    specs = {spec.name: spec for rank in layout.ranks for spec in rank.arrays if spec.part and spec.part.dims}
+    dims = {name: spec.part.dims for name, spec in specs.items() if spec.part and spec.part.dims}
+    reverse = frozenset(name for name, spec in specs.items() if spec.order == "F")
+    name_dimensions(h5py.Group(h5g.open(file, b"global")), dims, reverse)
 
 
 def _select(space: h5s.SpaceID, box: Box) -> None:

@@ -10,7 +10,7 @@ that its structure matches its preface. A slot of an older version has no prefac
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +31,7 @@ from mpickpt.layout.arrays import (
 from mpickpt.layout.parts import Box, Part
 from mpickpt.retry import TRANSIENT, read_again, reason_of, system_errno
 from mpickpt.store import preface
+from mpickpt.store.dimensions import read_dimensions
 from mpickpt.store.preface import Checksum, plain
 
 FORMAT = "mpickpt"
@@ -90,6 +91,7 @@ def offset_of(dataset: h5d.DatasetID) -> int:
 def structure_of(file: h5f.FileID, head: Head) -> tuple[Layout, list[SlotOffsets]]:
     """Read what is saved, and where it lies, from an open file."""
     ranks, offsets = [], []
+    dims = read_dimensions(h5g.open(file, b"global"))
     for rank in range(head.world_size):
         group = h5g.open(file, f"ranks/{rank:05d}".encode())
         sums = h5g.open(file, f"checksums/{rank:05d}".encode())
@@ -98,7 +100,7 @@ def structure_of(file: h5f.FileID, head: Head) -> tuple[Layout, list[SlotOffsets
         objects, objects_room = _take_payload(group, names, OBJECTS)
         channels, channels_room = _take_payload(group, names, CHANNELS) if CHANNELS.encode() in names else (0, 0)
         datasets = [h5d.open(group, name) for name in names]
-        specs = tuple(_read_spec(name.decode(), dataset) for name, dataset in zip(names, datasets, strict=True))
+        specs = tuple(_read_spec(name.decode(), dataset, dims) for name, dataset in zip(names, datasets, strict=True))
         ranks.append(RankLayout(specs, objects_room, channels_room))
         offsets.append(
             SlotOffsets(
@@ -171,7 +173,8 @@ def head_of(file: h5f.FileID) -> Head:
         )
     records = h5d.open(file, b"records")
     world_size = int(attributes["world_size"])
-    if records.shape != (world_size,) or world_size < 1 or records.get_storage_size() != world_size * PAGE_BYTES:
+    shapes = (world_size, PAGE_BYTES), (world_size,)  # bytes; older versions stored a compound of that size
+    if records.shape not in shapes or world_size < 1 or records.get_storage_size() != world_size * PAGE_BYTES:
         raise ValueError("its records do not fit its number of ranks")
     digest = bytes.fromhex(attributes["layout_digest"])
     packed = attributes["format"] == ARCHIVE_FORMAT
@@ -185,13 +188,13 @@ def _take_payload(group: h5g.GroupID, names: list[bytes], name: str) -> tuple[in
     return offset_of(dataset), dataset.get_storage_size()
 
 
-def _read_spec(name: str, dataset: h5d.DatasetID) -> ArraySpec:
+def _read_spec(name: str, dataset: h5d.DatasetID, dims: Mapping[str, tuple[str, ...]]) -> ArraySpec:
     dtype = dtype_from_text(_read_text(dataset, b"dtype"))
     transposed = _read_text(dataset, b"order") == "F"
     part = None
     if h5a.exists(dataset, PART_FIELDS[0]):
         shape, start, lo, hi = (_read_numbers(dataset, field) for field in PART_FIELDS)
-        part = Part(shape, start, Box(lo, hi).slices)
+        part = Part(shape, start, Box(lo, hi).slices, dims.get(name))
     shape = dataset.shape[::-1] if transposed else dataset.shape
     return ArraySpec(name, shape, dtype, part, "F" if transposed else "C")
 

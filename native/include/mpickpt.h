@@ -108,6 +108,8 @@ typedef struct mpk_plan {
     uint64_t channels_offset;
     size_t channels_room; /* bytes at channels_offset */
     const char *channels_spill_path; /* where more bytes than that go; needed when channels follow */
+    const int *files; /* descriptors of other files, which are synced before the record says COMPLETE; duplicated */
+    size_t n_files;
     uint64_t epoch, step, run;
     uint32_t rank;
     uint8_t digest[32];
@@ -129,6 +131,7 @@ typedef struct mpk_progress {
         untracked_region; /* -1; or a region, in the order of mpk_region_add, that had an untracked write since it was saved, */
     uint64_t untracked_offset; /* in the block at this offset. The next cut saves everything. */
     int32_t torn_region; /* -1; or one that others wrote to while this cut copied it, which fails with EREMCHG */
+    int32_t unsynced_file; /* -1; or the first of the plan's files that could not be synced, which fails the epoch */
     int channels_pending; /* 1: the commit waits for mpk_add_channels; for nothing else once all blocks are saved */
     uint32_t calls, calls_ended; /* to the storage: under way, and ended since the session was sealed */
 } mpk_progress;

@@ -106,6 +106,9 @@ class Session {
         native.channels_offset = nb::cast<uint64_t>(offsets.attr("channels"));
         native.channels_room = nb::cast<size_t>(offsets.attr("channels_room"));
         native.channels_spill_path = channels_spill ? channels_spill->c_str() : nullptr;
+        auto files = nb::cast<std::vector<int>>(plan.attr("files"));
+        native.files = files.data();
+        native.n_files = files.size();
         native.epoch = nb::cast<uint64_t>(plan.attr("epoch"));
         native.step = nb::cast<uint64_t>(plan.attr("step"));
         native.run = nb::cast<uint64_t>(target.attr("run"));
@@ -147,6 +150,7 @@ class Session {
         d["direct"] = p.direct != 0;
         bool torn = p.torn_region >= 0;
         d["torn"] = torn ? nb::object(nb::int_(p.torn_region)) : nb::object(nb::none());
+        d["unsynced"] = p.unsynced_file >= 0 ? nb::object(nb::int_(p.unsynced_file)) : nb::object(nb::none());
         d["channels_pending"] = p.channels_pending != 0;
         bool untracked = p.untracked_region >= 0;
         d["untracked"] = untracked ? nb::object(nb::make_tuple(p.untracked_region, p.untracked_offset))

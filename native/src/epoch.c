@@ -34,6 +34,7 @@ static const mpk_plan *copy_plan(const mpk_plan *plan, uint32_t n_regions) {
     if (!copy) return NULL;
     uint8_t *end = (uint8_t *)(copy + 1);
     *copy = *plan;
+    copy->files = NULL; /* the epoch has its own descriptors */
     copy->data_offsets = append(&end, plan->data_offsets, offsets);
     copy->checksum_offsets = append(&end, plan->checksum_offsets, offsets);
     copy->objects = append(&end, plan->objects, plan->objects_bytes);
@@ -43,11 +44,31 @@ static const mpk_plan *copy_plan(const mpk_plan *plan, uint32_t n_regions) {
     return copy;
 }
 
+/* The program may close its own descriptors at any time, and their numbers may become those of other files. */
+static int duplicate_files(mpk__epoch *e, const int *files, size_t n) {
+    if (!n) return 0;
+    e->files = malloc(n * sizeof *files);
+    if (!e->files) return -ENOMEM;
+    for (; e->n_files < n; e->n_files++) {
+        int fd = mpk__prim_duplicate(files[e->n_files]);
+        if (fd < 0) return fd;
+        e->files[e->n_files] = fd;
+    }
+    return 0;
+}
+
+void mpk__epoch_close_files(mpk__epoch *e) {
+    while (e->n_files) mpk__prim_close(e->files[--e->n_files]);
+}
+
 void mpk__epoch_free(mpk__epoch *e) {
+    mpk__epoch_close_files(e);
     free((void *)(uintptr_t)e->plan);
     free(e->channels);
+    free(e->files);
     e->plan = NULL;
     e->channels = NULL;
+    e->files = NULL;
     e->channels_bytes = 0;
 }
 
@@ -66,7 +87,7 @@ int mpk__epoch_take_plan(mpk__epoch *e, const mpk_plan *plan, uint32_t n_regions
     };
     memcpy(e->record.magic, MPK_RECORD_MAGIC, sizeof e->record.magic);
     memcpy(e->record.digest, plan->digest, sizeof e->record.digest);
-    return 0;
+    return duplicate_files(e, plan->files, plan->n_files);
 }
 
 void mpk__epoch_begin(mpk__epoch *e, uint32_t n_dirty, bool has_pinned) {
@@ -83,6 +104,7 @@ void mpk__epoch_begin(mpk__epoch *e, uint32_t n_dirty, bool has_pinned) {
     atomic_store(&e->faults, 0);
     atomic_store(&e->error, 0);
     atomic_store(&e->torn_region, -1);
+    atomic_store(&e->unsynced_file, -1);
     atomic_store(&e->channels_state, follow ? MPK__CHANNELS_PENDING : MPK__CHANNELS_NONE);
     atomic_store(&e->pending, n_dirty + (follow ? 2 : 1) + has_pinned);
 }

@@ -27,6 +27,9 @@ typedef struct mpk__epoch {
     _Atomic int32_t torn_region; /* a region that others wrote to while this cut copied it; -1 */
     mpk_record record; /* the drain threads' until the epoch ends, and so are the descriptors */
     int direct_fd, buffered_fd;
+    int *files; /* duplicates of the plan's descriptors, n_files of them open */
+    size_t n_files;
+    _Atomic int32_t unsynced_file; /* the first of them that could not be synced; -1 */
     _Atomic int use_direct;
     _Atomic uint64_t bytes_written, bytes_waiting, bytes_urgent, blocks_copied, blocked_ns, drain_ns, stall_ns, fault_ns,
         faults;
@@ -36,6 +39,7 @@ typedef struct mpk__epoch {
  * channels that follow, and with has_pinned the comparing of what is pinned. */
 int mpk__epoch_take_plan(mpk__epoch *epoch, const mpk_plan *plan, uint32_t n_regions);
 void mpk__epoch_begin(mpk__epoch *epoch, uint32_t n_dirty, bool has_pinned);
+void mpk__epoch_close_files(mpk__epoch *epoch);
 void mpk__epoch_free(mpk__epoch *epoch);
 static inline uint64_t mpk__epoch_us(const mpk__epoch *epoch, uint64_t now_ns) {
     return (now_ns - atomic_load(&epoch->started_ns)) / 1000;

@@ -76,6 +76,7 @@ int mpk__prim_open_slot(const char *path, bool want_direct, bool writing, int *d
 int mpk__prim_file_id(int fd, uint64_t id[2]); /* the same for no other file that exists: 0 or -errno */
 /* A new file of mode 0600 in place of what had its name, so that no link leads elsewhere: a descriptor or -errno. */
 int mpk__prim_create_file(const char *path);
+int mpk__prim_duplicate(int fd); /* another descriptor of the same file, or -errno */
 void mpk__prim_close(int fd);
 
 /* All of it, or -errno. iov is changed. */

@@ -183,6 +183,11 @@ int mpk__prim_create_file(const char *path) {
     return fd < 0 ? -errno : fd;
 }
 
+int mpk__prim_duplicate(int fd) {
+    int other = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    return other < 0 ? -errno : other;
+}
+
 void mpk__prim_close(int fd) {
     if (fd >= 0) close(fd);
 }

@@ -26,6 +26,7 @@ int mpk_session_create(mpk_session **out, unsigned flags) {
     s->sweep = (mpk__sweep){.unit_bytes = MPK__HUGE_PAGE, .us = SWEEP_US};
     s->epoch.direct_fd = s->epoch.buffered_fd = -1;
     atomic_init(&s->epoch.torn_region, -1);
+    atomic_init(&s->epoch.unsynced_file, -1);
     mpk__untracked_forget(&s->untracked);
     *out = s;
     return 0;
@@ -173,6 +174,7 @@ static void tell_counts(const mpk__epoch *e, mpk_progress *out) {
     out->faults = atomic_load(&e->faults);
     out->direct = atomic_load(&e->use_direct);
     out->torn_region = atomic_load(&e->torn_region);
+    out->unsynced_file = atomic_load(&e->unsynced_file);
 }
 
 static void tell_untracked(const mpk_session *s, mpk_progress *out) {

@@ -44,7 +44,8 @@ IS_AT(crc, 4092);
 /* The order of a commit, which holds whatever fails when:
  *   1. record WRITING, sync      (writer_open: from here on the slot's old epoch does not count)
  *   2. blocks                    (writer_put)
- *   3. objects, channels, edges, checksums, sync; the folder's names too, where a payload has a file of its own
+ *   3. the program's own files, sync; objects, channels, edges, checksums, sync; the folder's names too, where a payload has a
+ *      file of its own
  *   4. record COMPLETE, sync     (writer_end: from here on the rank's part of the epoch counts) */
 
 #define SYNC_BYTES ((size_t)16 << 20) /* that are waited for at a time */
@@ -292,8 +293,20 @@ static int wait_for_buffered(const mpk__epoch *e, const mpk__blocks *blocks, _At
     return error;
 }
 
+/* A payload may tell how long such a file is, so its bytes are on the disk before the payload counts. */
+static int sync_files(mpk__epoch *e, _Atomic uint32_t *calls_ended) {
+    int error = 0;
+    for (size_t i = 0; i < e->n_files && !error; i++) {
+        error = mpk__prim_sync(e->files[i]);
+        if (error) atomic_store(&e->unsynced_file, (int32_t)i);
+        atomic_fetch_add(calls_ended, 1);
+    }
+    return error;
+}
+
 int mpk__writer_put_rest(mpk__epoch *e, const mpk__blocks *blocks, _Atomic uint32_t *calls_ended) {
-    int error = put_payloads(e);
+    int error = sync_files(e, calls_ended);
+    if (!error) error = put_payloads(e);
     for (uint32_t i = 0; i < blocks->n_regions && !error; i++) {
         error = put_edges(e, blocks, i);
         if (!error) error = put_checksums(e, blocks, i);
@@ -319,5 +332,6 @@ int mpk__writer_end(mpk__epoch *e, uint32_t cut, int error) {
         put_record(e, MPK_FAILED); /* if the storage refuses this too, the record stays WRITING */
     }
     close_slot(e);
+    mpk__epoch_close_files(e); /* here, and not at the next cut: some storage writes to the disk when a file is closed */
     return error;
 }

@@ -10,7 +10,15 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-WRITING, COMPLETE = 1, 2  # states of a record, as docs/format.md has them
+# States of a record, and some of its fields, as docs/format.md has them.
+WRITING, COMPLETE = 1, 2
+RECORD = np.dtype(
+    {
+        "names": ["state", "epoch", "step", "run", "digest", "crc"],
+        "formats": ["<u4", "<u8", "<u8", "<u8", "V32", "<u4"],
+        "offsets": [8, 16, 24, 32, 40, 4092],
+    }
+)
 
 
 @dataclass
@@ -48,7 +56,7 @@ def is_complete(records: NDArray[Any]) -> bool:
 def read(path: Path) -> Seen:
     """Read every dataset of a slot, and the global arrays as a whole."""
     with h5py.File(path, "r", locking=False) as file:
-        records = file["records"][()]
+        records = np.frombuffer(file["records"][()], RECORD)
         seen = Seen(path, records, is_complete(records))
 
         def take(name: str, item: h5py.Group | h5py.Dataset) -> None:
@@ -59,7 +67,7 @@ def read(path: Path) -> Seen:
                     seen.fields[name.removeprefix("global/")] = np.asarray(value)
 
         file.visititems(take)  # does not follow into the virtual datasets' sources: those are under /ranks anyway
-        again = file["records"][()]
+        again = np.frombuffer(file["records"][()], RECORD)
     # A slot that changed under the reader proves nothing about the values, only that it can be read.
     seen.complete = seen.complete and bool((again == records).all())
     return seen
@@ -75,7 +83,7 @@ def read_records(directory: Path) -> list[NDArray[Any]]:
     records = []
     for path in sorted(directory.glob("slot-*.h5")):
         with h5py.File(path, "r", locking=False) as file:
-            records.append(file["records"][()])
+            records.append(np.frombuffer(file["records"][()], RECORD))
     return records
 
 

@@ -28,11 +28,11 @@ from mpickpt.layout.arrays import (
     RankLayout,
     block_bytes_for,
     blocks_in,
-    check_name,
     dtype_from_text,
     dtype_to_text,
     objects_room_for,
 )
+from mpickpt.layout.names import check_name
 from mpickpt.layout.parts import Box, Index, Part
 
 F8 = np.dtype("f8")

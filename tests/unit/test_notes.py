@@ -63,7 +63,7 @@ def progress(epoch: int = 1, **values: object) -> Progress:
         epoch=epoch, state=DrainState.COMPLETE, errno=0, blocks=9, blocks_dirty=8, blocks_saved=8, blocks_copied=3,
         bytes_written=1000 + epoch, bytes_waiting=200, bytes_urgent=300, blocked_seconds=0.001, drain_seconds=0.25,
         stall_seconds=0.002, fault_seconds=0.004, faults=7, direct=True, channels_pending=False, torn=None,
-        untracked=None,
+        untracked=None, unsynced=None,
     )  # fmt: skip
     return replace(made, **values)  # type: ignore[arg-type]
 

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 import pytest
 from make_epoch import rows, write_epoch
-from prefaces import HEAD_BYTES, drop_preface, raw_ranges, renew_preface, room_of, structure_bytes
+from prefaces import HEAD_BYTES, drop_preface, raw_ranges, records_as_compound, renew_preface, room_of, structure_bytes
 
 import mpickpt
 import mpickpt.store
@@ -281,12 +281,15 @@ def test_the_preface_has_room_for_all_ranges(ranks: int, store: Store) -> None:
 # -- other files -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("compound", [False, True])
 def test_a_slot_of_an_older_version_has_no_preface_and_is_read(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    compound: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(tmp_path)
     for index in (0, 1):
         drop_preface(slot_path(tmp_path, index))
+        if compound:
+            records_as_compound(slot_path(tmp_path, index))
         assert slot_path(tmp_path, index).read_bytes().startswith(b"\x89HDF")
     assert Checkpoint(tmp_path).verify() == []
     assert main(["archive", str(tmp_path)]) == 0

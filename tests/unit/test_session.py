@@ -398,7 +398,7 @@ def test_late_dropped_and_resized_arrays(tmp_path: Path) -> None:
         ckpt.step()  # epoch 2
         ckpt.drop("u")
         ckpt.drop("old")
-        with pytest.raises(mpickpt.LayoutError, match="There is no array or object 'u' to drop"):
+        with pytest.raises(mpickpt.LayoutError, match="There is no array, object or file 'u' to drop"):
             ckpt.drop("u")
         bigger = ckpt.array("u", 200_000, fill=u[0])
         late += 1

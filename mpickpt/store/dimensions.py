@@ -1,0 +1,75 @@
+"""Names the axes of datasets as NetCDF 4 does, by HDF5's dimension scales.
+
+A dimension is a dataset of its length without data, or an array that holds its coordinates. Each array lists its
+dimensions (DIMENSION_LIST), and each dimension the arrays that have it (REFERENCE_LIST).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import h5py
+import numpy as np
+from h5py import h5a, h5ds, h5g, h5p, h5s, h5t
+
+DIMS = "dims"
+
+_REFERENCE = h5py.vlen_dtype(h5py.ref_dtype)
+_BACK_REFERENCE = np.dtype([("dataset", h5py.ref_dtype), ("dimension", np.int32)])
+_WITHOUT_DATA = "This is a netCDF dimension but not a netCDF variable.%10d"  # the words that NetCDF looks for
+
+
+def name_dimensions(group: h5py.Group, arrays: Mapping[str, tuple[str, ...]], reverse: frozenset[str]) -> None:
+    """Name the axes of arrays in a group, once for all of them.
+
+    HDF5's own H5DSattach_scale() writes all references to a dimension again for each array.
+
+    Parameters
+    ----------
+    group : h5py.Group
+        Where the arrays are.
+    arrays : mapping of str to tuple of str
+        Names of the axes by array.
+    reverse : frozenset of str
+        The arrays whose datasets have their axes in reverse order.
+    """
+    scales: dict[str, h5py.Dataset] = {}
+    references: dict[str, list[tuple[h5py.Reference, int]]] = {}
+    for array, dims in arrays.items():
+        dataset = group[array]
+        dataset.attrs[DIMS] = np.bytes_(" ".join(dims))
+        stored = dims[::-1] if array in reverse else dims
+        for name, length in zip(stored, dataset.shape, strict=True):
+            if name not in scales:
+                scales[name] = _scale(group, name, length)
+        if dims == (array,):
+            continue  # the coordinates of a dimension are the dimension
+        listed = np.empty(len(dims), _REFERENCE)
+        for axis, name in enumerate(stored):
+            listed[axis] = np.array([scales[name].ref], h5py.ref_dtype)
+            references.setdefault(name, []).append((dataset.ref, axis))
+        dataset.attrs.create("DIMENSION_LIST", listed, dtype=_REFERENCE)
+    for name, found in references.items():
+        scales[name].attrs.create("REFERENCE_LIST", np.array(found, _BACK_REFERENCE), dtype=_BACK_REFERENCE)
+    if scales:
+        group.attrs[DIMS] = np.bytes_(" ".join(scales))
+
+
+def _scale(group: h5py.Group, name: str, length: int) -> h5py.Dataset:
+    if name in group:
+        h5ds.set_scale(group[name].id, name.encode())
+    else:
+        creation = h5p.create(h5p.DATASET_CREATE)  # no storage is allocated before something is written
+        creation.set_obj_track_times(False)
+        space = h5s.create_simple((length,))
+        made = h5py.h5d.create(group.id, name.encode(), h5t.IEEE_F32BE, space, dcpl=creation)
+        h5ds.set_scale(made, (_WITHOUT_DATA % length).encode())
+    return group[name]
+
+
+def read_dimensions(group: h5g.GroupID) -> dict[str, tuple[str, ...]]:
+    """Return the names of the axes of the arrays in a group, for those that have any."""
+    if not h5a.exists(group, DIMS.encode()):
+        return {}
+    texts = {name: item.attrs.get(DIMS) for name, item in h5py.Group(group).items()}
+    return {name: tuple(bytes(text).decode().split()) for name, text in texts.items() if text is not None}
