@@ -1,7 +1,8 @@
 """Names the axes of datasets as NetCDF 4 does, by HDF5's dimension scales.
 
 A dimension is a dataset of its length without data, or an array that holds its coordinates. Each array lists its
-dimensions (DIMENSION_LIST), and each dimension the arrays that have it (REFERENCE_LIST).
+dimensions (DIMENSION_LIST). The list of a dimension's arrays, REFERENCE_LIST, which HDF5 would add, is left out: nobody
+needs it to find names, PyTables cannot open a dataset that has one, and it would be written again for each array.
 """
 
 from __future__ import annotations
@@ -15,14 +16,11 @@ from h5py import h5a, h5ds, h5g, h5p, h5s, h5t
 DIMS = "dims"
 
 _REFERENCE = h5py.vlen_dtype(h5py.ref_dtype)
-_BACK_REFERENCE = np.dtype([("dataset", h5py.ref_dtype), ("dimension", np.int32)])
 _WITHOUT_DATA = "This is a netCDF dimension but not a netCDF variable.%10d"  # the words that NetCDF looks for
 
 
 def name_dimensions(group: h5py.Group, arrays: Mapping[str, tuple[str, ...]], reverse: frozenset[str]) -> None:
     """Name the axes of arrays in a group, once for all of them.
-
-    HDF5's own H5DSattach_scale() writes all references to a dimension again for each array.
 
     Parameters
     ----------
@@ -34,7 +32,6 @@ def name_dimensions(group: h5py.Group, arrays: Mapping[str, tuple[str, ...]], re
         The arrays whose datasets have their axes in reverse order.
     """
     scales: dict[str, h5py.Dataset] = {}
-    references: dict[str, list[tuple[h5py.Reference, int]]] = {}
     for array, dims in arrays.items():
         dataset = group[array]
         dataset.attrs[DIMS] = np.bytes_(" ".join(dims))
@@ -47,10 +44,7 @@ def name_dimensions(group: h5py.Group, arrays: Mapping[str, tuple[str, ...]], re
         listed = np.empty(len(dims), _REFERENCE)
         for axis, name in enumerate(stored):
             listed[axis] = np.array([scales[name].ref], h5py.ref_dtype)
-            references.setdefault(name, []).append((dataset.ref, axis))
         dataset.attrs.create("DIMENSION_LIST", listed, dtype=_REFERENCE)
-    for name, found in references.items():
-        scales[name].attrs.create("REFERENCE_LIST", np.array(found, _BACK_REFERENCE), dtype=_BACK_REFERENCE)
     if scales:
         group.attrs[DIMS] = np.bytes_(" ".join(scales))
 
