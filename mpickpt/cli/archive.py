@@ -4,7 +4,8 @@
     mpickpt archive heat.ckpt:7 --compress        compressed HDF5, checked while it is written
     mpickpt archive heat.ckpt --to /archive       into another directory
 
-Where the file system clones files (XFS, Btrfs, bcachefs) this takes no time and no room; elsewhere the slot is copied.
+Where the file system clones files (XFS, Btrfs, bcachefs) this takes no time, and no room until the slot is
+overwritten; elsewhere the slot is copied.
 The file is a checkpoint like any other: show, verify, diff, export and mpickpt.Checkpoint read it, and
 `mpickpt run --restart 7` restores it. You can archive while a program is running: if it overwrites the slot meanwhile,
 nothing is archived, and the command reports it.
@@ -13,12 +14,13 @@ nothing is archived, and the command reports it.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from mpickpt.cli import tables
 from mpickpt.cli.places import PLACE, add_json, open_checkpoint, open_directory
 from mpickpt.reading.archive import archive
-from mpickpt.store import archive_path
+from mpickpt.store import archive_path, free_bytes
 from mpickpt.units import human_bytes
 
 
@@ -42,4 +44,16 @@ def execute(args: argparse.Namespace) -> int:
     else:
         size = human_bytes(made.nbytes)
         print(f"{made.path}: epoch {checkpoint.epoch}, step {checkpoint.step}, {made.how} ({size})")
+        if made.how == "cloned" and checkpoint.slot.index >= 0:
+            _tell_room(checkpoint.path, made.nbytes, free_bytes(directory))
     return 0
+
+
+def _tell_room(source: Path, need: int, free: int) -> None:
+    """Say that a clone is not for nothing: the room that was reserved for the slot is the archive's now, too."""
+    print(
+        f"It shares its blocks with {source.name}, which takes up to {human_bytes(need)} of new room while it is "
+        f"overwritten; {human_bytes(free)} are free"
+    )
+    if free < need:
+        print("mpickpt: the next epoch there may find the disk full: make room, or delete archives", file=sys.stderr)

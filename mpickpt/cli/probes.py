@@ -21,7 +21,7 @@ import numpy as np
 from mpickpt.layout.arrays import MAX_BLOCKS, ArraySpec, Layout, RankLayout
 from mpickpt.session.memory import ceilings
 from mpickpt.snapshot import CutPlan, DrainState, Snapshotter, Target, crc32c
-from mpickpt.store import Store, clones, reserve
+from mpickpt.store import Store, clones, copies_on_write, kind_of_file_system, reserve
 from mpickpt.units import human_bytes
 
 STATE_BYTES = 64 << 20  # size of the array that the measurements save
@@ -136,7 +136,7 @@ def _memory_limit() -> Finding:
 
 
 def _file_system(work: Path) -> Finding:
-    kind = _kind_of_file_system(work)
+    kind = kind_of_file_system(work)
     free = shutil.disk_usage(work).free
     found = f"{kind}, {human_bytes(free)} free"
     if kind == "tmpfs":
@@ -146,21 +146,18 @@ def _file_system(work: Path) -> Finding:
     return Finding("file system", found, value=free)
 
 
-def _kind_of_file_system(work: Path) -> str:
-    device = f"{os.major(work.stat().st_dev)}:{os.minor(work.stat().st_dev)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        if fields[2] == device:
-            return fields[fields.index("-") + 1]
-    return "unknown"
-
-
 def _fallocate(work: Path) -> Finding:
     with (work / "fallocate").open("wb") as file:
         try:
             done = reserve(file.fileno(), 1 << 20)
         except OSError as error:
             return Finding("fallocate", error.strerror or str(error), "bad", "slots cannot be created here")
+    if done and copies_on_write(work):
+        meaning = (
+            "this file system undoes it: a full disk shows when an epoch is written. Keep room for one slot more, or "
+            "chattr +C the empty directory"
+        )
+        return Finding("fallocate", "works", "note", meaning)
     if done:
         return Finding("fallocate", "works")
     return Finding("fallocate", "none", "note", "a full disk shows when an epoch is written, not when its slot is made")
@@ -178,7 +175,8 @@ def _locks(work: Path) -> Finding:
 
 def _reflink(work: Path) -> Finding:
     if clones(work):
-        return Finding("reflink", "works")
+        meaning = "mpickpt archive clones; a slot then takes as much room again while it is overwritten"
+        return Finding("reflink", "works", "ok", meaning)
     return Finding("reflink", "none", "note", "mpickpt archive copies in place of cloning")
 
 

@@ -21,7 +21,7 @@ from mpickpt.session.archiver import Archiver
 from mpickpt.session.channels import Channels
 from mpickpt.session.checkpointer import Checkpointer
 from mpickpt.session.epoch import InProgress
-from mpickpt.session.failures import LOST, MISSED, SKIPPED, explain, told_untracked, what_stays, why_not
+from mpickpt.session.failures import LOST, MISSED, SKIPPED, explain, told_other_cut, told_untracked, what_stays, why_not
 from mpickpt.session.hang import Hang
 from mpickpt.session.outcome import Outcome
 from mpickpt.session.restoring import Restoring
@@ -119,8 +119,7 @@ class Epochs:
             self._checkpointer.slots.provide(epoch.slot, epoch.step)
         except StoreError as error:
             self.stats.failed += 1
-            path = self._path(epoch)
-            self.last = Outcome(epoch.number, epoch.step, complete=False, path=path, reason=str(error))
+            self.last = Outcome(epoch.number, epoch.step, False, self._path(epoch), str(error))
             if self._coordinator.rank == 0:
                 warn(f"Epoch {epoch.number} (step {epoch.step}) failed: {error}")
             return Refused()
@@ -250,7 +249,11 @@ class Epochs:
         self._recorder.drained(progress, hung=hung)
         current.drained(progress)
         if progress.state in (DrainState.FAILED, DrainState.HUNG):
-            reason = current.lacks or self._checkpointer.changed(progress) or explain(progress.errno)
+            reason = (
+                current.lacks
+                or self._checkpointer.changed(progress)
+                or explain(progress.errno, self._path(current.epoch))
+            )
             current.fail(progress.errno, self._hang.reason() if hung else reason)
             self._warn(current)
         is_saved = progress.state is DrainState.COMPLETE and progress.epoch == current.epoch.number
@@ -283,10 +286,7 @@ class Epochs:
             current.fail(current.errno, MISSED)
             self._warn(current)
         if not commit.same_cut and commit.departed is None:
-            raise UsageError(
-                f"Epoch {epoch.number} failed: rank {rank} was cut for it at step {epoch.step}, and another rank for "
-                f"another epoch or at another step. All ranks must take the same steps."
-            )
+            raise UsageError(told_other_cut(epoch, rank))
         return Decided(commit.complete, commit.missed, commit.departed, commit.hung, commit.pinned)
 
     def _path(self, epoch: Epoch) -> Path:

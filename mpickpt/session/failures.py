@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 from mpickpt.mpi import Commit
+from mpickpt.protocol import Epoch
 from mpickpt.session.outcome import Outcome, is_gone
+from mpickpt.store import why_full
 
 SKIPPED = "it was skipped, as the storage of a rank hung"
 MISSED = "a rank had to go on before it knew the step of the cut; it is tried again"
@@ -47,6 +49,14 @@ def what_stays(errno: int, number: int | None, newest: Outcome | None) -> str:
     return "No epoch is complete yet" if number is None else f"Epoch {number} stays"
 
 
+def told_other_cut(epoch: Epoch, rank: int) -> str:
+    """Say that the ranks were not cut together for `epoch`, as far as `rank` knows it."""
+    return (
+        f"Epoch {epoch.number} failed: rank {rank} was cut for it at step {epoch.step}, and another rank for another "
+        f"epoch or at another step. All ranks must take the same steps."
+    )
+
+
 def told_untracked(rank: int, where: str, epoch: int) -> str:
     """Say that an untracked writer has written to `where` since the cut of `epoch`, or of an older one."""
     return (
@@ -56,8 +66,8 @@ def told_untracked(rank: int, where: str, epoch: int) -> str:
     )
 
 
-def explain(number: int) -> str:
-    """Say what an errno of the snapshotter means."""
+def explain(number: int, slot: Path | None = None) -> str:
+    """Say what an errno of the snapshotter means, on the rank that wrote to `slot`."""
     if number == errno.ELOOP:
         return "somebody has put a symbolic link in its place, through which nothing is written"
     if number == errno.ETIMEDOUT:
@@ -76,7 +86,8 @@ def explain(number: int) -> str:
             f"not all arrays could be protected: the process has {mappings[0]} memory mappings, and vm.max_map_count "
             f"allows {mappings[1]}"
         )
-    return os.strerror(number)
+    full = "" if slot is None else why_full(slot, number)
+    return f"{os.strerror(number)}: {full}" if full else os.strerror(number)
 
 
 def _mappings() -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mpickpt.store.archive import appearing, clones, copy_slot, copying
 from mpickpt.store.files import free_bytes, os_errors, replace_text, reserve, revalidate, sync_folder_above
+from mpickpt.store.filesystem import copies_on_write, kind_of_file_system, why_full
 from mpickpt.store.preface import plain
 from mpickpt.store.retention import Retention
 from mpickpt.store.slots import (
@@ -37,11 +38,13 @@ __all__ = [
     "appearing",
     "archive_path",
     "clones",
+    "copies_on_write",
     "copy_slot",
     "copying",
     "finish_packed",
     "free_bytes",
     "is_unchanged",
+    "kind_of_file_system",
     "revalidate",
     "open_packed",
     "os_errors",
@@ -55,6 +58,7 @@ __all__ = [
     "spill_path",
     "spill_paths",
     "sync_folder_above",
+    "why_full",
     "write_at",
     "write_hdf5",
     "write_netcdf",

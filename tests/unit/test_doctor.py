@@ -17,6 +17,7 @@ from mpijob import SURROUNDINGS, mpiexec
 from mpickpt.cli import doctor, probes
 from mpickpt.cli.main import main
 from mpickpt.cli.probes import Finding
+from mpickpt.store import kind_of_file_system
 
 
 def findings(text: str) -> dict[str, dict[str, object]]:
@@ -55,12 +56,12 @@ def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             *("bad", "note", "bad"),
         )
     with monkeypatch.context() as patch:
-        patch.setattr(probes, "_kind_of_file_system", lambda _: "tmpfs")
+        patch.setattr(probes, "kind_of_file_system", lambda _: "tmpfs")
         assert "lost with the node" in probes._file_system(tmp_path).meaning
-        patch.setattr(probes, "_kind_of_file_system", lambda _: "lustre")
+        patch.setattr(probes, "kind_of_file_system", lambda _: "lustre")
         assert probes._file_system(tmp_path).state == "ok"
     kind = subprocess.run(["stat", "-f", "-c", "%T", str(tmp_path)], capture_output=True, text=True, check=True).stdout
-    assert probes._kind_of_file_system(tmp_path)[:3] == kind[:3]  # stat says ext2/ext3 for ext4
+    assert kind_of_file_system(tmp_path)[:3] == kind[:3]  # stat says ext2/ext3 for ext4
 
 
 def rank(**changes: object) -> dict[str, object]:
