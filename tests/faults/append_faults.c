@@ -1,6 +1,6 @@
 /* Preloaded by test_append.py. Calls that concern files whose path begins with FILES are counted, those that change a file, sync
- * it, or give it a name: the process dies at number DIE_AT of them. Syncs of files whose path ends in FAIL_SYNC fail in threads
- * of the drain. COUNT_TO is the file that gets the number of calls at the end. */
+ * it, or give it a name: the process dies at number DIE_AT of them. The first sync of a file whose path ends in FAIL_SYNC fails
+ * in the drain: of lost pages the system tells once. COUNT_TO is the file that gets the number of calls at the end. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -18,7 +18,7 @@
 
 #define THEIRS(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
-static _Atomic int calls;
+static _Atomic int calls, failed;
 
 static void count(const char *path) {
     const char *files = getenv("FILES"), *die_at = getenv("DIE_AT");
@@ -70,7 +70,7 @@ int fdatasync(int fd) {
     pthread_getname_np(pthread_self(), thread, sizeof thread);
     count_file(fd);
     if (end && strncmp(thread, "mpickpt", 7) == 0 && path_of(fd, path) && strlen(path) >= strlen(end) &&
-        strcmp(path + strlen(path) - strlen(end), end) == 0) {
+        strcmp(path + strlen(path) - strlen(end), end) == 0 && failed++ == 0) {
         errno = EIO;
         return -1;
     }
