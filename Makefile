@@ -51,7 +51,7 @@ PAIRED := -n 2 --dist worksteal
 # --kill-after: a pytest that does not end on SIGTERM has ranks of its own to take down first.
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
-.PHONY: help install demo test test-native test-sanitized test-checked test-unit test-guard test-mpi test-faults test-kills test-slurm test-nfs test-mpi4py dist lint docs bench bench-quick bench-curves \
+.PHONY: help install demo test test-native test-sanitized test-checked test-unit test-guard test-mpi test-faults test-kills test-recipes test-slurm test-nfs test-mpi4py dist lint docs bench bench-quick bench-curves \
         bench-throttled bench-faults bench-guard bench-rounds bench-unchanged bench-restart bench-verify clean
 
 help:
@@ -59,6 +59,7 @@ help:
 	@echo 'make test    C, units, MPI with 1 and 4 ranks, crashes; $(SHARE) % of what is drawn at random (SHARE=100: all)'
 	@echo 'make test-kills   all of the kills at random instants'
 	@echo 'make test-checked the C tests with the assertions of the core (CHECKS=1 builds the package with them, for all targets)'
+	@echo 'make test-recipes the programs of docs/recipes.md, with emcee, schwimmbad and pyfftw'
 	@echo 'make test-slurm   jobs of a real Slurm on this machine (needs slurm-wlm, munge and root)'
 	@echo 'make test-nfs     ranks on two nodes with NFS between them, in a virtual machine (Debian; needs QEMU)'
 	@echo 'make test-mpi4py  the tests of mpi4py itself, alone and in a session that cuts before each: the same counts'
@@ -90,9 +91,9 @@ $(VENV)/stamp-install: $(VENV)/stamp-venv $(SOURCES)
 	$(if $(CHECKS),$(BIN)/python -P -c 'from mpickpt import _native; assert _native.CHECKS')
 	touch $@
 
-# The tools alone: the list is that of the extra [dev], [dist] or [docs], and the package in it is there already.
+# The tools alone: the list is that of the extra [dev], [dist], [docs] or [recipes], and the package in it is there already.
 EXTRA := import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]])
-$(VENV)/stamp-dev $(VENV)/stamp-dist $(VENV)/stamp-docs: $(VENV)/stamp-%: $(VENV)/stamp-venv pyproject.toml | $(VENV)/stamp-install
+$(VENV)/stamp-dev $(VENV)/stamp-dist $(VENV)/stamp-docs $(VENV)/stamp-recipes: $(VENV)/stamp-%: $(VENV)/stamp-venv pyproject.toml | $(VENV)/stamp-install
 	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c '$(EXTRA)' $*)
 	touch $@
 
@@ -138,6 +139,10 @@ test-faults: install
 
 test-kills: install
 	cd tests && MPICKPT_TEST_SHARE=100 timeout --kill-after=20 3600 $(PYTEST) $(PAIRED) -m sampled faults
+
+# The programs of docs/recipes.md, with the libraries that they are for.
+test-recipes: install $(VENV)/stamp-recipes
+	cd tests && $(LIMIT) $(PYTEST) recipes
 
 # Skipped as a whole, with the reason, where there is no Slurm.
 test-slurm: install

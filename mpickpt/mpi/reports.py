@@ -1,4 +1,4 @@
-"""Which ranks are late: ranks that wait for long report it to two collectors, so that a time-out can name the others.
+"""Which ranks are late: ranks that wait for long report it to three collectors, so that a time-out can name the others.
 
 Nothing is sent unless a rank waits for long, and no rank is waited for here.
 """
@@ -17,10 +17,17 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 STORAGE = "the storage, "  # prefix of a wait that is not for another rank
-COLLECTORS = (0, 1)  # two, as one of them may be the one that is late
 LISTEN_SECONDS = 0.2  # that a collector listens before it names ranks
 _TAG = 1
 _SHOWN = 8  # ranks that a message lists
+
+
+def collectors(size: int) -> list[int]:
+    """Return the ranks that others report to: several, as some of them may be late.
+
+    One that hands out work to all others, which wait inside a library, is mostly the first or the last.
+    """
+    return sorted({0, min(1, size - 1), size - 1})
 
 
 class Reports:
@@ -38,13 +45,14 @@ class Reports:
         self._comm = comm
         self._status = mpi.Status
         self._byte = mpi.BYTE
+        self._collectors = collectors(comm.size)
         self._waiting: dict[int, str] = {}  # on a collector: the other ranks that wait, and for what
 
     def tell(self, what: str) -> None:
         """Report to the collectors that this rank waits for `what`."""
         text = np.frombuffer(what.encode(), np.uint8).copy()
-        for collector in COLLECTORS:
-            if collector < self._comm.size and collector != self._comm.rank:
+        for collector in self._collectors:
+            if collector != self._comm.rank:
                 abandon(Pending(self._comm.Isend(text, collector, _TAG), text))
 
     def withdraw(self) -> None:
@@ -53,7 +61,7 @@ class Reports:
 
     def take(self) -> None:
         """Receive the reports that have come."""
-        if self._comm.rank not in COLLECTORS:
+        if self._comm.rank not in self._collectors:
             return
         status = self._status()
         while self._comm.Iprobe(tag=_TAG, status=status):
@@ -63,15 +71,15 @@ class Reports:
 
     def late_of_all(self) -> str | None:
         """Return `late()` if this rank is to report it, None otherwise: one report is enough."""
-        if self._comm.rank not in COLLECTORS:
+        if self._comm.rank not in self._collectors:
             return None
         late = self.late()
-        others = (rank for rank in COLLECTORS if rank < self._comm.rank)
+        others = (rank for rank in self._collectors if rank < self._comm.rank)
         return None if any(self._waiting.get(rank) for rank in others) else late
 
     def late(self) -> str:
         """Return a text that names the ranks that did not report; empty if nothing is known."""
-        if self._comm.rank not in COLLECTORS:
+        if self._comm.rank not in self._collectors:
             return ""
         end = time.monotonic() + LISTEN_SECONDS
         while time.monotonic() < end:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mpickpt.errors import UsageError, WaitTimeout
 from mpickpt.mpi.pending import abandon
-from mpickpt.mpi.reports import COLLECTORS
+from mpickpt.mpi.reports import collectors
 from mpickpt.waiting import SAY_AFTER, Stopwatch
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def meet(comm: MPI.Intracomm, limit: float) -> MPI.Intracomm:
     comm : mpi4py.MPI.Intracomm
         The program's.
     limit : float
-        Seconds until this rank gives up. The collectors of reports say before that what they wait for; there are two,
-        as one may be the late rank.
+        Seconds until this rank gives up. The collectors of reports say before that what they wait for; there are
+        several, as some may be late.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def _await(request: MPI.Request, result: object, comm: MPI.Intracomm, watch: Sto
     """Wait for a request of `meet`, which may write its `result` whenever it becomes complete."""
     while not request.Test():
         waited = watch.seconds()
-        if waited > SAY_AFTER and not watch.said and comm.rank in COLLECTORS:
+        if waited > SAY_AFTER and not watch.said and comm.rank in collectors(comm.size):
             watch.said = True
             text = f"mpickpt: rank {comm.rank} has waited {SAY_AFTER:g} s for all ranks of comm to call mpickpt.open."
             print(text, file=sys.stderr, flush=True)

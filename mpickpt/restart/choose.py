@@ -28,6 +28,11 @@ from mpickpt.terminal import Bar
 if TYPE_CHECKING:
     from mpickpt.mpi import Traffic
 
+# The first thing at which all ranks meet once a session is open.
+FIRST_SAFE_POINT = (
+    "all ranks to come to their first safe point (workers that wait inside a library never do: then open the session "
+    "on MPI.COMM_SELF, see docs/recipes.md)"
+)
 SHOWN = 5  # corrupt places that are reported of one epoch
 
 
@@ -125,7 +130,7 @@ def messages(coordinator: Coordinator, traffic: Traffic, source: Source | None, 
             data = source.channels()
     except MpickptError as wrong:
         error = wrong
-    coordinator.agree(error, "all ranks to read the messages in flight")
+    coordinator.agree(error, FIRST_SAFE_POINT)
     told = coordinator.gather((traffic.taken, len(data)), "all ranks to say whether they took ckpt.comm")
     summed = None if told is None else tuple(map(sum, zip(*told, strict=True)))
     takers, in_flight = coordinator.broadcast(summed, "rank 0 to tell of ckpt.comm") or (0, 0)

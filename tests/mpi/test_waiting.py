@@ -44,16 +44,37 @@ def test_a_long_wait_is_said_once_with_the_ranks_that_are_late(
     coordinator.close()
 
 
+@pytest.mark.parametrize("master", [0, LAST])
+def test_a_master_whose_workers_wait_inside_a_library_says_so(
+    master: int, mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No other rank comes to a safe point, nor reports anything; here they do in the end."""
+    monkeypatch.setattr(coordinator_module, "SAY_AFTER", SOON)
+    with mpickpt.open(mpi_tmp_path, COMM, every=1) as ckpt:
+        COMM.barrier()
+        if COMM.rank != master:
+            time.sleep(4 * SOON)
+        for _ in ckpt.range(2):
+            pass
+    said = sum(COMM.allgather(_said(capfd)), [])
+    assert len(said) == 1
+    begins = (
+        f"mpickpt: rank {master} has waited {SOON:g} s for all ranks to come to their first safe point (workers that "
+    )
+    assert said[0].startswith(begins) and "MPI.COMM_SELF" in said[0] and "therefore late: rank" in said[0]
+
+
 def test_ranks_that_do_not_come_to_the_beginning(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It is said once by each of the two lowest ranks, and has a limit."""
+    """It is said once by each of the two lowest ranks and by the last, and has a limit."""
     monkeypatch.setattr(started, "SAY_AFTER", SOON)
-    COMM.barrier()
-    if COMM.rank == LAST:
-        time.sleep(3 * SOON)
-    started.meet(COMM, limit=100.0).Free()
-    assert len(_said(capfd)) == (COMM.rank < 2 and COMM.rank != LAST)
+    for late in (LAST, 0):
+        COMM.barrier()
+        if COMM.rank == late:
+            time.sleep(3 * SOON)
+        started.meet(COMM, limit=100.0).Free()
+        assert len(_said(capfd)) == (COMM.rank in (0, 1, LAST) and COMM.rank != late)
     COMM.barrier()
     if COMM.rank != LAST:
         with pytest.raises(WaitTimeout, match=f"Rank {COMM.rank} waited 0.3 s for all {COMM.size} ranks of comm"):
@@ -131,7 +152,7 @@ def test_a_wait_that_ended_leaves_no_report(monkeypatch: pytest.MonkeyPatch) -> 
     coordinator.broadcast(None, "rank 0")
     coordinator.gather(None, "all")
     COMM.barrier()
-    if COMM.rank in reports.COLLECTORS:
+    if COMM.rank in reports.collectors(COMM.size):
         coordinator._reports.late()
         assert not any(coordinator._reports._waiting.values())
     coordinator.close()
