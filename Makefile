@@ -51,7 +51,7 @@ PAIRED := -n 2 --dist worksteal
 # --kill-after: a pytest that does not end on SIGTERM has ranks of its own to take down first.
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
-.PHONY: help install demo test test-native test-sanitized test-checked test-unit test-guard test-mpi test-faults test-kills test-recipes test-slurm test-nfs test-mpi4py dist lint docs bench bench-quick bench-curves \
+.PHONY: help install demo test test-native test-sanitized test-checked test-unit test-guard test-mpi test-faults test-kills test-recipes test-readers test-slurm test-nfs test-mpi4py dist lint docs bench bench-quick bench-curves \
         bench-throttled bench-faults bench-guard bench-rounds bench-unchanged bench-restart bench-verify clean
 
 help:
@@ -60,6 +60,7 @@ help:
 	@echo 'make test-kills   all of the kills at random instants'
 	@echo 'make test-checked the C tests with the assertions of the core (CHECKS=1 builds the package with them, for all targets)'
 	@echo 'make test-recipes the programs of docs/recipes.md, with emcee, schwimmbad and pyfftw'
+	@echo 'make test-readers xarray, netCDF4, VTK and others read slots and exports (downloads them into .build)'
 	@echo 'make test-slurm   jobs of a real Slurm on this machine (needs slurm-wlm, munge and root)'
 	@echo 'make test-nfs     ranks on two nodes with NFS between them, in a virtual machine (Debian; needs QEMU)'
 	@echo 'make test-mpi4py  the tests of mpi4py itself, alone and in a session that cuts before each: the same counts'
@@ -136,6 +137,16 @@ test-mpi: install
 
 test-faults: install
 	cd tests && $(LIMIT) $(PYTEST) $(PAIRED) $(if $(CASES),-k '$(CASES)') faults
+
+# Other libraries read what mpickpt writes: each in an environment of its own.
+READERS := $(BUILD)/venv-readers
+$(READERS)/stamp: tests/readers/requirements.txt
+	$(PYTHON) -m venv --clear $(READERS)
+	$(READERS)/bin/python -m pip install --quiet -r $<
+	touch $@
+
+test-readers: install $(READERS)/stamp
+	cd tests && $(LIMIT) $(PYTEST) $(PAIRED) readers
 
 test-kills: install
 	cd tests && MPICKPT_TEST_SHARE=100 timeout --kill-after=20 3600 $(PYTEST) $(PAIRED) -m sampled faults
