@@ -22,6 +22,7 @@ from mpickpt.options import resolve
 from mpickpt.reading.checkpoint import Checkpoint
 from mpickpt.session import archiver
 from mpickpt.session.session import Session
+from mpickpt.signals.forks import inherit_descriptor
 from mpickpt.snapshot import Copier, crc32c
 from mpickpt.store import Store, clones
 from mpickpt.store.retention import Retention
@@ -182,6 +183,27 @@ def test_the_end_waits_for_no_copy(tmp_path: Path, held: threading.Event, capsys
     assert "the archive of epoch 1 was not finished before the session ended" in capsys.readouterr().err
     assert archives(c) == []
     assert not list(c.glob("*.new"))
+
+
+def test_storage_that_hangs_does_not_hold_up_the_end(
+    tmp_path: Path, held: threading.Event, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its directory stays locked until the process ends, as something may still be written there."""
+    monkeypatch.setattr(archiver, "END_SECONDS", 0.1)
+    with opened(tmp_path / "c", archive_every="1h", archive_to=tmp_path / "to") as ckpt:
+        steps(ckpt, 3)
+        made = ckpt._ending._archiver
+        assert made is not None
+        thread, fd = made._thread, made._store.lock_descriptor
+    assert "the archive of epoch 1 was not finished before the session ended" in capsys.readouterr().err
+    with pytest.raises(InUseError):
+        Store(tmp_path / "to", crc32c).lock()
+    held.set()
+    assert thread is not None
+    assert fd is not None
+    thread.join(60)
+    inherit_descriptor(fd)
+    os.close(fd)
 
 
 def test_another_directory(tmp_path: Path) -> None:

@@ -140,6 +140,13 @@ def test_sbatch_names_the_directory_that_it_is_given(capsys: pytest.CaptureFixtu
     assert "export MPICKPT_DIR=${MPICKPT_DIR:-'/scratch/run 7'}\n" in capsys.readouterr().out
 
 
+def test_sbatch_passes_on_what_is_archived(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--archive-every", "1h", "--keep-archives", "3", "--archive-to", "/my archive"]
+    assert main.main(["sbatch", *options, "app.py"]) == 0
+    command = "srun mpickpt run --archive-every=1h --keep-archives=3 --archive-to='/my archive' app.py\n"
+    assert command in capsys.readouterr().out
+
+
 def test_sbatch_without_sbatch(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
