@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mpickpt.layout.parts import Part
     from mpickpt.reading.checkpoint import Checkpoint
     from mpickpt.session.api import open
+    from mpickpt.session.main import main
     from mpickpt.session.outcome import Outcome
     from mpickpt.session.session import Session
     from mpickpt.stats import Restored, Stats
@@ -51,11 +52,13 @@ __all__ = [
     "StoreError",
     "UsageError",
     "WaitTimeout",
+    "main",
     "open",
 ]
 
 _HOMES = {
     "session.api": ("open",),
+    "session.main": ("main",),
     "session.outcome": ("Outcome",),
     "layout.parts": ("Part",),
     "reading.checkpoint": ("Checkpoint",),

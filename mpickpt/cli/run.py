@@ -21,7 +21,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from mpickpt.errors import MpickptError, Stopped, UsageError
-from mpickpt.mpi import abort, world_rank_and_size
+from mpickpt.mpi import abort, begin_survival, current_survival, world_rank_and_size
 from mpickpt.options import command_line
 
 OPTIONS = {
@@ -44,6 +44,10 @@ SWITCHES = ("lazy", "record", "progress", "alone")
 
 INTERRUPTED = 130  # the exit code that shells give to a program that Ctrl-C ended
 LAST_WORDS_SECONDS = 5.0  # for a rank to say why it left, before those that cannot continue without it end all
+WITHOUT_MAIN = (
+    "mpickpt: the program came to its end without a call of mpickpt.main(f), so --survive had no effect: no rank could "
+    "have gone on after the loss of another"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, help=text)
     text = "this process is to be alone, also if its launcher started several that MPI does not know of"
     parser.add_argument("--alone", action=argparse.BooleanOptionalAction, help=text)
+    text = "when a rank dies, go on without it, or with another process in its place (Open MPI, mpirun --with-ft ulfm)"
+    parser.add_argument("--survive", choices=("shrink", "respawn"), help=text)
     parser.add_argument("-m", dest="is_module", action="store_true", help="the program is a module, as for python -m")
     parser.add_argument("program", help="the program to run")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what the program gets as sys.argv[1:]")
@@ -73,7 +79,19 @@ def execute(args: argparse.Namespace) -> int:
         sys.path[0] = str(Path.cwd() if args.is_module else Path(args.program).resolve().parent)
     _check_program(args.program, args.is_module)
     sys.argv = [args.program, *args.arguments]
+    code = _run(args)
+    survival = current_survival()
+    if survival is not None:
+        if code == 0 and not survival.was_entered and survival.comm.rank == 0:
+            _say(WITHOUT_MAIN)
+        survival.end(code)
+    return code
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
+        if args.survive is not None:
+            begin_survival(args.survive)
         if args.is_module:
             runpy.run_module(args.program, run_name="__main__", alter_sys=True)
         else:

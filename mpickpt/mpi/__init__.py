@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING
 from mpickpt.mpi.commits import Commit, Share
 from mpickpt.mpi.coordinator import Coordinator
 from mpickpt.mpi.reports import STORAGE
-from mpickpt.mpi.world import abort, about_mpi, broadcast_world, gather_world, world_rank_and_size
+from mpickpt.mpi.survival import Survival
+from mpickpt.mpi.survival import begin as begin_survival
+from mpickpt.mpi.survival import current as current_survival
+from mpickpt.mpi.survival import find_loss, note_saved
+from mpickpt.mpi.world import abort, about_mpi, broadcast_world, gather_world, world_comm, world_rank_and_size
 
 if TYPE_CHECKING:
     from mpickpt.mpi.coordinator import Communicator
@@ -23,10 +27,16 @@ __all__ = [
     "Communicator",
     "Coordinator",
     "Share",
+    "Survival",
     "Traffic",
     "abort",
     "about_mpi",
+    "begin_survival",
     "broadcast_world",
+    "current_survival",
+    "find_loss",
     "gather_world",
+    "note_saved",
+    "world_comm",
     "world_rank_and_size",
 ]

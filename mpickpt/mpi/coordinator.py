@@ -28,6 +28,8 @@ from mpickpt.mpi.pending import Pending, abandon
 from mpickpt.mpi.reports import STORAGE, Reports
 from mpickpt.mpi.rounds import Rounds
 from mpickpt.mpi.started import check_started, import_mpi, meet
+from mpickpt.mpi.survival import is_lost
+from mpickpt.mpi.world import world_comm
 from mpickpt.options import wait_limit
 from mpickpt.waiting import REPORT_AFTER, SAY_AFTER, Stopwatch
 
@@ -73,7 +75,7 @@ class Coordinator:
         mpi = import_mpi()
         check_started(mpi, comm)
         if comm is None:
-            comm = mpi.COMM_WORLD
+            comm = world_comm()
         if not isinstance(comm, mpi.Intracomm) or comm == mpi.COMM_NULL:
             raise UsageError(f"comm must be an intracommunicator of mpi4py, not {comm!r}.")
         self._mpi = mpi
@@ -94,6 +96,11 @@ class Coordinator:
 
         self._traffic = Traffic(self._meetings, idle, crc32c)
         return self._traffic
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a rank is lost, and with it all that the others could agree on."""
+        return is_lost()
 
     # -- meetings ------------------------------------------------------------------------------------------------
 
@@ -218,11 +225,14 @@ class Coordinator:
 
     def leave(self) -> None:
         """End the session on this rank alone; MPI keeps what is pending until all ranks have left and meet again."""
-        if self._rounds is not None:
+        if self._rounds is not None and not self.is_lost:
             self._rounds.leave()
         if self._traffic is not None:
             self._traffic.leave()
-        leave_behind(self._number, self)
+        if self.is_lost:  # nobody can give back what the dead rank has, too
+            abandon(self)
+        else:
+            leave_behind(self._number, self)
 
     def group(self) -> MPI.Group:
         """Return the ranks of the session; the caller frees the group."""

@@ -10,10 +10,13 @@ import struct
 import sys
 import termios
 import time
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpickpt.mpi.started import import_mpi
+from mpickpt.mpi.survival import current
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 _LAUNCHER_LIMIT = 2.0  # seconds that a launcher gets to read a rank's last words
 
@@ -39,21 +42,28 @@ def broadcast_world(value: str) -> str:
     return told
 
 
+def world_comm() -> MPI.Intracomm:
+    """Return the communicator of all ranks of the program: MPI_COMM_WORLD, but after the loss of a rank."""
+    survival = current()
+    comm: MPI.Intracomm = import_mpi().COMM_WORLD if survival is None else survival.comm
+    return comm
+
+
 def world_rank_and_size() -> tuple[int, int]:
     """Return rank and number of ranks of a program that uses MPI; otherwise (0, 1), without starting MPI."""
-    mpi = _mpi_in_use()
-    return (0, 1) if mpi is None else (mpi.COMM_WORLD.rank, mpi.COMM_WORLD.size)
+    comm = _comm_in_use()
+    return (0, 1) if comm is None else (comm.rank, comm.size)
 
 
 def abort(code: int) -> None:
     """End all ranks with exit code `code`, after the launcher has read our output; return if there is only one."""
-    mpi = _mpi_in_use()
-    if mpi is not None and mpi.COMM_WORLD.size > 1:
+    comm = _comm_in_use()
+    if comm is not None and comm.size > 1:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads any more
                 stream.flush()
                 _wait_until_read(stream.fileno())
-        mpi.COMM_WORLD.Abort(code)
+        comm.Abort(code)
 
 
 def _wait_until_read(output: int) -> None:
@@ -71,6 +81,9 @@ def _unread(pipe: int) -> int:
     return int(count)
 
 
-def _mpi_in_use() -> ModuleType | None:
+def _comm_in_use() -> MPI.Intracomm | None:
+    """Return the communicator of all ranks of the program that live; None if it does not use MPI."""
     mpi = sys.modules.get("mpi4py.MPI")
-    return mpi if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() else None
+    if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized():
+        return None
+    return world_comm()

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mpickpt.errors import MpickptError, UsageError, everywhere
-from mpickpt.mpi import Coordinator, about_mpi, world_rank_and_size
+from mpickpt.mpi import Coordinator, about_mpi, current_survival, find_loss, world_rank_and_size
 from mpickpt.options import OnRebind, Options, command_line, resolve
 from mpickpt.session.launcher import find_launch
 from mpickpt.session.session import Session
 
 if TYPE_CHECKING:
     from mpickpt.mpi import Communicator
+
+NO_MAIN = (
+    "Under --survive a program is called again when a rank has died, but this one calls mpickpt.open outside of "
+    "mpickpt.main(). Put what it does into a function of the communicator, and hand that to mpickpt.main(f); or run it "
+    "without --survive."
+)
 
 
 def open(
@@ -141,13 +148,17 @@ def open(
     code |= {"predict": predict, "lazy": lazy, "margin": margin, "record": record, "progress": progress}
     code |= {"on_rebind": on_rebind, "alone": alone, "stall_limit": stall_limit, "term_limit": term_limit}
     code |= {"archive_every": archive_every, "keep_archives": keep_archives, "archive_to": archive_to}
+    survival = current_survival()
+    if survival is not None and not survival.is_entered:
+        raise everywhere(UsageError(NO_MAIN))
     coordinator = Coordinator(comm)
     try:
         options = coordinator.on_root(lambda: _options(code), "rank 0 to read the options")
-        if not options.alone:
+        if not options.alone and survival is None:
             _check_launcher()
         return Session(coordinator, options)
     except BaseException as error:
+        find_loss(error)
         if isinstance(error, MpickptError) and error.everywhere:  # then all ranks come here, and nobody waits
             coordinator.close()
         else:
@@ -175,4 +186,8 @@ def _check_launcher() -> None:
 
 
 def _options(code: dict[str, Any]) -> Options:
-    return resolve(code, os.environ, command_line.given, base=Path.cwd())
+    options = resolve(code, os.environ, command_line.given, base=Path.cwd())
+    survival = current_survival()
+    if survival is not None and survival.saved:  # it goes on from there, wherever it was to begin
+        options = replace(options, restart="auto")
+    return options

@@ -298,8 +298,9 @@ class Driver:
         self._triggers.close()
         self._idle = None
         self._epochs.leave()
-        self._performer.leave()
-        self._coordinator.commits.post_leaving()
+        if not self._coordinator.is_lost:
+            self._performer.leave()
+            self._coordinator.commits.post_leaving()
         self._recorder.end(closing, self.stats, self._checkpointer.progress(), by_itself=True)
 
     def end(self) -> None:

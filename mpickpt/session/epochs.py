@@ -323,7 +323,8 @@ class Epochs:
         while not self._checkpointer.wait(INTERRUPT_SECONDS):
             self._hang.give_up(ending=False)
         drained = self._drained()
-        self.post(Post(self._present.epoch, drained.complete, hung=drained.hung))
+        if not self._coordinator.is_lost:
+            self.post(Post(self._present.epoch, drained.complete, hung=drained.hung))
 
     def current_stats(self) -> Stats:
         """Sum up, with the drain that is in progress."""
