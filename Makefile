@@ -52,7 +52,8 @@ PAIRED := -n 2 --dist worksteal
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
 .PHONY: help install demo test test-native test-sanitized test-checked test-unit test-guard test-mpi test-faults test-kills test-recipes test-readers test-slurm test-nfs test-mpi4py dist lint docs bench bench-quick bench-curves \
-        bench-throttled bench-faults bench-guard bench-rounds bench-unchanged bench-restart bench-verify clean
+        bench-throttled bench-faults bench-guard bench-rounds bench-unchanged bench-restart bench-verify \
+        bench-survive clean
 
 help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
@@ -74,6 +75,7 @@ help:
 	@echo 'make bench-unchanged  what checkpoints cost a program that changes nothing, counted (a minute)'
 	@echo 'make bench-restart what a restart costs, eager and lazy'
 	@echo 'make bench-verify  how fast mpickpt verify reads'
+	@echo 'make bench-survive MPI=openmpi  40 random kills of one rank of four that the others survive (ten minutes)'
 	@echo 'make dist    sources and a wheel in .build/dist, each installed in an environment of its own and tried there'
 	@echo 'make lint    ruff, mypy --strict, and the limits of .ci/style.py'
 	@echo 'make docs    the pages of docs/ as HTML, in .build/docs'
@@ -245,6 +247,10 @@ bench-restart: install
 bench-verify: install
 	mkdir -p benchmarks/results
 	$(BIN)/python benchmarks/verify.py --dir benchmarks/results
+
+# SURVIVE: options, such as --kills 5 --again 2.
+bench-survive: install
+	$(BIN)/python benchmarks/survive.py $(SURVIVE)
 
 clean:
 	rm -rf .build

@@ -74,10 +74,17 @@ class MpiJob:
         File that takes stdout and stderr of all ranks.
     settings
         Environment variables in addition to the inherited ones.
+    launching
+        Options of mpiexec.
     """
 
     def __init__(
-        self, ranks: int, command: Sequence[str | Path], log: Path, settings: Mapping[str, str] | None = None
+        self,
+        ranks: int,
+        command: Sequence[str | Path],
+        log: Path,
+        settings: Mapping[str, str] | None = None,
+        launching: Sequence[str] = (),
     ) -> None:
         self.ranks = ranks
         self.log = log
@@ -89,7 +96,7 @@ class MpiJob:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                [mpiexec(), "-n", str(ranks), sys.executable, *map(str, command)],
+                [mpiexec(), *launching, "-n", str(ranks), sys.executable, *map(str, command)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -166,10 +173,14 @@ class MpiJob:
 
 @contextmanager
 def mpi_job(
-    ranks: int, command: Sequence[str | Path], log: Path, settings: Mapping[str, str] | None = None
+    ranks: int,
+    command: Sequence[str | Path],
+    log: Path,
+    settings: Mapping[str, str] | None = None,
+    launching: Sequence[str] = (),
 ) -> Iterator[MpiJob]:
     """Run a job in a with block; whatever happens, none of its processes stays."""
-    job = MpiJob(ranks, command, log, settings)
+    job = MpiJob(ranks, command, log, settings, launching)
     try:
         yield job
     except BaseException:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 from mpickpt.mpi.commits import Commit, Share
 from mpickpt.mpi.coordinator import Coordinator
 from mpickpt.mpi.reports import STORAGE
-from mpickpt.mpi.survival import Survival
+from mpickpt.mpi.survival import Survival, find_loss, note_saved
 from mpickpt.mpi.survival import begin as begin_survival
 from mpickpt.mpi.survival import current as current_survival
-from mpickpt.mpi.survival import find_loss, note_saved
 from mpickpt.mpi.world import abort, about_mpi, broadcast_world, gather_world, world_comm, world_rank_and_size
 
 if TYPE_CHECKING:

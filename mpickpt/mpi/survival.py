@@ -1,9 +1,10 @@
 """The communicator of a program that goes on when a rank dies, and how the survivors get the next one.
 
-ULFM, the fault tolerance of Open MPI, gives the survivors an error, and lets them revoke and shrink their communicator.
-`Survival` is one process's end of it: it says whether an error follows from the loss of a rank, agrees with the others on
-the end of the program's function, and makes the communicator with which the function is called again. With ``shrink``
-that has the survivors in it; with ``respawn`` another process takes the place and the number of each dead rank.
+ULFM, the fault tolerance of Open MPI, gives the survivors an error, and lets them revoke and shrink their
+communicator. `Survival` is one process's end of it: it says whether an error follows from the loss of a rank, agrees
+with the others on the end of the program's function, and makes the communicator with which the function is called
+again. With ``shrink`` that has the survivors in it; with ``respawn`` another process takes the place and the number of
+each dead rank.
 
 It knows nothing of sessions. `mpickpt.session.main` drives it; `mpickpt.mpi.world` and a `Coordinator` ask it for the
 communicator of the program.
@@ -15,27 +16,27 @@ import atexit
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
 from mpickpt.errors import MpickptError, UsageError, everywhere
 from mpickpt.mpi.identity import Identity, end_process, own_identity
-from mpickpt.mpi.limits import Watch, limited
+from mpickpt.mpi.limits import limited
+from mpickpt.mpi.standby import Kept, Standby
 from mpickpt.mpi.started import import_mpi
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-    from mpickpt.mpi.revocable import Family
 
 Mode = Literal["shrink", "respawn"]
 NEEDS = "mpirun --with-ft ulfm"
 
 _NOTICE_SECONDS = 5.0  # for the death of a rank to be known, after an error that may come of it
 _REBUILD_SECONDS = 120.0  # for the next communicator
-_FINALIZE_SECONDS = 10.0  # for MPI_Finalize
+_KEEPERS = (0, 1)  # ranks that keep a process ready; two, as one of them may be the one that dies
 _LONGEST_PAUSE = 1e-3  # between two polls of an agreement
 _RETURNED, _GOES_ON = 1, 2  # what a rank brings to the agreement at the end of the function
 
@@ -46,26 +47,20 @@ class _News:
 
     Attributes
     ----------
-    dead : tuple of int
-        The numbers of the ranks that died, in the communicator before.
+    numbers : tuple of int
+        The ranks that get other processes, in the order in which these join.
+    keeper : int
+        Which rank calls them.
     losses : int
         How many times ranks were lost.
     saved : bool
         Whether a survivor knows of an epoch of this run that is complete.
     """
 
-    dead: tuple[int, ...]
+    numbers: tuple[int, ...]
+    keeper: int
     losses: int
     saved: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """The next communicator, with its family, and what happened before."""
-
-    comm: MPI.Intracomm
-    family: Family
-    news: _News
 
 
 class Survival:
@@ -78,7 +73,7 @@ class Survival:
 
     Attributes
     ----------
-    comm : Revocable
+    comm : mpi4py.MPI.Intracomm
         The communicator of the program.
     losses : int
         How many times ranks were lost.
@@ -98,28 +93,24 @@ class Survival:
     def __init__(self, mode: Mode) -> None:
         mpi = import_mpi()
         _check_library(mpi, mode)
-        from mpickpt.mpi.revocable import Family  # which cannot be imported without MPI
+        from mpickpt.mpi import revoking  # which cannot be imported without MPI
 
         self._mpi = mpi
         self._mode = mode
-        self._new_family = Family
+        self._revoking = revoking
         self.losses = 0
         self.saved = False
         self.is_entered = self.was_entered = False
         self._identities: list[Identity] = []
         self._is_lost = False
         self._lost = ""
-        self._watch: Watch | None = None
-        atexit.register(self._finalize)  # before those of the program, and so called after them
+        self._exit_code: int | None = None
+        atexit.register(self._exit)  # before what the program registers, and so called after that
         self._folder = os.getcwd()  # noqa: PTH109  (as a string, for the launcher)
-        self._parent: MPI.Intercomm = mpi.Comm.Get_parent()
-        self._family = Family()
-        self.comm: MPI.Intracomm = self._family.adopt(mpi.COMM_WORLD.Dup())
-
-    @property
-    def joins(self) -> bool:
-        """Whether this process takes the place of a rank that died, and has not done so yet."""
-        return self._parent != self._mpi.COMM_NULL
+        parent: MPI.Intercomm = mpi.Comm.Get_parent()
+        self._standby: Standby | None = None
+        self._kept = None if parent == mpi.COMM_NULL else Kept(parent)
+        self.comm: MPI.Intracomm = revoking.safe(mpi.COMM_WORLD.Dup())
 
     def enter(self) -> None:
         """Begin to call the program's function; a process that joins gets its rank here.
@@ -137,14 +128,18 @@ class Survival:
                 )
             )
         self.is_entered = self.was_entered = True
-        if self.joins:
-            with limited(_REBUILD_SECONDS, "the survivors of a lost rank did not take this process in", 1):
-                self._join()
+        if self._kept is not None:
+            port, news = self._kept.wait()
+            with limited(_REBUILD_SECONDS, "the survivors of a lost rank did not take it in"):
+                self._join(port, cast("_News", news))
 
     def meet(self) -> None:
         """Tell each other which processes these ranks are, before each call of the function; collective."""
-        self._identities = self.comm.allgather(own_identity())
-        lost, self._lost = self._lost, ""
+        if self._mode == "respawn" and self.comm.rank in _KEEPERS and self._standby is None:
+            self._standby = Standby(self._folder)
+        met = self.comm.allgather((own_identity(), self._lost))
+        self._identities, self._lost = [identity for identity, _ in met], ""
+        lost = next((text for _, text in met if text), "")  # a rank that has just joined knows nothing of it
         if lost and self.comm.rank == 0:
             print(f"mpickpt: {lost}", file=sys.stderr, flush=True)
 
@@ -169,8 +164,11 @@ class Survival:
                 return False
             time.sleep(_LONGEST_PAUSE)
         self._is_lost = True
-        self._family.revoke()
+        self._revoke()
         return True
+
+    def _revoke(self) -> None:
+        self._revoking.revoke_all([] if self._standby is None else self._standby.links)
 
     def _knows_of_loss(self) -> bool:
         try:
@@ -216,89 +214,111 @@ class Survival:
         return complete, int(word[0])
 
     def end(self, code: int) -> None:
-        """Have the process end with exit code `code` even if MPI_Finalize hangs, as it may after a loss."""
-        if self.losses:
-            self._watch = Watch(_FINALIZE_SECONDS, "", code)
+        """Have the process end with exit code `code`, after all else that it does at its end, without MPI_Finalize.
 
-    def _finalize(self) -> None:
-        if self._watch is not None and not self._mpi.Is_finalized():
-            self._watch.begin()
-            self._mpi.Finalize()
+        That may wait for ever for the dead, and for a process that was kept ready. Nobody waits for this one any more.
+        """
+        if self.losses or self._mode == "respawn":
+            self._exit_code = code
+
+    def _exit(self) -> None:
+        if self._exit_code is not None:
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):  # closed, or nobody reads any more
+                    stream.flush()
+            os._exit(self._exit_code)
 
     def leave(self) -> None:
         """End calling the program's function."""
         self.is_entered = False
+        standby, self._standby = self._standby, None
+        if standby is not None:
+            standby.dismiss()
 
     # -- the next communicator ------------------------------------------------------------------------------------
 
     def rebuild(self) -> None:
         """Make the next communicator, on all ranks that live; the processes of the dead ones have ended then."""
-        with limited(_REBUILD_SECONDS, "the survivors of a lost rank did not find together again", 1):
+        with limited(_REBUILD_SECONDS, "the survivors of a lost rank did not find together again"):
             began = time.perf_counter()
-            self._family.revoke()
+            self._revoke()
             base, made = self.comm, None
             while made is None:
-                base = base.Shrink()
-                base.Set_errhandler(self._mpi.ERRORS_RETURN)
+                base = self._quiet(base.Shrink())
                 made = self._attempt(base)
-            self._use(made, began)
+            joined, self.losses, self.saved, dead = made
+            ranks = f"{joined.size} rank{'s' if joined.size > 1 else ''}"
+            again = " again" if joined.size == self.comm.size else ""
+            named = ", ".join(f"rank {rank} ({self._identities[rank].text})" for rank in dead) or "no rank"
+            self._lost = f"lost {named}; going on on {ranks}{again} after {time.perf_counter() - began:.2f} s"
+            self.comm, self._is_lost = joined, False
 
-    def _attempt(self, shrunk: MPI.Intracomm) -> _Made | None:
+    def _attempt(self, shrunk: MPI.Intracomm) -> tuple[MPI.Intracomm, int, bool, tuple[int, ...]] | None:
         """Make it from the survivors' communicator; None on all of them if one could not, as another rank died."""
-        family = self._new_family()
         dead = self._dead_of(shrunk)
         for rank in dead:
             end_process(self._identities[rank])
         made = None
         try:
-            own = family.adopt(shrunk)
             saved = np.array([self.saved], np.intc)
-            own.Allreduce(self._mpi.IN_PLACE, saved, self._mpi.MAX)
-            news = _News(dead, self.losses + 1, bool(saved[0]))
-            made = _Made(own if self._mode == "shrink" or not dead else self._replace(own, news, family), family, news)
+            shrunk.Allreduce(self._mpi.IN_PLACE, saved, self._mpi.MAX)
+            losses, is_saved = self.losses + 1, bool(saved[0])
+            joined = self._replace(shrunk, dead, losses, is_saved) if self._mode == "respawn" else shrunk
+            made = joined, losses, is_saved, dead
         except self._mpi.Exception:
-            family.revoke()
+            self._revoke()
         _, agreed = self._agree(shrunk, int(made is not None))
         if not agreed:
-            family.revoke()
+            self._revoke()
             return None
         return made
 
-    def _replace(self, shrunk: MPI.Intracomm, news: _News, family: Family) -> MPI.Intracomm:
-        """Start a process for each dead rank by the command of this one; each rank keeps its number."""
-        info = self._mpi.Info.Create()
-        info.Set("wdir", self._folder)
-        inter = family.adopt(shrunk.Spawn(sys.executable, sys.orig_argv[1:], maxprocs=len(news.dead), info=info))
-        info.Free()
-        merged = inter.Merge(high=False)
-        merged.Set_errhandler(self._mpi.ERRORS_RETURN)
-        merged.bcast(news)
-        joined = merged.Split(0, self.comm.rank)
-        joined.Set_errhandler(self._mpi.ERRORS_RETURN)
-        return joined
+    def _replace(self, shrunk: MPI.Intracomm, dead: tuple[int, ...], losses: int, saved: bool) -> MPI.Intracomm:
+        """Let a process join for each dead rank; all ranks keep their numbers."""
+        has = shrunk.allgather(0 if self._standby is None else 1 + self._standby.is_ready)
+        keeper = has.index(max(has))
+        comm = shrunk
+        for i, number in enumerate(dead):
+            port = ""
+            if shrunk.rank == keeper:
+                port = self._call(_News((number, *dead[i + 1 :]), keeper, losses, saved))
+            if not comm.bcast(bool(port), keeper):
+                break
+            comm = self._accept(comm, port, keeper)
+        return self._quiet(comm.Split(0, self.comm.rank))
 
-    def _join(self) -> None:
-        """Become the rank in whose place this process was started."""
-        number = self._mpi.COMM_WORLD.rank
-        family = self._new_family()
-        merged = family.adopt(self._parent).Merge(high=True)
-        self._parent = self._mpi.COMM_NULL
-        merged.Set_errhandler(self._mpi.ERRORS_RETURN)
-        news: _News = merged.bcast(None)
-        joined = merged.Split(0, news.dead[number])
-        joined.Set_errhandler(self._mpi.ERRORS_RETURN)
-        self._family, self.comm, self.losses, self.saved = family, joined, news.losses, news.saved
+    def _call(self, news: _News) -> str:
+        """Call the process that is kept ready, or start one now; return the port to which it connects, or nothing."""
+        standby, self._standby = self._standby or Standby(self._folder), None
+        if not standby.has_started():
+            print(f"mpickpt: no process can be started for a dead rank: {standby.error}", file=sys.stderr, flush=True)
+            return ""
+        port: str = self._mpi.Open_port()
+        standby.call(port, news)
+        return port
 
-    def _use(self, made: _Made, began: float) -> None:
-        """Go on with what was made since `began`, and have rank 0 tell it when all are there."""
-        ranks = f"{made.comm.size} rank{'s' if made.comm.size > 1 else ''}"
-        named = ", ".join(f"rank {rank} ({self._identities[rank].text})" for rank in made.news.dead)
-        again = " again, with other processes in their places" if made.comm.size == self.comm.size else ""
-        seconds = time.perf_counter() - began
-        self._lost = f"lost {named or 'no rank'}; going on on {ranks}{again} after {seconds:.2f} s"
-        self._family, self.comm = made.family, made.comm
-        self.losses, self.saved = made.news.losses, made.news.saved
-        self._is_lost = False
+    def _accept(self, comm: MPI.Intracomm, port: str, keeper: int) -> MPI.Intracomm:
+        """Take in the process that connects to a port of rank `keeper`."""
+        inter = comm.Accept(port, root=keeper)
+        if port:
+            self._mpi.Close_port(port)
+        return self._quiet(inter.Merge(high=False))
+
+    def _join(self, port: str, news: _News) -> None:
+        """Become the rank in whose place this process was started, and take in those that join after it."""
+        comm = self._quiet(self._mpi.COMM_SELF.Connect(port).Merge(high=True))
+        for _ in news.numbers[1:]:
+            if not comm.bcast(False, news.keeper):
+                break
+            comm = self._accept(comm, "", news.keeper)
+        self.comm = self._quiet(comm.Split(0, news.numbers[0]))
+        self.losses, self.saved = news.losses, news.saved
+
+    def _quiet(self, comm: MPI.Comm) -> MPI.Intracomm:
+        """Return a new communicator that returns errors, which mpi4py turns into exceptions, and may be revoked."""
+        comm.Set_errhandler(self._mpi.ERRORS_RETURN)
+        safe: MPI.Intracomm = self._revoking.safe(comm)
+        return safe
 
     def _dead_of(self, shrunk: MPI.Intracomm) -> tuple[int, ...]:
         """Return the ranks that are not among the survivors."""

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from mpickpt.mpi import Coordinator
+from mpickpt.mpi import Coordinator, note_saved
 from mpickpt.protocol import Blocked, Closing, Event, Protocol, Reached, Requested, Resumed
 from mpickpt.protocol.policy import Clock
 from mpickpt.report.recorder import Recorder
@@ -306,6 +306,8 @@ class Driver:
     def end(self) -> None:
         """Listen to no more requests."""
         self._triggers.close()
+        if self.stats.complete:
+            note_saved()
 
     def disown(self) -> None:
         """Listen to nothing in a child process made by fork."""

@@ -20,13 +20,13 @@ T = TypeVar("T")
 def main(function: Callable[[Communicator], T]) -> T:
     """Call the function that is the program, with the communicator to use; return what it returns.
 
-    Under ``mpickpt run --survive=shrink`` or ``--survive=respawn`` the function is called again when a rank has died: on
-    the survivors, in the same processes, and with ``respawn`` also in a new process for each dead rank. It opens its
+    Under ``mpickpt run --survive=shrink`` or ``--survive=respawn`` the function is called again when a rank has died:
+    on the survivors, in the same processes, and with ``respawn`` also in a new process for each dead rank. It opens its
     sessions on the communicator that it gets, and so goes on from the newest complete epoch (docs/survivors.md).
     Otherwise it is called once, with ``MPI.COMM_WORLD``.
 
-    Collective: each rank calls it once. What is made of `comm` is known to mpickpt, which revokes all of it after a
-    loss, so that no survivor waits for another for ever; do not use other communicators in the function.
+    Collective: each rank calls it once. After a loss all communicators of the process are revoked, so that no survivor
+    waits for another for ever. The function makes those that it needs from the one that it gets.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from mpickpt.errors import Stopped, UsageError
-from mpickpt.mpi import Coordinator, find_loss, note_saved
+from mpickpt.mpi import Coordinator, find_loss
 from mpickpt.options import Options
 from mpickpt.protocol.policy import NEVER
 from mpickpt.restart import choose
@@ -315,7 +315,7 @@ class Session(Beside):
         """End the session on this rank alone: save what is being saved, wait for nobody."""
         if self._closed or self._inherited:
             return
-        find_loss(sys.exc_info()[1])
+        find_loss(sys.exc_info()[1])  # before this rank waits for its drain, so that the others do not wait for it
         self._end()
         self._ending.alone(started=self._started)
 
@@ -326,8 +326,6 @@ class Session(Beside):
         if source is not None:
             source.close()
         self._driver.end()
-        if self._driver.stats.complete:
-            note_saved()
         atexit.unregister(self._leave)
 
     def __enter__(self) -> Self:
@@ -349,7 +347,7 @@ _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 def leave_all() -> None:
-    """Leave the sessions that the program has not left, each when its drain has ended."""
+    """Leave the sessions that are still open, each when its drain has ended."""
     for session in list(_sessions):
         session._leave()
 

@@ -17,6 +17,7 @@ SIZES = {
     "nbody": ["--bodies", "21", "--steps", "40"],
     "farm": ["--steps", "40"],
     "pipeline": ["--channels", "16", "--steps", "40"],
+    "survivors": ["--rows", "67", "--cols", "50", "--steps", "40"],
 }
 JOBS = pytest.mark.parametrize("job", SIZES)
 
