@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpickpt.mpi.pending import Pending, Repeated, calls_of_collective, next_of
+from mpickpt.mpi.survival import is_lost
 from mpickpt.protocol import Epoch
 
 if TYPE_CHECKING:
@@ -115,12 +116,14 @@ class Commits:
         self.posted = 0
 
     def post(self, share: Share) -> None:
-        """Start the agreement on an epoch."""
-        self._pending = self._post(share, _NOBODY)
+        """Start the agreement on an epoch; after the loss of a rank there is none."""
+        if not is_lost():
+            self._pending = self._post(share, _NOBODY)
 
     def post_leaving(self) -> None:
         """Tell the others in their next agreement that this rank has left, without waiting."""
-        self._post(Share(_NO_EPOCH, complete=False), self._rank)
+        if not is_lost():
+            self._post(Share(_NO_EPOCH, complete=False), self._rank)
 
     def _post(self, share: Share, departed: int) -> Pending:
         cut = [share.epoch.number, share.epoch.step, share.epoch.slot]

@@ -300,7 +300,7 @@ class Driver:
         self._epochs.leave()
         if not self._coordinator.is_lost:
             self._performer.leave()
-            self._coordinator.commits.post_leaving()
+        self._coordinator.commits.post_leaving()
         self._recorder.end(closing, self.stats, self._checkpointer.progress(), by_itself=True)
 
     def end(self) -> None:

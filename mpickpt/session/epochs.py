@@ -323,8 +323,7 @@ class Epochs:
         while not self._checkpointer.wait(INTERRUPT_SECONDS):
             self._hang.give_up(ending=False)
         drained = self._drained()
-        if not self._coordinator.is_lost:
-            self.post(Post(self._present.epoch, drained.complete, hung=drained.hung))
+        self.post(Post(self._present.epoch, drained.complete, hung=drained.hung))
 
     def current_stats(self) -> Stats:
         """Sum up, with the drain that is in progress."""
