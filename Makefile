@@ -53,7 +53,7 @@ LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
 .PHONY: help install demo test test-native test-sanitized test-checked test-unit test-guard test-mpi test-faults test-kills test-recipes test-readers test-slurm test-nfs test-mpi4py dist lint docs bench bench-quick bench-curves \
         bench-throttled bench-faults bench-guard bench-rounds bench-unchanged bench-restart bench-verify \
-        bench-survive clean
+        bench-survive bench-creation clean
 
 help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
@@ -76,6 +76,7 @@ help:
 	@echo 'make bench-restart what a restart costs, eager and lazy'
 	@echo 'make bench-verify  how fast mpickpt verify reads'
 	@echo 'make bench-survive MPI=openmpi  40 random kills of one rank of four that the others survive (ten minutes)'
+	@echo 'make bench-creation  slots of many arrays: to create, to read, to list'
 	@echo 'make dist    sources and a wheel in .build/dist, each installed in an environment of its own and tried there'
 	@echo 'make lint    ruff, mypy --strict, and the limits of .ci/style.py'
 	@echo 'make docs    the pages of docs/ as HTML, in .build/docs'
@@ -251,6 +252,11 @@ bench-verify: install
 # SURVIVE: options, such as --kills 5 --again 2.
 bench-survive: install
 	$(BIN)/python benchmarks/survive.py $(SURVIVE)
+
+# CREATION: options, such as --ranks 1 --arrays 16000 --alone.
+bench-creation: install
+	mkdir -p benchmarks/results
+	$(BIN)/python benchmarks/creation.py --dir benchmarks/results $(CREATION)
 
 clean:
 	rm -rf .build

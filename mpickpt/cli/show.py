@@ -69,7 +69,7 @@ def _tree(slot: SlotInfo, layout: Layout, images: list[RankImage]) -> Tree:
     from rich.tree import Tree
 
     tree = Tree(slot.path.name)
-    specs = {name: [spec for rank in layout.ranks if (spec := rank.spec(name))] for name in layout.names}
+    specs = {name: [spec for _, spec in layout.having(name)] for name in layout.names}
     complete = {name: found for name, found in specs.items() if found[0].part}
     if complete:
         branch = tree.add("global arrays")

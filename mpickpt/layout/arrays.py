@@ -9,10 +9,11 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import cached_property
+from functools import cache, cached_property
 from math import prod
 from typing import Any, Literal
 
@@ -75,6 +76,7 @@ RECORD: np.dtype[np.void] = np.dtype(
 )
 
 
+@cache
 def dtype_to_text(dtype: np.dtype[Any]) -> str:
     """Describe `dtype` as text that `dtype_from_text` turns back into an equal dtype."""
     if dtype.hasobject or not dtype.itemsize:
@@ -88,6 +90,7 @@ def dtype_to_text(dtype: np.dtype[Any]) -> str:
     raise LayoutError(f"The dtype {dtype} has no lossless description; protect its bytes by array.view('uint8').")
 
 
+@cache
 def dtype_from_text(text: str) -> np.dtype[Any]:
     """Turn what `dtype_to_text` wrote back into a dtype; ValueError for other text."""
     try:
@@ -174,13 +177,9 @@ class RankLayout:
     def __post_init__(self) -> None:
         """Refuse two arrays of one name."""
         object.__setattr__(self, "arrays", tuple(self.arrays))
-        names = [spec.name for spec in self.arrays]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        counts = Counter(spec.name for spec in self.arrays)
+        if twice := sorted(name for name, count in counts.items() if count > 1):
             raise LayoutError(f"The name {twice[0]!r} is used for more than one array.")
-
-    def spec(self, name: str) -> ArraySpec | None:
-        """Return the array called `name`, if this rank has one."""
-        return next((spec for spec in self.arrays if spec.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -201,12 +200,10 @@ class Layout:
         object.__setattr__(self, "ranks", _in_one_order(tuple(self.ranks)))
         if self.block_bytes <= 0 or self.block_bytes % PAGE_BYTES:
             raise LayoutError(f"A block must be a multiple of {PAGE_BYTES} bytes, not {self.block_bytes}.")
-        for name in self.names:
-            have = [(r, spec) for r, rank in enumerate(self.ranks) if (spec := rank.spec(name))]
+        for name, have in self._having.items():
             _check_parts(name, have, len(self.ranks))
-        parts = [(spec.name, spec.part) for rank in self.ranks for spec in rank.arrays if spec.part is not None]
-        if any(part.dims for _, part in parts):
-            check_dimensions((name, part.shape, part.dims) for name, part in parts)
+        firsts = [(name, have[0][1].part) for name, have in self._having.items()]
+        check_dimensions([(name, part.shape, part.dims) for name, part in firsts if part is not None])
 
     @classmethod
     def of(cls, ranks: Iterable[RankLayout]) -> Layout:
@@ -215,13 +212,25 @@ class Layout:
         return cls(ranks, block_bytes_for([[spec.nbytes for spec in rank.arrays] for rank in ranks]))
 
     @cached_property
+    def _having(self) -> dict[str, list[tuple[int, ArraySpec]]]:
+        having: dict[str, list[tuple[int, ArraySpec]]] = {}
+        for number, rank in enumerate(self.ranks):
+            for spec in rank.arrays:
+                having.setdefault(spec.name, []).append((number, spec))
+        return having
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the arrays of all ranks, in the order of their first appearance."""
-        return tuple(dict.fromkeys(spec.name for rank in self.ranks for spec in rank.arrays))
+        return tuple(self._having)
+
+    def having(self, name: str) -> Sequence[tuple[int, ArraySpec]]:
+        """Return the ranks that have an array called `name`, in ascending order, each with its own."""
+        return self._having.get(name, ())
 
     def sources(self, name: str, box: Box) -> list[tuple[int, Box]]:
         """Return the ranks that own cells of `box` in the global array `name`, each with its cells."""
-        found = [(r, spec.owned.intersection(box)) for r, rank in enumerate(self.ranks) if (spec := rank.spec(name))]
+        found = [(rank, spec.owned.intersection(box)) for rank, spec in self.having(name)]
         return [(r, common) for r, common in found if common.size]
 
     @cached_property

@@ -10,7 +10,7 @@ from mpickpt.texts import told_names, told_ranks
 
 def ranks_holding(layout: Layout, name: str) -> list[int]:
     """Return the ranks that have an array of a name."""
-    return [rank for rank, own in enumerate(layout.ranks) if own.spec(name)]
+    return [rank for rank, _ in layout.having(name)]
 
 
 def told_shares(layout: Layout, told: set[str]) -> list[str]:
@@ -28,7 +28,7 @@ def told_shares(layout: Layout, told: set[str]) -> list[str]:
     told |= set(few)
     alike: dict[str, list[str]] = {}
     for name in few:
-        lacking = [rank for rank, own in enumerate(layout.ranks) if own.spec(name) is None]
+        lacking = sorted(set(range(len(layout.ranks))).difference(ranks_holding(layout, name)))
         alike.setdefault(told_ranks(lacking), []).append(name)
     return [
         f"{ranks} declared no share of the global {told_names(names)}, all cells of which are the other ranks'. If "

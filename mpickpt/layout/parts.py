@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from types import EllipsisType
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,6 +124,8 @@ def boxes_of_run(shape: Sequence[int], first: int, end: int) -> Iterator[Box]:
 
 def as_shape(value: SupportsIndex | Iterable[SupportsIndex], what: str) -> tuple[int, ...]:
     """Return `value` as a tuple of integers; `what` names it in the error."""
+    if type(value) is tuple and all(type(n) is int and n >= 0 for n in value):
+        return value  # nearly always, and the check against a protocol below takes its time
     try:
         items = (value,) if isinstance(value, SupportsIndex) else tuple(value)
         shape = tuple(operator.index(n) for n in items)
@@ -234,7 +236,8 @@ class Part:
                 f"A part of a global array of shape {self.shape} needs a local array of {len(self.shape)} axes, "
                 f"not one of shape {tuple(local_shape)}."
             )
-        ends = [s.indices(n)[:2] for s, n in zip(_as_slices(self.local, len(self.shape)), local_shape, strict=True)]
+        slices = cast("tuple[slice, ...]", self.local)  # since they were checked
+        ends = [s.indices(n)[:2] for s, n in zip(slices, local_shape, strict=True)]
         return Box(tuple(lo for lo, _ in ends), tuple(max(lo, hi) for lo, hi in ends))
 
     def box(self, local_shape: Sequence[int]) -> Box:

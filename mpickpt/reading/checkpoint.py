@@ -168,7 +168,7 @@ class Checkpoint:
         """The arrays: a mapping of names to `ArrayInfo`, in the order in which they were declared."""
         found = {}
         for name in self.layout.names:
-            specs = [(rank, spec) for rank, own in enumerate(self.layout.ranks) if (spec := own.spec(name))]
+            specs = self.layout.having(name)
             first = specs[0][1]
             shape, dims = (first.part.shape, first.part.dims) if first.part else (None, None)
             found[name] = ArrayInfo(name, first.dtype, shape, tuple(rank for rank, _ in specs), dims)

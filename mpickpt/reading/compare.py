@@ -147,7 +147,7 @@ def _compare(a: Checkpoint, b: Checkpoint, name: str) -> Difference:
 
 
 def _specs(checkpoint: Checkpoint, name: str) -> dict[int, ArraySpec]:
-    return {rank: spec for rank, own in enumerate(checkpoint.layout.ranks) if (spec := own.spec(name))}
+    return dict(checkpoint.layout.having(name))
 
 
 def _compare_rank(a: Checkpoint, b: Checkpoint, rank: int, spec: ArraySpec, alike: bool, result: Difference) -> None:

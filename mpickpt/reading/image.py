@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,11 @@ class RankImage:
 
     def index(self, name: str) -> int | None:
         """Return the position of array `name` among the rank's arrays; None if it has no such array."""
-        return next((i for i, spec in enumerate(self.arrays) if spec.name == name), None)
+        return self._positions.get(name)
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {spec.name: i for i, spec in enumerate(self.arrays)}
 
     def read_array(self, index: int, out: NDArray[np.uint8], first: int = 0, direct: bool = True) -> list[Damage]:
         """Read bytes of array `index` from block `first` on into `out`, and return what is corrupt."""
@@ -336,7 +341,7 @@ def gather(
     CorruptionError
         If a block that holds one of the cells is corrupt.
     """
-    old = next((found for rank in layout.ranks if (found := rank.spec(spec.name))), None)
+    old = next((found for _, found in layout.having(spec.name)), None)
     if old is None or old.part is None:
         raise LayoutError(f"The epoch has no global array {spec.name!r}.")
     if spec.part is None or (spec.part.shape, spec.dtype) != (old.part.shape, old.dtype):

@@ -196,9 +196,9 @@ class OtherRanks:
 
     def read_into(self, spec: ArraySpec, out: NDArray[Any], remap: Remap | None) -> None:
         """Read the cells of `spec` from their old owners, or call `remap`."""
-        if spec.name not in self.layout.names:
+        olds = [old for _, old in self.layout.having(spec.name)]
+        if not olds:
             raise _missing("array", spec.name, self.where)
-        olds = [old for rank in self.layout.ranks if (old := rank.spec(spec.name))]
         if spec.part is not None and olds[0].part is not None and remap is None:
             self._put_together(spec, olds[0], out)
             return
@@ -241,7 +241,7 @@ class OtherRanks:
 
     def names(self) -> set[str]:
         """Return the global arrays; all else may have a meaning on the old ranks only."""
-        return {name for name in self.layout.names if any((s := r.spec(name)) and s.part for r in self.layout.ranks)}
+        return {name for name in self.layout.names if any(spec.part for _, spec in self.layout.having(name))}
 
     def close(self) -> None:
         """Release what was handed out."""

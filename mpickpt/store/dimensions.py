@@ -11,9 +11,7 @@ from collections.abc import Mapping
 
 import h5py
 import numpy as np
-from h5py import h5a, h5ds, h5g, h5p, h5s, h5t
-
-DIMS = "dims"
+from h5py import h5ds, h5p, h5s, h5t
 
 _REFERENCE = h5py.vlen_dtype(h5py.ref_dtype)
 _WITHOUT_DATA = "This is a netCDF dimension but not a netCDF variable.%10d"  # the words that NetCDF looks for
@@ -34,7 +32,6 @@ def name_dimensions(group: h5py.Group, arrays: Mapping[str, tuple[str, ...]], re
     scales: dict[str, h5py.Dataset] = {}
     for array, dims in arrays.items():
         dataset = group[array]
-        dataset.attrs[DIMS] = np.bytes_(" ".join(dims))
         stored = dims[::-1] if array in reverse else dims
         for name, length in zip(stored, dataset.shape, strict=True):
             if name not in scales:
@@ -45,8 +42,6 @@ def name_dimensions(group: h5py.Group, arrays: Mapping[str, tuple[str, ...]], re
         for axis, name in enumerate(stored):
             listed[axis] = np.array([scales[name].ref], h5py.ref_dtype)
         dataset.attrs.create("DIMENSION_LIST", listed, dtype=_REFERENCE)
-    if scales:
-        group.attrs[DIMS] = np.bytes_(" ".join(scales))
 
 
 def _scale(group: h5py.Group, name: str, length: int) -> h5py.Dataset:
@@ -59,11 +54,3 @@ def _scale(group: h5py.Group, name: str, length: int) -> h5py.Dataset:
         made = h5py.h5d.create(group.id, name.encode(), h5t.IEEE_F32BE, space, dcpl=creation)
         h5ds.set_scale(made, (_WITHOUT_DATA % length).encode())
     return group[name]
-
-
-def read_dimensions(group: h5g.GroupID) -> dict[str, tuple[str, ...]]:
-    """Return the names of the axes of the arrays in a group, for those that have any."""
-    if not h5a.exists(group, DIMS.encode()):
-        return {}
-    texts = {name: item.attrs.get(DIMS) for name, item in h5py.Group(group).items()}
-    return {name: tuple(bytes(text).decode().split()) for name, text in texts.items() if text is not None}

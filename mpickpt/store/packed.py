@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from mpickpt.layout.parts import boxes_of_run
 from mpickpt.retry import system_errno
 from mpickpt.store.preface import Checksum, Range, write_preface
-from mpickpt.store.structure import offset_of, opened_unchecked, reading
+from mpickpt.store.raw import offset_of
+from mpickpt.store.structure import opened_unchecked, reading
 
 Transfer = Callable[[int, NDArray[np.uint8]], bool]
 
@@ -72,11 +73,11 @@ def finish_packed(path: Path, checksum: Checksum) -> None:
     """Write the preface of a compressed archive, after all of its arrays."""
     with opened_unchecked(path) as file:
         room = file.get_create_plist().get_userblock()
-        datasets = [h5d.open(file, b"records")]
-        for top in (b"ranks", b"checksums"):
-            for rank in (group := h5g.open(file, top)):
-                within = h5g.open(group, rank)
-                datasets += [h5d.open(within, name) for name in within]
+        sums, ranks = h5g.open(file, b"checksums"), h5g.open(file, b"ranks")
+        datasets = [h5d.open(file, b"records"), *(h5d.open(sums, rank) for rank in sums)]
+        for rank in ranks:
+            within = h5g.open(ranks, rank)
+            datasets += [h5d.open(within, name) for name in within]
         ranges = [one for dataset in datasets for one in _raw_ranges(path, dataset, room)]
     write_preface(path, room, ranges, checksum)
 

@@ -23,7 +23,7 @@ from mpickpt.errors import StoreError
 from mpickpt.layout.arrays import PAGE_BYTES
 
 MAGIC = b"MPKPREF1"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 PIECE_BYTES = 1 << 20
 REMEMBERED = 64  # files: an archive is opened again for each piece of an array

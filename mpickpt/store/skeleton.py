@@ -1,12 +1,15 @@
 """Writes the HDF5 structure of a slot file or an archive, once, before any data.
 
-The datasets of a slot are allocated but not filled: raw data never pass through HDF5.
+HDF5 writes all that it calls metadata, densely, and is told nothing of where the raw data lie: their datasets have no
+storage yet. `mpickpt.store.raw` then gives them their places. So raw data never pass through HDF5, and a slot of many
+arrays has little structure.
 """
 
 from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from math import prod
 from pathlib import Path
@@ -14,48 +17,22 @@ from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5f, h5g, h5p, h5s, h5t
+from h5py import h5a, h5d, h5f, h5g, h5o, h5p, h5s, h5t
 
-from mpickpt.layout.arrays import (
-    PAGE_BYTES,
-    ArraySpec,
-    Layout,
-    RankLayout,
-    SlotOffsets,
-    blocks_in,
-    dtype_to_text,
-    round_up,
-)
+from mpickpt.layout.arrays import PAGE_BYTES, ArraySpec, Layout, RankLayout, SlotOffsets, round_up
 from mpickpt.layout.parts import Box
+from mpickpt.layout.placing import checksum_bytes, place
 from mpickpt.store import preface
 from mpickpt.store.dimensions import name_dimensions
 from mpickpt.store.preface import Checksum
-from mpickpt.store.structure import (
-    ARCHIVE_FORMAT,
-    CHANNELS,
-    FORMAT,
-    FORMAT_VERSION,
-    OBJECTS,
-    PART_FIELDS,
-    head_of,
-    offset_of,
-    opened_unchecked,
-    structure_of,
-)
+from mpickpt.store.raw import Unplaced, give_places
+from mpickpt.store.structure import ARCHIVE_FORMAT, CHANNELS, FORMAT, FORMAT_VERSION, OBJECTS, TABLE
+from mpickpt.store.table import table_of
 
 CHUNK_BYTES = 256 * 1024
 GZIP_LEVEL = 4
 TYPE_BYTES = 48 * 1024  # HDF5 writes no type beyond 64 KiB into an object header
-
-
-def _write_text(place: h5d.DatasetID, name: bytes, text: str) -> None:
-    value = np.array(text.encode())
-    h5a.create(place, name, h5t.py_create(value.dtype), h5s.create(h5s.SCALAR)).write(value)
-
-
-def _write_numbers(place: h5d.DatasetID, name: bytes, numbers: tuple[int, ...]) -> None:
-    value = np.array(numbers, dtype=np.int64)
-    h5a.create(place, name, h5t.STD_I64LE, h5s.create_simple(value.shape)).write(value)
+METADATA_BLOCK = 64 * 1024  # bytes that HDF5 sets aside at a time, so that its metadata lie together
 
 
 def _version() -> str:
@@ -66,54 +43,58 @@ def _version() -> str:
 
 
 class _Skeleton:
-    """An HDF5 file that is being created: every dataset starts on a page of its own, and none is filled.
+    """An HDF5 file that is being created, of which no dataset has storage.
 
-    In a packed file, arrays are chunked and compressed, and nothing is aligned.
+    In a packed file, arrays are chunked and compressed, and get their storage from HDF5 when they are written.
     """
 
     def __init__(self, path: Path, room: int, packed: bool = False) -> None:
         self.packed = packed
-        self.raw_ranges: list[preface.Range] = []
+        self.unplaced: list[Unplaced] = []  # in the order in which they are created
         access = h5p.create(h5p.FILE_ACCESS)
-        access.set_libver_bounds(h5f.LIBVER_V18, h5f.LIBVER_V110)  # what HDF5 1.10 reads
+        # What HDF5 1.10 reads, and headers without checksums, which `mpickpt.store.raw` completes.
+        access.set_libver_bounds(h5f.LIBVER_EARLIEST, h5f.LIBVER_V110)
         access.set_fclose_degree(h5f.CLOSE_STRONG)
         access.set_file_locking(False, True)
-        # Threshold 0: tiny datasets and HDF5's own metadata are aligned too, so that nothing shares a page with a
-        # dataset that is written by O_DIRECT.
-        if not packed:
-            access.set_alignment(0, PAGE_BYTES)
-        # No list of the gaps that alignment leaves: HDF5 would search all of it for each new dataset.
+        access.set_meta_block_size(METADATA_BLOCK)
         creation = h5p.create(h5p.FILE_CREATE)
-        creation.set_file_space_strategy(h5f.FSPACE_STRATEGY_AGGR, False, 1)
         creation.set_userblock(room)
         self.file = h5f.create(os.fsencode(path), h5f.ACC_TRUNC, fcpl=creation, fapl=access)
         self.raw = h5p.create(h5p.DATASET_CREATE)
         self.raw.set_layout(h5d.CONTIGUOUS)
-        self.raw.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+        self.raw.set_alloc_time(h5d.ALLOC_TIME_LATE)
         self.raw.set_fill_time(h5d.FILL_TIME_NEVER)
         self.raw.set_obj_track_times(False)
-        self.ordered = h5p.create(h5p.GROUP_CREATE)
-        self.ordered.set_link_creation_order(h5p.CRT_ORDER_TRACKED | h5p.CRT_ORDER_INDEXED)
+        self._kinds: dict[np.dtype[Any], h5t.TypeID] = {}
+        self._spaces: dict[tuple[int, ...], h5s.SpaceID] = {}
 
-    def group(self, name: str) -> h5g.GroupID:
-        return h5g.create(self.file, name.encode(), gcpl=self.ordered)
+    def dataset(self, group: h5g.GroupID, name: str, kind: h5t.TypeID, shape: tuple[int, ...]) -> None:
+        made = h5d.create(group, name.encode(), kind, self._space(shape), dcpl=self.raw)
+        if nbytes := prod(shape) * kind.get_size():
+            self.unplaced.append(Unplaced(h5o.get_info(made).addr, nbytes))
 
-    def dataset(self, group: h5g.GroupID, name: str, kind: h5t.TypeID, shape: tuple[int, ...]) -> h5d.DatasetID:
-        made = h5d.create(group, name.encode(), kind, _space(shape), dcpl=self.raw)
-        start, nbytes = offset_of(made), made.get_storage_size()
-        self.raw_ranges.append((start, start + (nbytes if self.packed else round_up(nbytes))))
-        return made
-
-    def array(self, group: h5g.GroupID, spec: ArraySpec) -> h5d.DatasetID:
-        shape, kind = spec.stored_shape, _hdf5_type(spec.dtype)
-        if not self.packed or not spec.nbytes or not shape:
-            return self.dataset(group, spec.name, kind, shape)
+    def array(self, group: h5g.GroupID, spec: ArraySpec) -> None:
+        shape, kind = spec.stored_shape, self._kind(spec.dtype)
+        if not self.packed:
+            self.dataset(group, spec.name, kind, shape)
+            return
         creation = h5p.create(h5p.DATASET_CREATE)
-        creation.set_chunk(_chunk(shape, spec.dtype.itemsize))
-        creation.set_shuffle()
-        creation.set_deflate(GZIP_LEVEL)
         creation.set_obj_track_times(False)
-        return h5d.create(group, spec.name.encode(), kind, _space(shape), dcpl=creation)
+        if spec.nbytes and shape:
+            creation.set_chunk(_chunk(shape, spec.dtype.itemsize))
+            creation.set_shuffle()
+            creation.set_deflate(GZIP_LEVEL)
+        h5d.create(group, spec.name.encode(), kind, self._space(shape), dcpl=creation)
+
+    def _kind(self, dtype: np.dtype[Any]) -> h5t.TypeID:
+        if dtype not in self._kinds:
+            self._kinds[dtype] = _hdf5_type(dtype)
+        return self._kinds[dtype]
+
+    def _space(self, shape: tuple[int, ...]) -> h5s.SpaceID:
+        if shape not in self._spaces:
+            self._spaces[shape] = _space(shape)
+        return self._spaces[shape]
 
 
 def _chunk(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
@@ -146,8 +127,9 @@ def _hdf5_type(dtype: np.dtype[Any]) -> h5t.TypeID:
 
 def write_skeleton(path: Path, layout: Layout, checksum: Checksum) -> None:
     """Write the structure of a slot for `layout` into the file `path`, and its preface."""
-    room = preface.preface_bytes(1 + sum(2 + 2 * len(rank.arrays) for rank in layout.ranks))
-    preface.write_preface(path, room, _write_skeleton(path, layout, room), checksum)
+    room = preface.preface_bytes(1)
+    places, end = _write_skeleton(path, layout, room)
+    preface.write_preface(path, room, [(places[0].record, end)], checksum)
 
 
 def write_packed_skeleton(path: Path, layout: Layout) -> list[SlotOffsets]:
@@ -159,69 +141,80 @@ def write_packed_skeleton(path: Path, layout: Layout) -> list[SlotOffsets]:
         Offsets of all but the arrays, by rank.
     """
     chunks = sum(_chunk_count(spec) for rank in layout.ranks for spec in rank.arrays)
-    room = preface.preface_bytes(chunks + 1 + sum(2 + 2 * len(rank.arrays) for rank in layout.ranks))
-    _write_skeleton(path, layout, room, packed=True)
-    with opened_unchecked(path) as file:
-        return structure_of(file, head_of(file))[1]
+    places, _ = _write_skeleton(path, layout, preface.preface_bytes(chunks + 1), packed=True)
+    return places
 
 
 def _chunk_count(spec: ArraySpec) -> int:
     if not spec.nbytes or not spec.shape:
-        return 0
+        return 1
     chunk = _chunk(spec.stored_shape, spec.dtype.itemsize)
     return prod(-(-extent // step) for extent, step in zip(spec.stored_shape, chunk, strict=True))
 
 
-def _write_skeleton(path: Path, layout: Layout, room: int, packed: bool = False) -> list[preface.Range]:
-    """Write the structure behind `room` bytes of preface, close the file, and return where raw data lie so far."""
+def _write_skeleton(path: Path, layout: Layout, room: int, packed: bool = False) -> tuple[list[SlotOffsets], int]:
+    """Write the structure behind `room` bytes of preface; return where raw data lie, and where they end."""
     skeleton = _Skeleton(path, room, packed)
     try:
-        h5py.File(skeleton.file).attrs.update(
-            {
-                "format": ARCHIVE_FORMAT if packed else FORMAT,
-                "format_version": FORMAT_VERSION,
-                "version": _version(),
-                "world_size": len(layout.ranks),
-                "block_bytes": layout.block_bytes,
-                "layout_digest": layout.digest.hex(),
-                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            }
-        )
+        _write_root(skeleton, layout, packed)
         # Plain bytes: other readers trip over a compound, or end the process.
         skeleton.dataset(skeleton.file, "records", h5t.STD_U8LE, (len(layout.ranks), PAGE_BYTES))
-        skeleton.group("ranks")
-        skeleton.group("checksums")
+        ranks, sums = (h5g.create(skeleton.file, name) for name in (b"ranks", b"checksums"))
         for number, rank in enumerate(layout.ranks):
-            _write_rank(skeleton, f"{number:05d}", rank, layout.block_bytes)
-        skeleton.group("global")
+            _write_rank(skeleton, ranks, sums, f"{number:05d}", rank, layout.block_bytes)
+        h5g.create(skeleton.file, b"global")
         for name in layout.names:
             _write_global(skeleton.file, name, layout)
         _name_dimensions(skeleton.file, layout)
     finally:
         skeleton.file.close()
-    return skeleton.raw_ranges
+    places, end = place(layout, round_up(path.stat().st_size), arrays=not packed)
+    give_places(path, room, zip(skeleton.unplaced, _starts(places), strict=True), end)
+    return places, end
 
 
-def _write_rank(skeleton: _Skeleton, number: str, rank: RankLayout, block_bytes: int) -> None:
-    group = skeleton.group(f"ranks/{number}")
-    sums = skeleton.group(f"checksums/{number}")
+def _write_root(skeleton: _Skeleton, layout: Layout, packed: bool) -> None:
+    """Write what the slot says of all ranks: attributes of the root, and the table."""
+    h5py.File(skeleton.file).attrs.update(
+        {
+            "format": ARCHIVE_FORMAT if packed else FORMAT,
+            "format_version": FORMAT_VERSION,
+            "version": _version(),
+            "world_size": len(layout.ranks),
+            "block_bytes": layout.block_bytes,
+            "layout_digest": layout.digest.hex(),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+    )
+    somewhere, _ = place(layout, PAGE_BYTES, arrays=not packed)  # the table does not say where the records begin
+    table = np.frombuffer(table_of(layout, somewhere), np.uint8)
+    h5d.create(skeleton.file, TABLE, h5t.STD_U8LE, _space(table.shape)).write(h5s.ALL, h5s.ALL, table)
+
+
+def _write_rank(
+    skeleton: _Skeleton, ranks: h5g.GroupID, sums: h5g.GroupID, number: str, rank: RankLayout, block_bytes: int
+) -> None:
+    """Create the datasets of a rank, in the order of `_starts`."""
+    group = h5g.create(ranks, number.encode())
     for spec in rank.arrays:
-        dataset = skeleton.array(group, spec)
-        _write_text(dataset, b"dtype", dtype_to_text(spec.dtype))
-        _write_text(dataset, b"order", spec.order)
-        if spec.part is not None:
-            local = spec.part.local_box(spec.shape)
-            for field_name, numbers in zip(PART_FIELDS, (spec.part.shape, spec.part.start, *local), strict=True):
-                _write_numbers(dataset, field_name, numbers)
-        skeleton.dataset(sums, spec.name, h5t.STD_U32LE, (blocks_in(spec.nbytes, block_bytes),))
+        skeleton.array(group, spec)
+    skeleton.dataset(sums, number, h5t.STD_U32LE, (checksum_bytes(rank.arrays, block_bytes) // 4,))
     skeleton.dataset(group, OBJECTS, h5t.STD_U8LE, (rank.objects_room,))
     if rank.channels_room:
         skeleton.dataset(group, CHANNELS, h5t.STD_U8LE, (rank.channels_room,))
 
 
+def _starts(places: Sequence[SlotOffsets]) -> Iterator[int]:
+    """Yield where the datasets begin that have bytes, in the order in which they were created."""
+    yield places[0].record
+    for one in places:
+        sums = next((at for at in one.checksums if at), 0)
+        yield from filter(None, (*one.arrays, sums, one.objects, one.channels))
+
+
 def _write_global(file: h5f.FileID, name: str, layout: Layout) -> None:
     """Create /global/`name`, the virtual dataset that joins the ranks' parts; nothing for arrays without parts."""
-    specs = [(r, spec) for r, rank in enumerate(layout.ranks) if (spec := rank.spec(name)) and spec.part]
+    specs = [(rank, spec) for rank, spec in layout.having(name) if spec.part]
     if not specs:
         return
     _, first = specs[0]
@@ -239,7 +232,8 @@ def _write_global(file: h5f.FileID, name: str, layout: Layout) -> None:
             virtual.set_virtual(space, b".", f"/ranks/{rank:05d}/{name}".encode(), source)
     space.select_all()
     dataset = h5d.create(file, f"global/{name}".encode(), _hdf5_type(first.dtype), space, dcpl=virtual)
-    _write_text(dataset, b"order", first.order)
+    order = np.array(first.order.encode())
+    h5a.create(dataset, b"order", h5t.py_create(order.dtype), h5s.create(h5s.SCALAR)).write(order)
 
 
 def _name_dimensions(file: h5f.FileID, layout: Layout) -> None:

@@ -10,45 +10,40 @@ that its structure matches its preface. A slot of an older version has no prefac
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py
 import numpy as np
-from h5py import h5, h5a, h5d, h5f, h5g, h5p
+from h5py import h5d, h5f, h5p, h5s
 
 from mpickpt.errors import LayoutError, StoreError
-from mpickpt.layout.arrays import (
-    PAGE_BYTES,
-    ArraySpec,
-    Layout,
-    RankLayout,
-    SlotOffsets,
-    dtype_from_text,
-)
-from mpickpt.layout.parts import Box, Part
+from mpickpt.layout.arrays import PAGE_BYTES, Layout, SlotOffsets
 from mpickpt.retry import TRANSIENT, read_again, reason_of, system_errno
 from mpickpt.store import preface
-from mpickpt.store.dimensions import read_dimensions
 from mpickpt.store.preface import Checksum, plain
+from mpickpt.store.table import read_table
 
 FORMAT = "mpickpt"
 ARCHIVE_FORMAT = "mpickpt archive"  # the same, but the arrays are chunked and compressed: mpickpt.store.packed
 FORMAT_VERSION = preface.FORMAT_VERSION
 OBJECTS, CHANNELS = ".objects", ".channels"  # not possible names of arrays
-
-PART_FIELDS = (b"global_shape", b"global_start", b"local_start", b"local_stop")
+TABLE = b"layout"
 
 
 class Head(NamedTuple):
-    """What the root of a slot says, with the byte offset of the first record, and the preface (empty without one)."""
+    """What the root of a slot says.
+
+    `records` is the byte offset of the first record, `version` that of the format; `preface` is empty without one.
+    """
 
     digest: bytes
     block_bytes: int
     world_size: int
     records: int
+    version: int
     packed: bool = False
     preface: bytes = b""
 
@@ -83,37 +78,16 @@ def read_structure(path: Path, checksum: Checksum) -> tuple[Layout, list[SlotOff
     return layout, offsets
 
 
-def offset_of(dataset: h5d.DatasetID) -> int:
-    """Return the byte offset of a dataset's raw data in the file; 0 if it has none or they are in chunks."""
-    return (dataset.get_offset() or 0) if dataset.get_storage_size() else 0
-
-
 def structure_of(file: h5f.FileID, head: Head) -> tuple[Layout, list[SlotOffsets]]:
     """Read what is saved, and where it lies, from an open file."""
-    ranks, offsets = [], []
-    dims = read_dimensions(h5g.open(file, b"global"))
-    for rank in range(head.world_size):
-        group = h5g.open(file, f"ranks/{rank:05d}".encode())
-        sums = h5g.open(file, f"checksums/{rank:05d}".encode())
-        names: list[bytes] = []
-        group.links.iterate(names.append, idx_type=h5.INDEX_CRT_ORDER)
-        objects, objects_room = _take_payload(group, names, OBJECTS)
-        channels, channels_room = _take_payload(group, names, CHANNELS) if CHANNELS.encode() in names else (0, 0)
-        datasets = [h5d.open(group, name) for name in names]
-        specs = tuple(_read_spec(name.decode(), dataset, dims) for name, dataset in zip(names, datasets, strict=True))
-        ranks.append(RankLayout(specs, objects_room, channels_room))
-        offsets.append(
-            SlotOffsets(
-                record=head.records + rank * PAGE_BYTES,
-                arrays=tuple(offset_of(dataset) for dataset in datasets),
-                checksums=tuple(offset_of(h5d.open(sums, name)) for name in names),
-                objects=objects,
-                objects_room=objects_room,
-                channels=channels,
-                channels_room=channels_room,
-            )
-        )
-    return Layout(tuple(ranks), head.block_bytes), offsets
+    if head.version == 1:
+        from mpickpt.store.older import structure_of_version_1
+
+        return structure_of_version_1(file, head.records, head.world_size, head.block_bytes)
+    dataset = h5d.open(file, TABLE)
+    data = np.empty(dataset.shape, np.uint8)
+    dataset.read(h5s.ALL, h5s.ALL, data)
+    return read_table(data.tobytes(), head.records, head.block_bytes)
 
 
 @contextmanager
@@ -154,7 +128,7 @@ def reading(path: Path, checksum: Checksum) -> Iterator[tuple[h5f.FileID, bytes]
     try:
         with opened(path, checksum) as (file, own):
             yield file, own
-    except (KeyError, ValueError, TypeError, RuntimeError, OSError, LayoutError) as error:
+    except (LookupError, ValueError, TypeError, RuntimeError, OSError, LayoutError) as error:
         number = system_errno(error)
         likely = "Look into the storage" if number in TRANSIENT else "It is foreign, truncated or corrupt"
         message = f"{path} cannot be read as a slot: {reason_of(error)}. {likely}."
@@ -178,36 +152,4 @@ def head_of(file: h5f.FileID) -> Head:
         raise ValueError("its records do not fit its number of ranks")
     digest = bytes.fromhex(attributes["layout_digest"])
     packed = attributes["format"] == ARCHIVE_FORMAT
-    return Head(digest, int(attributes["block_bytes"]), world_size, records.get_offset(), packed)
-
-
-def _take_payload(group: h5g.GroupID, names: list[bytes], name: str) -> tuple[int, int]:
-    """Take a dataset that is no array out of `names`, and return its offset and room."""
-    names.remove(name.encode())
-    dataset = h5d.open(group, name.encode())
-    return offset_of(dataset), dataset.get_storage_size()
-
-
-def _read_spec(name: str, dataset: h5d.DatasetID, dims: Mapping[str, tuple[str, ...]]) -> ArraySpec:
-    dtype = dtype_from_text(_read_text(dataset, b"dtype"))
-    transposed = _read_text(dataset, b"order") == "F"
-    part = None
-    if h5a.exists(dataset, PART_FIELDS[0]):
-        shape, start, lo, hi = (_read_numbers(dataset, field) for field in PART_FIELDS)
-        part = Part(shape, start, Box(lo, hi).slices, dims.get(name))
-    shape = dataset.shape[::-1] if transposed else dataset.shape
-    return ArraySpec(name, shape, dtype, part, "F" if transposed else "C")
-
-
-def _read_text(place: h5d.DatasetID, name: bytes) -> str:
-    attribute = h5a.open(place, name)
-    text = np.empty((), attribute.dtype)
-    attribute.read(text)
-    return bytes(text[()]).decode()
-
-
-def _read_numbers(place: h5d.DatasetID, name: bytes) -> tuple[int, ...]:
-    attribute = h5a.open(place, name)
-    numbers = np.empty(attribute.shape, np.int64)
-    attribute.read(numbers)
-    return tuple(int(n) for n in numbers)
+    return Head(digest, int(attributes["block_bytes"]), world_size, records.get_offset(), version, packed)

@@ -99,7 +99,7 @@ def spans(path: Path) -> list[tuple[int, int, str]]:
     found = []
 
     def take(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        if isinstance(item, h5py.Dataset) and not item.is_virtual and item.size:
+        if isinstance(item, h5py.Dataset) and not item.is_virtual and item.size and name != "layout":
             found.append((item.id.get_offset(), item.id.get_storage_size(), name))
 
     with h5py.File(path) as file:

@@ -5,10 +5,6 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-import h5py
-import numpy as np
-
-from mpickpt.layout.arrays import RECORD
 from mpickpt.snapshot import crc32c
 from mpickpt.store.preface import write_preface
 
@@ -44,14 +40,6 @@ def structure_bytes(path: Path) -> list[int]:
 def drop_preface(path: Path) -> None:
     """Make the slot one of an older version: HDF5's part of the file alone."""
     path.write_bytes(path.read_bytes()[room_of(path) :])
-
-
-def records_as_compound(path: Path) -> None:
-    """Store the records as an older version did; the slot has no preface any more."""
-    with h5py.File(path, "r+", alignment_threshold=0, alignment_interval=4096) as file:
-        records = file["records"][()]
-        del file["records"]
-        file["records"] = np.frombuffer(records, RECORD)
 
 
 def renew_preface(path: Path) -> None:

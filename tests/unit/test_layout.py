@@ -92,7 +92,7 @@ def test_sources_find_every_cell_once(
     layout = layout_of(parts)
     for rank, box in layout.sources("u", Box(lo, hi)):
         count[box.slices] += 1
-        spec = layout.ranks[rank].spec("u")
+        spec = dict(layout.having("u")).get(rank)
         assert spec is not None
         assert box.intersection(spec.owned) == box
     expected = np.zeros(shape, int)

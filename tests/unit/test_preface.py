@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 import pytest
 from make_epoch import rows, write_epoch
-from prefaces import HEAD_BYTES, drop_preface, raw_ranges, records_as_compound, renew_preface, room_of, structure_bytes
+from prefaces import HEAD_BYTES, drop_preface, raw_ranges, renew_preface, room_of, structure_bytes
 
 import mpickpt
 import mpickpt.store
@@ -253,7 +253,7 @@ def test_one_door() -> None:
     assert calls == {
         "h5f.open": {"structure.opened_unchecked"},
         "opened_unchecked": {
-            *("structure.opened", "skeleton.write_packed_skeleton"),
+            "structure.opened",
             *("packed.open_packed", "packed.finish_packed"),
         },
         "h5py.File": {"export.write_hdf5"},  # another kind of file, which it makes
@@ -281,15 +281,12 @@ def test_the_preface_has_room_for_all_ranges(ranks: int, store: Store) -> None:
 # -- other files -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("compound", [False, True])
 def test_a_slot_of_an_older_version_has_no_preface_and_is_read(
-    compound: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(tmp_path)
     for index in (0, 1):
         drop_preface(slot_path(tmp_path, index))
-        if compound:
-            records_as_compound(slot_path(tmp_path, index))
         assert slot_path(tmp_path, index).read_bytes().startswith(b"\x89HDF")
     assert Checkpoint(tmp_path).verify() == []
     assert main(["archive", str(tmp_path)]) == 0
@@ -311,11 +308,11 @@ def test_an_open_checkpoint_of_an_older_version_notices_that_it_was_overwritten(
 def test_the_preface_of_a_newer_version_is_refused(store: Store, opened: Opened) -> None:
     path = write(store)
     content = bytearray(path.read_bytes())
-    content[8] = 2
+    content[8] = 3
     content[60:64] = crc32c(bytes(content[:60])).to_bytes(4, "little")
     path.write_bytes(content)
     opened.forbidden = {path.stat().st_ino}
-    assert "it has format 2, written by a newer mpickpt; this one reads 1" in read_slot(path, crc32c).why_not
+    assert "it has format 3, written by a newer mpickpt; this one reads 2" in read_slot(path, crc32c).why_not
 
 
 def test_a_structure_that_another_program_changed_is_refused(store: Store) -> None:

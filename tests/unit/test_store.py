@@ -124,7 +124,7 @@ def put(path: Path, content: bytes) -> None:
 
 def newer(path: Path, _: bytes) -> None:
     with h5py.File(path, "r+") as file:
-        file.attrs["format_version"] = 2
+        file.attrs["format_version"] = 3
         file.attrs["version"] = "9.9"
     renew_preface(path)
 
@@ -321,7 +321,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = Store(Path(sys.argv[1]), crc32c)
 layout = Layout(tuple(RankLayout((ArraySpec("u", (1, 8), np.dtype("f8")),)) for _ in range(50)))
 open_files = len(os.listdir("/proc/self/fd"))
-for limit in (0, 1000, 100_000, 1 << 20, 4 << 20, resource.RLIM_INFINITY):
+for limit in (0, 1000, 100_000, 1 << 20, 3 << 20, resource.RLIM_INFINITY):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
         store.create(0, layout)
