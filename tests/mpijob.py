@@ -18,15 +18,17 @@ from uuid import uuid4
 TOKEN = "FAULT_TEST_TOKEN"
 RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
 SHARED_MEMORY = Path("/dev/shm")
-# What the libraries leave there when a rank is killed: MPICH, Open MPI, UCX (which both may use).
-SEGMENTS = ("mpich_shm_", "sm_segment.", "vader_segment.", "ucx_shm_posix_")
+# What the libraries leave there when a rank is killed: MPICH, Open MPI, UCX (which both may use), Intel MPI.
+SEGMENTS = ("mpich_shm_", "sm_segment.", "vader_segment.", "ucx_shm_posix_", "Intel_MPI_")
 # More ranks than cores, as root in a container: without these Open MPI refuses, and the threads of BLAS make the
 # ranks wait for each other. Libraries ignore the variables of others.
 SURROUNDINGS = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "OMPI_MCA_mpi_yield_when_idle": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",  # Open MPI 4
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "I_MPI_THREAD_YIELD": "2",  # ranks of Intel MPI that wait call sched_yield
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
@@ -76,6 +78,8 @@ class MpiJob:
         Environment variables in addition to the inherited ones.
     launching
         Options of mpiexec.
+    launcher
+        The mpiexec; that of the active environment if not given.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class MpiJob:
         log: Path,
         settings: Mapping[str, str] | None = None,
         launching: Sequence[str] = (),
+        launcher: Path | None = None,
     ) -> None:
         self.ranks = ranks
         self.log = log
@@ -96,7 +101,7 @@ class MpiJob:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                [mpiexec(), *launching, "-n", str(ranks), sys.executable, *map(str, command)],
+                [launcher or mpiexec(), *launching, "-n", str(ranks), sys.executable, *map(str, command)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -178,9 +183,10 @@ def mpi_job(
     log: Path,
     settings: Mapping[str, str] | None = None,
     launching: Sequence[str] = (),
+    launcher: Path | None = None,
 ) -> Iterator[MpiJob]:
     """Run a job in a with block; whatever happens, none of its processes stays."""
-    job = MpiJob(ranks, command, log, settings, launching)
+    job = MpiJob(ranks, command, log, settings, launching, launcher)
     try:
         yield job
     except BaseException:

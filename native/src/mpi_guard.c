@@ -3,7 +3,6 @@
  * came, whatever the library's handles are. What has to be known of datatypes and communicators is asked of the library
  * itself by its profiling names, which are not interposed. */
 #define _GNU_SOURCE
-#include <dlfcn.h>
 #include <string.h>
 
 #include "hooks.h"
@@ -64,6 +63,13 @@ static struct {
     bool known;
 } mpi;
 
+/* The library itself tells. Libraries of MPI 5 with an ABI of their own have the function, too, and say -1. */
+static bool follows_standard_abi(void) {
+    int (*version)(int *major, int *minor) = (int (*)(int *, int *))mpk__interpose_find("PMPI_Abi_get_version");
+    int major = 0, minor = 0;
+    return version && version(&major, &minor) == 0 && major > 0;
+}
+
 void mpk__mpi_resolve(void) {
     if (mpi.known) return;
     const struct {
@@ -85,12 +91,7 @@ void mpk__mpi_resolve(void) {
         *wanted[i].function = mpk__interpose_find(wanted[i].name);
         if (!*wanted[i].function) return; /* no MPI library yet */
     }
-    Dl_info where = {0};
-    dladdr((void *)mpi.type_extent, &where);
-    if (mpk__interpose_find("ompi_mpi_comm_world"))
-        mpi.library = &open_mpi;
-    else
-        mpi.library = where.dli_fname && strstr(where.dli_fname, "mpi_abi") ? &standard_abi : &mpich;
+    mpi.library = follows_standard_abi() ? &standard_abi : mpk__interpose_find("ompi_mpi_comm_world") ? &open_mpi : &mpich;
     mpi.known = true;
 }
 
@@ -110,8 +111,7 @@ static bool is_in_place(word buffer) { return buffer == 1 || buffer == (word)-1;
 static void reach_elements(const target *t, word buffer, int64_t count, word type) {
     if (count <= 0 || is_in_place(buffer)) return;
     int64_t low, extent, true_low, true_extent;
-    mpi.type_extent(type, &low, &extent);
-    mpi.type_true_extent(type, &true_low, &true_extent);
+    if (mpi.type_extent(type, &low, &extent) != 0 || mpi.type_true_extent(type, &true_low, &true_extent) != 0) return;
     int64_t last = (count - 1) * extent; /* may be negative: elements may go downwards */
     int64_t from = true_low + (last < 0 ? last : 0), to = true_low + true_extent + (last > 0 ? last : 0);
     if (to > from) reach(t, buffer + (word)from, (size_t)(to - from));
@@ -174,8 +174,8 @@ static void reach_vector(const target *t, const word *args) {
         if (count <= 0) continue;
         if (t->shape == S_TYPES)
             type = handle_at(args[t->type], i);
-        else
-            mpi.type_extent(type, &low, &extent);
+        else if (mpi.type_extent(type, &low, &extent) != 0)
+            continue;
         reach_elements(t, buffer + (word)(displacement * extent), count, type);
     }
 }

@@ -26,8 +26,8 @@ class PyMpickpt(PythonPackage):
 
     depends_on("python@3.11:", type=("build", "link", "run"))
     depends_on("py-numpy@1.26:", type="run")
-    depends_on("py-h5py@3.11:", type="run")
-    depends_on("py-mpi4py@4:", type="run")
+    depends_on("py-h5py@3.12.1:", type="run")
+    depends_on("py-mpi4py@4.1:", type="run")
     depends_on("py-rich@13:", type="run")
     depends_on("py-matplotlib@3.8:", type="run", when="+report")
 
