@@ -16,20 +16,20 @@ KIND, STEPS, LOSS = sys.argv[1], 60, 30
 def relatives(comm: MPI.Intracomm) -> None:
     """Wait on communicators that are made of the given one, among them one that only mpi4py knows."""
     grid = comm.Create_cart([comm.size], periods=[True])
-    part = comm.Split(0 if comm.rank < 2 else 1, comm.rank)
+    part = comm.Split(min(comm.rank, 1), comm.rank)
     with mpickpt.open("ckpt", comm, every=10, restart="never") as ckpt:
         total = ckpt.object("total", {"steps": 0}, replicated=True)
         began = ckpt.restored.step if ckpt.restored else 0
         for step in ckpt.range(STEPS):
             if step == LOSS and not ckpt.restored:
                 assert ckpt.save()
-                if comm.rank == 1:
-                    time.sleep(0.5)  # the others wait meanwhile: rank 0 for this one, rank 2 for rank 0
+                if comm.rank == 2:
+                    time.sleep(0.5)  # the others wait meanwhile: rank 1 for this one, rank 0 for rank 1
                     os.kill(os.getpid(), signal.SIGKILL)
+            part.Barrier()
             total["steps"] += comm.allreduce(1) // comm.size
             before, after = grid.Shift(0, 1)
             grid.sendrecv(step, after, source=before)
-            part.Barrier()
     print(f"rank {comm.rank} of {comm.size} began at step {began} and did {total['steps']}", flush=True)
 
 
