@@ -51,7 +51,7 @@ PAIRED := -n 2 --dist worksteal
 # --kill-after: a pytest that does not end on SIGTERM has ranks of its own to take down first.
 LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
-.PHONY: help install demo test test-native test-sanitized test-checked test-unit test-guard test-mpi test-faults test-libraries test-oldest test-kills test-recipes test-readers test-slurm test-nfs test-mpi4py dist lint docs bench bench-quick bench-curves \
+.PHONY: help install demo test test-native test-sanitized test-checked test-unit test-guard test-mpi test-faults test-libraries test-kills test-recipes test-readers test-slurm test-nfs test-mpi4py dist lint docs bench bench-quick bench-curves \
         bench-throttled bench-faults bench-guard bench-rounds bench-unchanged bench-restart bench-verify \
         bench-survive bench-creation clean
 
@@ -63,7 +63,6 @@ help:
 	@echo 'make test-recipes the programs of docs/recipes.md, with emcee, schwimmbad and pyfftw'
 	@echo 'make test-readers xarray, netCDF4, VTK and others read slots and exports (downloads them into .build)'
 	@echo 'make test-libraries  one program that is killed and restarted, on each MPI library of docs/libraries.md (a minute or two)'
-	@echo 'make test-oldest  units with the oldest versions that pyproject.toml allows (wheels only)'
 	@echo 'make test-slurm   jobs of a real Slurm on this machine (needs slurm-wlm, munge and root)'
 	@echo 'make test-nfs     ranks on two nodes with NFS between them, in a virtual machine (Debian; needs QEMU)'
 	@echo 'make test-mpi4py  the tests of mpi4py itself, alone and in a session that cuts before each: the same counts'
@@ -152,19 +151,6 @@ $(READERS)/stamp: tests/readers/requirements.txt
 
 test-readers: install $(READERS)/stamp
 	cd tests && $(LIMIT) $(PYTEST) $(PAIRED) readers
-
-# Units with the oldest versions that pyproject.toml allows, of what the package itself and its extras need.
-OLDEST := import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; e = p["optional-dependencies"]; \
-    print(*(d.replace(">=", "==") for d in sum((e[x] for x in ("mpich", "jobs", "report", "netcdf", "xarray")), p["dependencies"])))
-$(BUILD)/venv-oldest/stamp-install: $(SOURCES)
-	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/python -m pip install --quiet --only-binary :all: $$($(PYTHON) -c '$(OLDEST)') pytest pytest-mpi pytest-timeout pytest-xdist hypothesis pyte
-	$(@D)/bin/python -m pip install --quiet --no-deps .
-	$(@D)/bin/python -m pip check
-	touch $@
-
-test-oldest: $(BUILD)/venv-oldest/stamp-install
-	cd tests && PATH=$(<D)/bin:$$PATH $(LIMIT) $(<D)/bin/pytest --timeout=$(TEST_LIMIT) --timeout-method=thread $(PAIRED) unit
 
 # Each MPI library of the package index in a folder of its own, beside mpi4py.
 MPIS := $(BUILD)/libraries
