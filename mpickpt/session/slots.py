@@ -141,5 +141,5 @@ class Slots:
         """Make sure that slot `index` has the present layout."""
         assert self._layout is not None
         if not self._fits(self._store.inspect(self.path(index))):
-            self._store.create(index, self._layout)
+            return self._store.create(index, self._layout)
         return self._store.offsets(index)

@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING
 from mpickpt.store.archive import appearing, clones, copy_slot, copying
 from mpickpt.store.files import free_bytes, os_errors, replace_text, reserve, revalidate, sync_folder_above
 from mpickpt.store.filesystem import copies_on_write, kind_of_file_system, why_full
+from mpickpt.store.info import SlotInfo, is_unchanged, read_slot, record_is_valid
 from mpickpt.store.preface import plain
 from mpickpt.store.retention import Retention
 from mpickpt.store.slots import (
     PayloadKind,
-    SlotInfo,
     Store,
     archive_path,
-    is_unchanged,
-    read_slot,
-    record_is_valid,
     slot_path,
     spill_path,
     spill_paths,

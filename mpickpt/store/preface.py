@@ -134,6 +134,24 @@ def check(fd: int, path: Path, checksum: Checksum) -> bytes:
     return preface
 
 
+def copy_structure(source: Path, target: Path, count: int, checksum: Checksum) -> None:
+    """Make `target` a file with the first `count` bytes of `source`, and of its size, if its structure is valid.
+
+    Raises
+    ------
+    OSError
+        If one of them cannot be read or written.
+    ValueError, StoreError
+        If `source` is not a slot, or its structure is corrupt.
+    """
+    with plain(source) as fd:
+        check(fd, source, checksum)
+        with target.open("r+b") as new:
+            for at in range(0, count, PIECE_BYTES):
+                new.write(os.pread(fd, min(PIECE_BYTES, count - at), at))
+            new.truncate(os.fstat(fd).st_size)
+
+
 def read_preface(fd: int, checksum: Checksum) -> bytes:
     """Read the preface of an open file, without the room behind it; empty if it has none, ValueError if corrupt."""
     head = os.pread(fd, _HEAD.size, 0)

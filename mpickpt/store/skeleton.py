@@ -125,11 +125,12 @@ def _hdf5_type(dtype: np.dtype[Any]) -> h5t.TypeID:
     return kind
 
 
-def write_skeleton(path: Path, layout: Layout, checksum: Checksum) -> None:
-    """Write the structure of a slot for `layout` into the file `path`, and its preface."""
+def write_skeleton(path: Path, layout: Layout, checksum: Checksum) -> list[SlotOffsets]:
+    """Write the structure of a slot for `layout` into the file `path`, and its preface; return the offsets by rank."""
     room = preface.preface_bytes(1)
     places, end = _write_skeleton(path, layout, room)
     preface.write_preface(path, room, [(places[0].record, end)], checksum)
+    return places
 
 
 def write_packed_skeleton(path: Path, layout: Layout) -> list[SlotOffsets]:

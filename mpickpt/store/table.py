@@ -27,19 +27,20 @@ Kind = dict[str, Any]
 def table_of(layout: Layout, places: Sequence[SlotOffsets]) -> bytes:
     """Return the table of a slot for `layout`, in which each rank's share lies at its of the `places`."""
     base = places[0].record
-    kinds: dict[str, int] = {}
+    kinds: dict[tuple[object, ...], tuple[int, Kind]] = {}
     ranks = []
     for rank, place in zip(layout.ranks, places, strict=True):
         rows: list[list[object]] = []
         for spec, at in zip(rank.arrays, place.arrays, strict=True):
-            kind = kinds.setdefault(json.dumps(_kind(spec)), len(kinds))
-            rows.append([kind, _from(base, at), *([spec.part.start] if spec.part is not None else [])])
+            kind = _kind(spec)
+            number, _ = kinds.setdefault(tuple(kind.values()), (len(kinds), kind))
+            rows.append([number, _from(base, at), *([spec.part.start] if spec.part is not None else [])])
         sums = next((at for at in place.checksums if at), 0)
         one: dict[str, object] = {"arrays": rows, "checksums": _from(base, sums)}
         one["objects"] = [_from(base, place.objects), place.objects_room]
         one["channels"] = [_from(base, place.channels), place.channels_room]
         ranks.append(one)
-    return json.dumps({"kinds": [json.loads(kind) for kind in kinds], "ranks": ranks}).encode()
+    return json.dumps({"kinds": [kind for _, kind in kinds.values()], "ranks": ranks}).encode()
 
 
 def _from(base: int, at: int) -> int | None:

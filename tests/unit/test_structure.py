@@ -111,6 +111,25 @@ def test_hdf5_has_the_places_that_the_table_says(store: Store, layout: Layout) -
             assert at("records") == place.record - number * PAGE_BYTES
 
 
+def test_the_next_slot_of_a_layout_has_the_structure_of_the_first(store: Store) -> None:
+    """Unless that is corrupt, or another layout's."""
+    layout, other = rows(6), rows(5)
+    places = store.create(0, layout)
+    first = slot_path(store.directory, 0)
+    structure = first.read_bytes()[: places[0].record]
+    assert store.create(1, layout) == places == store.offsets(1)
+    assert slot_path(store.directory, 1).read_bytes()[: places[0].record] == structure
+    assert slot_path(store.directory, 1).stat().st_size == first.stat().st_size
+    assert store.create(2, other) == store.offsets(2) != places
+    assert store.create(3, layout) == store.offsets(3) == places
+    third = slot_path(store.directory, 3)
+    content = bytearray(third.read_bytes())
+    content[places[0].record - 100] ^= 1
+    third.write_bytes(content)
+    assert store.create(4, layout) == store.offsets(4) == places
+    assert store.layout(4).digest == layout.digest
+
+
 def test_the_structure_is_small(store: Store) -> None:
     names = [f"array{k}" for k in range(200)]
     specs = tuple(ArraySpec(name, (4, 16), np.dtype("f8")) for name in names)
