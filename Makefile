@@ -6,6 +6,7 @@
 #   MPI=system    the mpiexec in PATH
 #
 #   CHECKS=1      the native core with its assertions, in a virtual environment of its own
+#   OLDEST=1      the oldest versions of other packages that pyproject.toml allows, likewise
 #   SHARE=15      percent of the cases that tests draw at random: kills, programs, schedules
 #   RANKS="1 4"   the numbers of ranks on which `make test-mpi` runs
 
@@ -24,7 +25,7 @@ SHELL       := /bin/bash
 
 ROOT   := $(CURDIR)
 BUILD  := $(ROOT)/.build
-VENV   := $(BUILD)/venv-$(MPI)$(if $(CHECKS),-checks)
+VENV   := $(BUILD)/venv-$(MPI)$(if $(CHECKS),-checks)$(if $(OLDEST),-oldest)
 BIN    := $(VENV)/bin
 EXTRAS := $(if $(filter system,$(MPI)),test,$(MPI),test)
 # Options of the build; what CMake remembers of a build without checks is not to get into one with them.
@@ -92,7 +93,8 @@ $(VENV)/stamp-venv:
 # The sources as they are now, installed as a user would: not editable, so that what is tested is
 # what is packaged.
 $(VENV)/stamp-install: $(VENV)/stamp-venv $(SOURCES)
-	$(BIN)/python -m pip install --quiet $(CORE) '.[$(EXTRAS)]'
+	$(if $(OLDEST),$(BIN)/python .ci/oldest.py > $(VENV)/oldest.txt)
+	$(BIN)/python -m pip install --quiet $(CORE) $(if $(OLDEST),--constraint $(VENV)/oldest.txt) '.[$(EXTRAS)]'
 	$(if $(CHECKS),$(BIN)/python -P -c 'from mpickpt import _native; assert _native.CHECKS')
 	touch $@
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -82,7 +83,9 @@ def dtype_to_text(dtype: np.dtype[Any]) -> str:
     if dtype.hasobject or not dtype.itemsize:
         raise LayoutError(f"Arrays of dtype {dtype} cannot be saved as raw bytes; save such values by object().")
     try:
-        text = repr(np.lib.format.dtype_to_descr(dtype))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of metadata, which say nothing about the bytes
+            text = repr(np.lib.format.dtype_to_descr(dtype))
         if dtype_from_text(text) == dtype:
             return text
     except (TypeError, ValueError):
