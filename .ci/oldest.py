@@ -9,7 +9,8 @@ from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 extras = project["optional-dependencies"]
-for text in (*project["dependencies"], *(one for name in ("jobs", "report", "netcdf", "xarray") for one in extras[name])):
+optional = [text for name in ("jobs", "report", "netcdf", "xarray") for text in extras[name]]
+for text in (*project["dependencies"], *optional):
     name, version = re.fullmatch(r"([\w-]+)>=([\d.]+)", text).groups()
     print(f"{name}=={version}")
 print("pyparsing<3.3")  # newer ones warn of names by which older matplotlib calls them

@@ -7,6 +7,7 @@ name then, so the test checks the calls themselves, which a preloaded library re
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -102,9 +103,10 @@ def check(paths: Sequence[Path], told: Sequence[Call], before: int) -> None:
 
 
 def was_synced_before_its_rename(told: Sequence[Call], at: int) -> bool:
-    new = told[at].path.with_name(f"{told[at].path.name}.new")
-    made = [n for n, call in enumerate(told[:at]) if call.what in ("name", "write") and call.path == new]
-    return is_synced(new, told, max(made), at)
+    path = told[at].path
+    own = re.compile(rf"{re.escape(path.name)}(\.{told[at].process})?\.new")  # archives name the process
+    made = [n for n, call in enumerate(told[:at]) if call.what in ("name", "write") and own.fullmatch(call.path.name)]
+    return is_synced(told[made[-1]].path, told, made[-1], at)
 
 
 def test_every_name_that_a_record_relies_on_is_synced_before_it(run: Path) -> None:
