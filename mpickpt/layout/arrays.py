@@ -205,7 +205,7 @@ class Layout:
             raise LayoutError(f"A block must be a multiple of {PAGE_BYTES} bytes, not {self.block_bytes}.")
         for name, have in self._having.items():
             _check_parts(name, have, len(self.ranks))
-        firsts = [(name, have[0][1].part) for name, have in self._having.items()]
+        firsts = [(name, self.first(name).part) for name in self.names]
         check_dimensions([(name, part.shape, part.dims) for name, part in firsts if part is not None])
 
     @classmethod
@@ -230,6 +230,10 @@ class Layout:
     def having(self, name: str) -> Sequence[tuple[int, ArraySpec]]:
         """Return the ranks that have an array called `name`, in ascending order, each with its own."""
         return self._having.get(name, ())
+
+    def first(self, name: str) -> ArraySpec:
+        """Return the array called `name` of the lowest rank that has it; of a global one, all have the same shape."""
+        return self._having[name][0][1]
 
     def sources(self, name: str, box: Box) -> list[tuple[int, Box]]:
         """Return the ranks that own cells of `box` in the global array `name`, each with its cells."""
@@ -261,6 +265,11 @@ class SlotOffsets:
     objects_room: int
     channels: int = 0
     channels_room: int = 0
+
+    @property
+    def first_checksum(self) -> int:
+        """Where the rank's checksums begin, of which each array has its part; 0 if there are none."""
+        return next((at for at in self.checksums if at), 0)
 
 
 def blocks_in(nbytes: int, block_bytes: int) -> int:

@@ -179,7 +179,7 @@ def rank_array(guard: Guard, image: RankImage, index: int) -> StoredArray:
 
 def global_array(guard: Guard, layout: Layout, images: Sequence[RankImage], name: str) -> StoredArray:
     """Return the global array `name`, which has parts."""
-    _, first = layout.having(name)[0]
+    first = layout.first(name)
     assert first.part is not None
     shape = first.part.shape
 

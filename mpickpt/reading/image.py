@@ -341,7 +341,7 @@ def gather(
     CorruptionError
         If a block that holds one of the cells is corrupt.
     """
-    old = next((found for _, found in layout.having(spec.name)), None)
+    old = layout.first(spec.name) if layout.having(spec.name) else None
     if old is None or old.part is None:
         raise LayoutError(f"The epoch has no global array {spec.name!r}.")
     if spec.part is None or (spec.part.shape, spec.dtype) != (old.part.shape, old.dtype):

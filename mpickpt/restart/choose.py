@@ -231,8 +231,7 @@ def _read(
 def _shapes(source: Source | None) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the arrays that the program may ask for without `remap`, by name."""
     if isinstance(source, OtherRanks):
-        layout = source.layout
-        firsts = [layout.having(name)[0][1] for name in layout.names]
+        firsts = [source.layout.first(name) for name in source.layout.names]
         return {spec.name: spec.part.shape for spec in firsts if spec.part is not None}
     return {spec.name: spec.shape for spec in source.image.arrays} if isinstance(source, SameRanks) else {}
 

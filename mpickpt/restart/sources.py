@@ -196,11 +196,12 @@ class OtherRanks:
 
     def read_into(self, spec: ArraySpec, out: NDArray[Any], remap: Remap | None) -> None:
         """Read the cells of `spec` from their old owners, or call `remap`."""
-        olds = [old for _, old in self.layout.having(spec.name)]
+        olds = self.layout.having(spec.name)
         if not olds:
             raise _missing("array", spec.name, self.where)
-        if spec.part is not None and olds[0].part is not None and remap is None:
-            self._put_together(spec, olds[0], out)
+        _, old = olds[0]
+        if spec.part is not None and old.part is not None and remap is None:
+            self._put_together(spec, old, out)
             return
         if remap is None:
             raise self._needs_remap("Array", spec.name, "a part on both sides")

@@ -71,8 +71,8 @@ def preface_bytes(ranges: int) -> int:
     return max(PAGE_BYTES, 1 << (needed - 1).bit_length())
 
 
-def write_preface(path: Path, room: int, raw: Iterable[Range], checksum: Checksum) -> None:
-    """Write the preface of a file whose structure is complete and does not change any more.
+def write_preface(path: Path, room: int, raw: Iterable[Range], checksum: Checksum) -> bytes:
+    """Write the preface of a file whose structure is complete and does not change any more; return it.
 
     Parameters
     ----------
@@ -95,6 +95,7 @@ def write_preface(path: Path, room: int, raw: Iterable[Range], checksum: Checksu
         preface = _HEAD.pack(*fields, checksum(_HEAD.pack(*fields, 0)[:-4])) + table
         assert len(preface) <= room
         os.pwrite(fd, preface.ljust(room, b"\0"), 0)
+        return preface
     finally:
         os.close(fd)
 
@@ -134,8 +135,13 @@ def check(fd: int, path: Path, checksum: Checksum) -> bytes:
     return preface
 
 
-def copy_structure(source: Path, target: Path, count: int, checksum: Checksum) -> None:
-    """Make `target` a file with the first `count` bytes of `source`, and of its size, if its structure is valid.
+def copy_structure(source: Path, target: Path, count: int, preface: bytes, checksum: Checksum) -> bool:
+    """Make `target` a file with the first `count` bytes of `source`, and of its size.
+
+    Returns
+    -------
+    bool
+        False if `source` is not the slot that has this `preface`: nothing was written then.
 
     Raises
     ------
@@ -145,11 +151,13 @@ def copy_structure(source: Path, target: Path, count: int, checksum: Checksum) -
         If `source` is not a slot, or its structure is corrupt.
     """
     with plain(source) as fd:
-        check(fd, source, checksum)
+        if check(fd, source, checksum) != preface:
+            return False
         with target.open("r+b") as new:
             for at in range(0, count, PIECE_BYTES):
                 new.write(os.pread(fd, min(PIECE_BYTES, count - at), at))
             new.truncate(os.fstat(fd).st_size)
+    return True
 
 
 def read_preface(fd: int, checksum: Checksum) -> bytes:

@@ -125,12 +125,11 @@ def _hdf5_type(dtype: np.dtype[Any]) -> h5t.TypeID:
     return kind
 
 
-def write_skeleton(path: Path, layout: Layout, checksum: Checksum) -> list[SlotOffsets]:
-    """Write the structure of a slot for `layout` into the file `path`, and its preface; return the offsets by rank."""
+def write_skeleton(path: Path, layout: Layout, checksum: Checksum) -> tuple[list[SlotOffsets], bytes]:
+    """Write the structure of a slot for `layout` into the file `path`; return the offsets by rank, and its preface."""
     room = preface.preface_bytes(1)
     places, end = _write_skeleton(path, layout, room)
-    preface.write_preface(path, room, [(places[0].record, end)], checksum)
-    return places
+    return places, preface.write_preface(path, room, [(places[0].record, end)], checksum)
 
 
 def write_packed_skeleton(path: Path, layout: Layout) -> list[SlotOffsets]:
@@ -209,8 +208,7 @@ def _starts(places: Sequence[SlotOffsets]) -> Iterator[int]:
     """Yield where the datasets begin that have bytes, in the order in which they were created."""
     yield places[0].record
     for one in places:
-        sums = next((at for at in one.checksums if at), 0)
-        yield from filter(None, (*one.arrays, sums, one.objects, one.channels))
+        yield from filter(None, (*one.arrays, one.first_checksum, one.objects, one.channels))
 
 
 def _write_global(file: h5f.FileID, name: str, layout: Layout) -> None:
@@ -238,9 +236,9 @@ def _write_global(file: h5f.FileID, name: str, layout: Layout) -> None:
 
 
 def _name_dimensions(file: h5f.FileID, layout: Layout) -> None:
-    specs = {spec.name: spec for rank in layout.ranks for spec in rank.arrays if spec.part and spec.part.dims}
-    dims = {name: spec.part.dims for name, spec in specs.items() if spec.part and spec.part.dims}
-    reverse = frozenset(name for name, spec in specs.items() if spec.order == "F")
+    specs = [layout.first(name) for name in layout.names]
+    dims = {spec.name: spec.part.dims for spec in specs if spec.part and spec.part.dims}
+    reverse = frozenset(spec.name for spec in specs if spec.order == "F")
     name_dimensions(h5py.Group(h5g.open(file, b"global")), dims, reverse)
 
 

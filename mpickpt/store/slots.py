@@ -83,7 +83,7 @@ class Store:
         self.directory = Path(directory)
         self._crc32c = crc32c
         self.lock_descriptor: int | None = None
-        self._made: tuple[Layout, Path, list[SlotOffsets]] | None = None  # the last slot that was created
+        self._made: tuple[Layout, Path, list[SlotOffsets], bytes] | None = None  # the last slot, and its preface
         self._reserves = True  # as far as is known, the file system can reserve room for files
 
     def lock(self, owner: str = "", *, patience: float = 0.0) -> int:
@@ -185,7 +185,7 @@ class Store:
             try:
                 if need > (free := free_bytes(fd)):
                     raise OSError(errno.ENOSPC, f"{free} bytes are free")
-                places = self._write_structure(new, layout)
+                places, preface = self._write_structure(new, layout)
                 reserved = reserve(fd, round_up(os.fstat(fd).st_size))
                 os.fsync(fd)
                 new.rename(path)
@@ -196,7 +196,7 @@ class Store:
                 os.close(fd)
             self._remove_spills(path)
             sync_folder_above(self.directory)
-        self._made = layout, path, places
+        self._made = layout, path, places, preface
         if self._reserves and not reserved:
             self._reserves = False
             warn(
@@ -205,15 +205,18 @@ class Store:
             )
         return places
 
-    def _write_structure(self, path: Path, layout: Layout) -> list[SlotOffsets]:
-        """Write the structure of a slot into `path`: that of the last one that was made, if it had this layout."""
+    def _write_structure(self, path: Path, layout: Layout) -> tuple[list[SlotOffsets], bytes]:
+        """Write the structure of a slot into `path`: that of the last one that was made, if it had this layout.
+
+        Returns the offsets by rank, and the preface.
+        """
         from mpickpt.store.skeleton import write_skeleton
 
         if self._made is not None and self._made[0] == layout:
-            _, other, places = self._made
+            _, other, places, preface = self._made
             with suppress(OSError, ValueError, StoreError):  # then it is made as if it were the first
-                copy_structure(other, path, places[0].record, self._crc32c)
-                return places
+                if copy_structure(other, path, places[0].record, preface, self._crc32c):
+                    return places, preface
         return write_skeleton(path, layout, self._crc32c)
 
     def _remove_spills(self, path: Path) -> None:

@@ -35,8 +35,7 @@ def table_of(layout: Layout, places: Sequence[SlotOffsets]) -> bytes:
             kind = _kind(spec)
             number, _ = kinds.setdefault(tuple(kind.values()), (len(kinds), kind))
             rows.append([number, _from(base, at), *([spec.part.start] if spec.part is not None else [])])
-        sums = next((at for at in place.checksums if at), 0)
-        one: dict[str, object] = {"arrays": rows, "checksums": _from(base, sums)}
+        one: dict[str, object] = {"arrays": rows, "checksums": _from(base, place.first_checksum)}
         one["objects"] = [_from(base, place.objects), place.objects_room]
         one["channels"] = [_from(base, place.channels), place.channels_room]
         ranks.append(one)

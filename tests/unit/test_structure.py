@@ -105,7 +105,7 @@ def test_hdf5_has_the_places_that_the_table_says(store: Store, layout: Layout) -
         for number, (rank, place) in enumerate(zip(layout.ranks, places, strict=True)):
             group = f"ranks/{number:05d}/"
             assert [at(group + spec.name) for spec in rank.arrays] == list(place.arrays)
-            assert at(f"checksums/{number:05d}") == next((one for one in place.checksums if one), 0)
+            assert at(f"checksums/{number:05d}") == place.first_checksum
             assert at(group + ".objects") == place.objects
             assert (at(group + ".channels") if rank.channels_room else 0) == place.channels
             assert at("records") == place.record - number * PAGE_BYTES
@@ -122,12 +122,14 @@ def test_the_next_slot_of_a_layout_has_the_structure_of_the_first(store: Store) 
     assert slot_path(store.directory, 1).stat().st_size == first.stat().st_size
     assert store.create(2, other) == store.offsets(2) != places
     assert store.create(3, layout) == store.offsets(3) == places
-    third = slot_path(store.directory, 3)
-    content = bytearray(third.read_bytes())
-    content[places[0].record - 100] ^= 1
-    third.write_bytes(content)
+    slot_path(store.directory, 3).write_bytes(slot_path(store.directory, 2).read_bytes())
     assert store.create(4, layout) == store.offsets(4) == places
-    assert store.layout(4).digest == layout.digest
+    last = slot_path(store.directory, 4)
+    content = bytearray(last.read_bytes())
+    content[places[0].record - 100] ^= 1
+    last.write_bytes(content)
+    assert store.create(5, layout) == store.offsets(5) == places
+    assert store.layout(5).digest == layout.digest
 
 
 def test_the_structure_is_small(store: Store) -> None:
