@@ -120,6 +120,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in dropped]
 
 
+def pytest_collection_finish() -> None:
+    """Take what is there before the first test out of the garbage that is searched for after each of them."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Start MPI before the first test, so that its threads and descriptors do not count as leaks."""
     if session.config.getoption("--with-mpi", default=False):
