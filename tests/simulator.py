@@ -175,8 +175,10 @@ class Simulation:
         How many epochs rank 0 began to archive.
     complete : list of int
         Epochs that became complete, in their order.
-    aborted : bool
-        Whether not all ranks that were to stop came to their end, so that they were ended.
+    aborted : float or None
+        For how long a rank that was told to stop had heard nothing when it ended all ranks; None if none did so.
+    longest_hop : float
+        The longest that a hop took.
     """
 
     def __init__(self, job: Job) -> None:
@@ -188,7 +190,8 @@ class Simulation:
         self.complete: list[int] = []
         self.archived: tuple[int, int] | None = None
         self.archives = 0
-        self.aborted = False
+        self.aborted: float | None = None
+        self.longest_hop = 0.0
         self._programs = [self._program(rank) for rank in self.ranks]
         self._listeners: dict[int, list[Rank]] = defaultdict(list)
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
@@ -261,7 +264,9 @@ class Simulation:
 
     def _send(self, source: Rank, target: int, kind: str, number: int, content: Any = None) -> None:
         source.sent[kind] += 1
-        self._at(self.now + self.job.hop(target), lambda: self._arrive(self.ranks[target], (kind, number, content)))
+        seconds = self.job.hop(target)
+        self.longest_hop = max(seconds, self.longest_hop)
+        self._at(self.now + seconds, lambda: self._arrive(self.ranks[target], (kind, number, content)))
 
     def _arrive(self, rank: Rank, message: tuple[str, int, Any]) -> None:
         rank.mail.append(message)
@@ -336,7 +341,7 @@ class Simulation:
 
     def _safe_point(self, rank: Rank, step: int) -> Program:
         """Poll, as the driver does."""
-        machine, pause, now = rank.protocol, rank.pause, self.now
+        machine, pause, now, blocked = rank.protocol, rank.pause, self.now, rank.blocked
         self._move(rank)
         is_idle = step < machine.next_step and self._next(rank, take=False) is None
         if is_idle and pause is not None and now >= rank.next_poll - pause[0] / 2:
@@ -346,7 +351,7 @@ class Simulation:
         self._perform(rank, machine.handle(p.Reached(step, now)))
         self._look(rank)
         yield from self._wait(rank)
-        machine.handle(p.Resumed())
+        machine.handle(p.Resumed(blocked=rank.blocked - blocked))
         seconds = machine.seconds_to_next_poll(quiet=True)
         steps = machine.steps_to_next_poll(seconds)
         rank.pause = (seconds, steps) if seconds > 0.0 else None
@@ -356,10 +361,10 @@ class Simulation:
         """Wait for a checkpoint, as the driver does."""
         if rank.stopped is not None:
             return
-        machine, saves = rank.protocol, len(rank.saved)
+        machine, saves, blocked = rank.protocol, len(rank.saved), rank.blocked
         self._perform(rank, machine.handle(p.Reached(step, self.now, save=True)))
         yield from self._wait(rank)
-        machine.handle(p.Resumed())
+        machine.handle(p.Resumed(blocked=rank.blocked - blocked))
         assert len(rank.saved) == saves + 1 or rank.stopped is not None, "a save ended without an answer"
         rank.pause = None
         self._look_again(rank, step, 0.0, 1)
@@ -391,11 +396,12 @@ class Simulation:
             drains = machine.epoch is not None and not machine.posted  # which is waited for in any case
             until = since + machine.patience if stand is p.Blocked.LIMITED and not drains else math.inf
             if closing and rank.stopped is not None:
-                until = since + p.STOP_PATIENCES * machine.patience
+                until = self.now + p.STOP_PATIENCES * machine.patience
+            last = self.now
             yield Wait(until, lambda: self._next(rank, take=False) is not None)
             event = self._next(rank)
             if event is None and closing:  # as the driver does: what counts is on disk
-                self.aborted = True
+                self.aborted = self.now - last
                 self._running = 0
                 return
             if event is None:
@@ -529,6 +535,15 @@ class Simulation:
             self.archived = None
             return -1
         return self.archived[0]
+
+    @property
+    def is_ended_too_early(self) -> bool:
+        """Whether a rank ended all ranks although each of them, being in MPI, came to its end and told it in time.
+
+        What they tell goes down the tree, up, and down again: the last epoch is complete, they are closing, all are.
+        """
+        hops = 3 * (self.job.size - 1).bit_length()
+        return self.aborted is not None and self.aborted > hops * self.longest_hop
 
     def complete_on_disk(self) -> list[int]:
         """List the epochs that could be restored if all ranks died now."""

@@ -20,9 +20,13 @@ class Reached:
 
 @value
 class Resumed:
-    """The rank goes on from the safe point where it was, or has since passed that of `step` without a poll."""
+    """The rank goes on from the safe point where it was, or has since passed that of `step` without a poll.
+
+    It was `blocked` there, or inside the step, for so many seconds.
+    """
 
     step: int = -1
+    blocked: float = 0.0
 
 
 @value

@@ -60,6 +60,16 @@ class Lookahead:
         """Take in a poll that found nothing: there are many of these, and they make the quickest pace no slower."""
         self._polls.append((step, now, 1.0))
 
+    def blocked(self, seconds: float) -> None:
+        """Take in that the rank was blocked for so long since the last poll: that is no part of its pace.
+
+        If it were, a rank that waited for as long as its patience would have more of it the next time, without a bound.
+        """
+        self._work_out()
+        if self._seen is not None:
+            step, now = self._seen
+            self._seen = step, now + seconds
+
     def _work_out(self) -> None:
         """Find out the pace from the polls since the last time."""
         while self._polls:

@@ -50,7 +50,9 @@ class Protocol(RankState):
         match event:
             case Reached():
                 return self._reached(event)
-            case Resumed(step):
+            case Resumed(step, blocked):
+                if blocked:
+                    self._lookahead.blocked(blocked)
                 self._at_safe_point = self._holds = False
                 self._saving = None
                 if step > self._step:

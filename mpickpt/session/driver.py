@@ -158,13 +158,14 @@ class Driver:
         self._handle(Reached(step, now))
         if self.stats.cuts == cuts:  # after a cut the program goes on at once: what has come can wait for the next poll
             self._poll(now)
+        blocked = 0.0
         if self._protocol.blocked is not Blocked.NO:
-            self._timed(lambda: self._waits.while_blocked(step, self._show))
-        self._go_on(step, now)
+            blocked = self._timed(lambda: self._waits.while_blocked(step, self._show))
+        self._go_on(step, now, blocked)
 
-    def _go_on(self, step: int, now: float) -> None:
+    def _go_on(self, step: int, now: float, blocked: float) -> None:
         """Leave the safe point of `step`, and find out when to poll again; raise `Stopped` if the program is to end."""
-        self._protocol.handle(Resumed())
+        self._protocol.handle(Resumed(blocked=blocked))
         is_quiet = self._line is None and not self._restoring.is_running and not self._epochs.channels.are_awaited
         end, seconds = self._protocol.next_step, self._protocol.seconds_to_next_poll(quiet=is_quiet)
         steps = self._protocol.steps_to_next_poll(seconds)
@@ -179,18 +180,19 @@ class Driver:
         self._step, self._performer.saved = step, None
         try:
             self._handle(Reached(step, time.perf_counter(), save=True))
-            self._timed(lambda: self._waits.save(step))
+            blocked = self._timed(lambda: self._waits.save(step))
         except BaseException:
             self._protocol.handle(Resumed())  # which also ends the save
             raise
-        self._go_on(step, time.perf_counter())
+        self._go_on(step, time.perf_counter(), blocked)
         assert self._performer.saved is not None
         return self._performer.saved
 
     def wait(self, step: int) -> Outcome | None:
         """Wait inside `step` until the epoch in progress is decided; what became of it, or of the last one."""
         self._protocol.handle(Resumed(step))
-        self._timed(lambda: self._waits.decide(step))
+        blocked = self._timed(lambda: self._waits.decide(step))
+        self._protocol.handle(Resumed(step, blocked))
         self.next_step, self.next_poll = self._protocol.next_step, 0.0
         self._stop_if_asked()
         return self._epochs.last
@@ -212,13 +214,14 @@ class Driver:
         if self._performer.stopped is not None:
             raise self._performer.stopped
 
-    def _timed(self, wait: Callable[[], None]) -> None:
-        """Wait, and count for how long: without the cut that may be made meanwhile."""
+    def _timed(self, wait: Callable[[], None]) -> float:
+        """Wait, and count for how many seconds, which it returns: without the cut that may be made meanwhile."""
         since, blocked = time.perf_counter(), self.stats.blocked_seconds
         wait()
         seconds = time.perf_counter() - since - (self.stats.blocked_seconds - blocked)
         self.stats.waited_seconds += seconds
         self._recorder.waited(since, seconds)
+        return seconds
 
     # -- polling -------------------------------------------------------------------------------------------------
 

@@ -103,10 +103,10 @@ def test_nothing_breaks(job: Job) -> None:
     simulation = _ran(job)
     if simulation.complete:
         assert simulation.complete_on_disk()
-    if simulation.aborted:
+    if simulation.is_ended_too_early:
         why = job.dies or job.tracked or any(rank.gave_up for rank in simulation.ranks)
         assert why, "ranks were ended that would have come"
-    if job.dies or simulation.aborted:
+    if job.dies or simulation.aborted is not None:
         return
     for number, cuts in simulation.cuts.items():
         assert len(cuts) == job.size or any(rank.protocol.missed for rank in simulation.ranks), f"epoch {number}"
@@ -237,6 +237,49 @@ def test_a_stop_that_storage_refuses_ends_all_the_same() -> None:
     simulation = _ran(job)
     assert [rank.stop_complete for rank in simulation.ranks] == [False] * 3
     assert len(simulation.cuts) == p.STOP_ATTEMPTS
+
+
+@pytest.mark.parametrize("unit", [1.0, 10.0])
+@pytest.mark.parametrize("share", [0.9, 1.1])
+def test_ranks_that_stop_are_ended_at_the_limit_and_not_before(unit: float, share: float) -> None:
+    """It is 20 s, or twelve steps. A rank below rank 0 hears of the end four hops after it comes to its own.
+
+    Each step waits for a save, whose drain takes hundreds of steps: the limit must not become longer by that.
+    """
+    limit = max(20.0, 12 * unit)
+    job = Job(
+        4,
+        40,
+        lambda rank, step: unit,
+        hop=lambda rank: share * limit / 4,
+        longest_drain=300 * unit,
+        asks=[(100 * unit, 0, True)],
+        saves=lambda step: "head",
+    )
+    simulation = _ran(job)
+    assert simulation.aborted == (None if share < 1 else pytest.approx(limit))
+    assert not simulation.is_ended_too_early
+    for rank in simulation.ranks:
+        assert (rank.stopped, rank.stop_complete, rank.gave_up) == (6, True, 0)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_time_in_which_a_rank_was_blocked_is_not_its_pace(seed: int) -> None:
+    """Answers come late, so ranks give up; a rank that has waited once must not wait for longer the next time."""
+    rnd = random.Random(seed)
+    job = Job(
+        8,
+        40,
+        lambda rank, step: 15 + 30 * rnd.random(),
+        needs=_needs("ring", 8, 40, 1, rnd),
+        every=1,
+        asks=[(rnd.uniform(0, 600), rnd.randrange(8), True)],
+        hop=lambda rank: 90 * rnd.random(),
+        longest_drain=90.0,
+    )
+    simulation = _ran(job)
+    assert any(rank.gave_up for rank in simulation.ranks), "otherwise this tests nothing"
+    assert max(rank.blocked for rank in simulation.ranks) < 3600, "while the steps take 20 minutes"
 
 
 def test_a_rank_that_others_wait_for_is_not_waited_for_without_end() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import signal
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 import mpickpt
+from mpickpt.session.waits import Waits
 from mpickpt.snapshot import crc32c
 from mpickpt.store import Store
 
@@ -78,6 +81,32 @@ def without_steps(ckpt: mpickpt.Session, u: np.ndarray, save: Save) -> None:
         once(u, int(u[1]))
         save(True)
     save(None)
+
+
+@pytest.mark.parametrize("name", ["save", "decide", "while_blocked"])
+def test_a_wait_is_no_part_of_the_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """If it were, a rank that waited would take its steps for long, and wait for others the longer the next time."""
+    wait, waits = getattr(Waits, name), 0
+
+    def waits_long(*args: object) -> None:
+        nonlocal waits
+        waits += 1
+        time.sleep(0.3)
+        wait(*args)
+
+    monkeypatch.setattr(Waits, name, waits_long)
+    paces = []
+    with mpickpt.open(tmp_path, every=1) as ckpt:
+        u = ckpt.array("u", 1 << 22)
+        for step in ckpt.range(9):
+            paces.append(ckpt._driver._protocol.seconds_to_next_cut())  # that is one step
+            u[:] = step
+            if name == "save":
+                ckpt.save(next_step=False)
+            elif name == "decide":
+                ckpt.wait()
+    assert waits >= 4, "otherwise this tests nothing"
+    assert statistics.median(paces[2:]) < 0.2
 
 
 @pytest.mark.parametrize(("every", "lazy"), [(None, False), (1, True)])
