@@ -117,7 +117,7 @@ test: test-native test-unit test-mpi test-faults
 define ctest
 	cmake -S native -B $(BUILD)/$(1) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMPICKPT_PYTHON=OFF -DMPICKPT_TESTS=ON $(2) >/dev/null
 	cmake --build $(BUILD)/$(1) --parallel 2
-	$(LIMIT) ctest --test-dir $(BUILD)/$(1) --output-on-failure --no-tests=error --timeout $(TEST_LIMIT)
+	$(LIMIT) ctest --test-dir $(BUILD)/$(1) --output-on-failure --no-tests=error --parallel 2 --timeout $(TEST_LIMIT)
 endef
 
 test-native: $(VENV)/stamp-dev
