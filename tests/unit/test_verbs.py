@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from warm import warm
 
 import mpickpt
 from mpickpt.cli import main as main_module
@@ -70,10 +72,14 @@ def save(folder: Path, *, wait: bool = False) -> subprocess.Popen[str]:
     )
 
 
-def save_all(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with three epochs, to be copied."""
+    folder = tmp_path_factory.mktemp("saved") / "c"
     process = save(folder)
     process.communicate(timeout=150)
     assert process.returncode == 0
+    return folder
 
 
 @pytest.fixture
@@ -90,7 +96,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         assert process.returncode == 0
         return
     if situation in ("good", "corrupt", "newer", "no permission"):
-        save_all(path)
+        shutil.copytree(request.getfixturevalue("saved"), path)
     if situation == "empty":
         path.mkdir()
     elif situation == "corrupt":
@@ -123,30 +129,25 @@ def test_verbs_in_a_situation(place: Place, tmp_path: Path, request: pytest.Fixt
     names = {"PATH": str(place.path), "OUT.h5": str(tmp_path / "out.h5"), "OUT.html": str(tmp_path / "out.html")}
     names["APP"] = str(tmp_path / "app.py")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MPICKPT_", "SLURM_"))}
-    for verb, (arguments, statuses) in CASES.items():
-        given = [verb, *(names.get(word, word) for word in arguments)]
-        run = subprocess.run(
-            [*place.python, "-m", "mpickpt", *given],
-            cwd=tmp_path,
-            env=clean | ({"SLURM_JOB_ID": "32", "PATH": str(tmp_path)} if verb == "requeue" else {}),
-            capture_output=True,
-            text=True,
-            timeout=150,
-        )
-        told = f"{given}\n{run.stdout}\n{run.stderr}"
-        assert run.returncode == statuses[situation], told
-        assert "Traceback" not in told
-        assert "�" not in told
-        assert "\x1b" not in run.stdout, "colour in a pipe"
-        if run.returncode:
-            lines = (run.stderr or run.stdout).strip()
-            assert lines.endswith((".", ")", "differ", "complete")) or verb == "verify", told
-            assert str(place.path) in told or place.path.name in told
-        (tmp_path / "out.h5").unlink(missing_ok=True)
+    with warm(tmp_path, place.python) as python:
+        for verb, (arguments, statuses) in CASES.items():
+            given = [verb, *(names.get(word, word) for word in arguments)]
+            env = clean | ({"SLURM_JOB_ID": "32", "PATH": str(tmp_path)} if verb == "requeue" else {})
+            run = python.run(given, tmp_path, env, patience=150)
+            told = f"{given}\n{run.stdout}\n{run.stderr}"
+            assert run.returncode == statuses[situation], told
+            assert "Traceback" not in told
+            assert "�" not in told
+            assert "\x1b" not in run.stdout, "colour in a pipe"
+            if run.returncode:
+                lines = (run.stderr or run.stdout).strip()
+                assert lines.endswith((".", ")", "differ", "complete")) or verb == "verify", told
+                assert str(place.path) in told or place.path.name in told
+            (tmp_path / "out.h5").unlink(missing_ok=True)
 
 
-def test_tables_fit_into_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_all(tmp_path / "c")
+def test_tables_fit_into_80_columns(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(saved, tmp_path / "c")
     for given in (["ls"], ["show"], ["verify"], ["doctor"]):
         main([*given, str(tmp_path / "c")])
         text = capsys.readouterr().out.replace(str(tmp_path), "")
@@ -155,8 +156,8 @@ def test_tables_fit_into_80_columns(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - {"run"} - BATCH))
-def test_json_is_json(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_all(tmp_path / "c")
+def test_json_is_json(verb: str, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(saved, tmp_path / "c")
     names = {"PATH": str(tmp_path / "c"), "OUT.h5": str(tmp_path / "out.h5"), "OUT.html": str(tmp_path / "out.html")}
     status = main([verb, "--json", *(names.get(word, word) for word in CASES[verb][0])])
     assert status == CASES[verb][1][0]
