@@ -17,7 +17,6 @@ import os
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
@@ -25,42 +24,26 @@ import numpy as np
 from mpickpt.errors import MpickptError, UsageError, everywhere
 from mpickpt.mpi.identity import Identity, end_process, own_identity
 from mpickpt.mpi.limits import limited
-from mpickpt.mpi.standby import Kept, Standby
+from mpickpt.mpi.past import News, Past
+from mpickpt.mpi.standby import Standby, end_unneeded, kept
 from mpickpt.mpi.started import import_mpi
+from mpickpt.mpi.ulfm import agree, check_library, may_follow, ranks_in
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from mpickpt.mpi.standby import Kept
+
 Mode = Literal["shrink", "respawn"]
-NEEDS = "mpirun --with-ft ulfm"
 
 _NOTICE_SECONDS = 5.0  # for the death of a rank to be known, after an error that may come of it
 _REBUILD_SECONDS = 120.0  # for the next communicator
+_CONNECT_SECONDS = 20.0  # for one process to connect: MPI waits for ever if another one dies meanwhile
+_MOST_FRUITLESS = 10  # losses without an epoch between them
+_CALLS = 3  # processes, before the survivors go on without any
 _KEEPERS = (0, 1)  # ranks that keep a process ready; two, as one of them may be the one that dies
-_LONGEST_PAUSE = 1e-3  # between two polls of an agreement
+_PAUSE = 1e-3  # between two looks whether a death is known
 _RETURNED, _GOES_ON = 1, 2  # what a rank brings to the agreement at the end of the function
-
-
-@dataclass(frozen=True, slots=True)
-class _News:
-    """What a rank that joins has to know.
-
-    Attributes
-    ----------
-    numbers : tuple of int
-        The ranks that get other processes, in the order in which these join.
-    keeper : int
-        Which rank calls them.
-    losses : int
-        How many times ranks were lost.
-    saved : bool
-        Whether a survivor knows of an epoch of this run that is complete.
-    """
-
-    numbers: tuple[int, ...]
-    keeper: int
-    losses: int
-    saved: bool
 
 
 class Survival:
@@ -75,10 +58,6 @@ class Survival:
     ----------
     comm : mpi4py.MPI.Intracomm
         The communicator of the program.
-    losses : int
-        How many times ranks were lost.
-    saved : bool
-        Whether an epoch of this run is known to be complete, so that the run goes back to it after a loss.
     is_entered : bool
         Whether the program's function is being called.
     was_entered : bool
@@ -91,25 +70,26 @@ class Survival:
     """
 
     def __init__(self, mode: Mode) -> None:
+        self._kept = kept()
         mpi = import_mpi()
-        _check_library(mpi, mode)
+        check_library(mpi, mode)
         from mpickpt.mpi import revoking  # which cannot be imported without MPI
 
         self._mpi = mpi
         self._mode = mode
         self._revoking = revoking
-        self.losses = 0
-        self.saved = False
+        self._past = Past()
         self.is_entered = self.was_entered = False
-        self._identities: list[Identity] = []
+        self._identities: list[Identity | None] = []  # of the ranks of `comm`, as far as they have told it
         self._is_lost = False
         self._lost = ""
         self._exit_code: int | None = None
         atexit.register(self._exit)  # before what the program registers, and so called after that
         self._folder = os.getcwd()  # noqa: PTH109  (as a string, for the launcher)
-        parent: MPI.Intercomm = mpi.Comm.Get_parent()
         self._standby: Standby | None = None
-        self._kept = None if parent == mpi.COMM_NULL else Kept(parent)
+        self._called: list[Standby] = []  # whose process is joining
+        if self._kept is not None:
+            self._kept.meet(mpi.Comm.Get_parent())
         self.comm: MPI.Intracomm = revoking.safe(mpi.COMM_WORLD.Dup())
 
     def enter(self) -> None:
@@ -129,9 +109,9 @@ class Survival:
             )
         self.is_entered = self.was_entered = True
         if self._kept is not None:
-            port, news = self._kept.wait()
+            port, news = cast("tuple[str, News]", self._kept.hear())
             with limited(_REBUILD_SECONDS, "the survivors of a lost rank did not take it in"):
-                self._join(port, cast("_News", news))
+                self._join(self._kept, port, news)
 
     def meet(self) -> None:
         """Tell each other which processes these ranks are, before each call of the function; collective."""
@@ -142,6 +122,15 @@ class Survival:
         lost = next((text for _, text in met if text), "")  # a rank that has just joined knows nothing of it
         if lost and self.comm.rank == 0:
             print(f"mpickpt: {lost}", file=sys.stderr, flush=True)
+
+    @property
+    def has_saved(self) -> bool:
+        """Whether an epoch of this run is known to be complete, so that the run goes back to it after a loss."""
+        return self._past.saved
+
+    def note_saved(self) -> None:
+        """Remember that an epoch of this run has become complete."""
+        self._past = Past(self._past.losses, saved=True)
 
     # -- the loss of a rank ---------------------------------------------------------------------------------------
 
@@ -158,17 +147,18 @@ class Survival:
         """
         if self._is_lost:
             return True
-        end = time.monotonic() + (_NOTICE_SECONDS if _may_follow(error, self._mpi.Exception) else 0.0)
+        end = time.monotonic() + (_NOTICE_SECONDS if may_follow(error, self._mpi.Exception) else 0.0)
         while not self._knows_of_loss():
             if time.monotonic() >= end:
                 return False
-            time.sleep(_LONGEST_PAUSE)
+            time.sleep(_PAUSE)
         self._is_lost = True
         self._revoke()
         return True
 
     def _revoke(self) -> None:
-        self._revoking.revoke_all([] if self._standby is None else self._standby.links)
+        links = [standby.link for standby in (self._standby, *self._called) if standby is not None]
+        self._revoking.revoke_all([link for link in links if link is not None])
 
     def _knows_of_loss(self) -> bool:
         try:
@@ -197,28 +187,15 @@ class Survival:
         returned, stops : bool
             Whether it returned on all ranks, of which none has died; whether the program is to stop on any of them.
         """
-        complete, agreed = self._agree(self.comm, _RETURNED * returned | _GOES_ON * (not stops))
+        complete, agreed = agree(self.comm, _RETURNED * returned | _GOES_ON * (not stops))
         return complete and bool(agreed & _RETURNED), not agreed & _GOES_ON
-
-    def _agree(self, comm: MPI.Intracomm, value: int) -> tuple[bool, int]:
-        """Agree on the bits that all living ranks bring, also on a revoked communicator; and whether none has died."""
-        word = np.array([value], np.intc)
-        request = comm.Iagree(word)
-        complete, pause = True, _LONGEST_PAUSE / 50
-        try:
-            while not request.Test():
-                time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
-        except self._mpi.Exception:  # a rank has died; the others know it, too
-            complete = False
-        return complete, int(word[0])
 
     def end(self, code: int) -> None:
         """Have the process end with exit code `code`, after all else that it does at its end, without MPI_Finalize.
 
         That may wait for ever for the dead, and for a process that was kept ready. Nobody waits for this one any more.
         """
-        if self.losses or self._mode == "respawn":
+        if self._past.losses or self._mode == "respawn":
             self._exit_code = code
 
     def _exit(self) -> None:
@@ -239,41 +216,69 @@ class Survival:
 
     def rebuild(self) -> None:
         """Make the next communicator, on all ranks that live; the processes of the dead ones have ended then."""
-        with limited(_REBUILD_SECONDS, "the survivors of a lost rank did not find together again"):
+        text = "the survivors of a lost rank did not find together again"
+        with limited(_REBUILD_SECONDS, text, lambda: self.comm.Abort(1)):
             began = time.perf_counter()
             self._revoke()
             base, made = self.comm, None
             while made is None:
                 base = self._quiet(base.Shrink())
                 made = self._attempt(base)
-            joined, self.losses, self.saved, dead = made
+            joined, self._past, dead = made
             ranks = f"{joined.size} rank{'s' if joined.size > 1 else ''}"
             again = " again" if joined.size == self.comm.size else ""
-            named = ", ".join(f"rank {rank} ({self._identities[rank].text})" for rank in dead) or "no rank"
+            named = ", ".join(f"rank {rank} ({self._text(rank)})" for rank in dead) or "no rank"
             self._lost = f"lost {named}; going on on {ranks}{again} after {time.perf_counter() - began:.2f} s"
+            self._identities = self._renumbered(joined)
             self.comm, self._is_lost = joined, False
 
-    def _attempt(self, shrunk: MPI.Intracomm) -> tuple[MPI.Intracomm, int, bool, tuple[int, ...]] | None:
+    def _text(self, rank: int) -> str:
+        identity = self._identities[rank]
+        return "a process that had just joined" if identity is None else identity.text
+
+    def _renumbered(self, joined: MPI.Intracomm) -> list[Identity | None]:
+        """Return the processes of the ranks of `joined`: a rank may be lost before they can tell it again."""
+        found = ranks_in(self.comm, joined)
+        return [None if rank is None else self._identities[rank] for rank in found]
+
+    def _attempt(self, shrunk: MPI.Intracomm) -> tuple[MPI.Intracomm, Past, tuple[int, ...]] | None:
         """Make it from the survivors' communicator; None on all of them if one could not, as another rank died."""
-        dead = self._dead_of(shrunk)
-        for rank in dead:
-            end_process(self._identities[rank])
+        numbers = ranks_in(shrunk, self.comm)
+        dead = tuple(rank for rank, number in enumerate(numbers) if number is None)
+        for identity in (self._identities[rank] for rank in dead):
+            if identity is not None:  # otherwise it has not come as far as the checkpoint
+                end_process(identity)
         made = None
         try:
-            saved = np.array([self.saved], np.intc)
-            shrunk.Allreduce(self._mpi.IN_PLACE, saved, self._mpi.MAX)
-            losses, is_saved = self.losses + 1, bool(saved[0])
-            joined = self._replace(shrunk, dead, losses, is_saved) if self._mode == "respawn" else shrunk
-            made = joined, losses, is_saved, dead
+            past = self._sum_up(shrunk)
+            joined = self._replace(shrunk, dead, past) if self._mode == "respawn" else shrunk
+            made = joined, past, dead
         except self._mpi.Exception:
             self._revoke()
-        _, agreed = self._agree(shrunk, int(made is not None))
+        _, agreed = agree(shrunk, int(made is not None))
         if not agreed:
             self._revoke()
-            return None
-        return made
+        called, self._called = self._called, []
+        for standby in called:
+            with suppress(self._mpi.Exception):  # it has just died, as the others learn, too
+                standby.confirm() if agreed else standby.refuse()
+        return made if agreed else None
 
-    def _replace(self, shrunk: MPI.Intracomm, dead: tuple[int, ...], losses: int, saved: bool) -> MPI.Intracomm:
+    def _sum_up(self, shrunk: MPI.Intracomm) -> Past:
+        """Return what the survivors know together of what has been, this loss included."""
+        word = np.array([self._past.saved, -self._past.fruitless], np.intc)
+        shrunk.Allreduce(self._mpi.IN_PLACE, word, self._mpi.MAX)
+        past = Past(self._past.losses + 1, 1 - int(word[1]), bool(word[0]))
+        if past.fruitless > _MOST_FRUITLESS:
+            raise everywhere(
+                MpickptError(
+                    f"Ranks were lost {past.fruitless} times, and no epoch became complete between. All ranks end. The "
+                    f"same command resumes the program, when what ends its ranks is found."
+                )
+            )
+        return past
+
+    def _replace(self, shrunk: MPI.Intracomm, dead: tuple[int, ...], past: Past) -> MPI.Intracomm:
         """Let a process join for each dead rank; all ranks keep their numbers."""
         has = shrunk.allgather(0 if self._standby is None else 1 + self._standby.is_ready)
         keeper = has.index(max(has))
@@ -281,83 +286,55 @@ class Survival:
         for i, number in enumerate(dead):
             port = ""
             if shrunk.rank == keeper:
-                port = self._call(_News((number, *dead[i + 1 :]), keeper, losses, saved))
+                port = self._call(News((number, *dead[i + 1 :]), keeper, past))
             if not comm.bcast(bool(port), keeper):
                 break
             comm = self._accept(comm, port, keeper)
         return self._quiet(comm.Split(0, self.comm.rank))
 
-    def _call(self, news: _News) -> str:
+    def _call(self, news: News) -> str:
         """Call the process that is kept ready, or start one now; return the port to which it connects, or nothing."""
-        standby, self._standby = self._standby or Standby(self._folder), None
-        if not standby.has_started():
-            print(f"mpickpt: no process can be started for a dead rank: {standby.error}", file=sys.stderr, flush=True)
-            return ""
         port: str = self._mpi.Open_port()
-        standby.call(port, news)
-        return port
+        for _ in range(_CALLS):
+            standby, self._standby = self._standby or Standby(self._folder), None
+            if standby.call((port, news)):
+                self._called.append(standby)
+                return port
+        print(f"mpickpt: no process can be started for a dead rank: {standby.error}", file=sys.stderr, flush=True)
+        self._mpi.Close_port(port)
+        return ""
 
     def _accept(self, comm: MPI.Intracomm, port: str, keeper: int) -> MPI.Intracomm:
         """Take in the process that connects to a port of rank `keeper`."""
-        inter = comm.Accept(port, root=keeper)
-        if port:
+        if port:  # only the root has a limit, whose death the others are told
+            with limited(_CONNECT_SECONDS, "no process connected to take the place of a dead rank"):
+                inter = comm.Accept(port, root=keeper)
             self._mpi.Close_port(port)
+        else:
+            inter = comm.Accept(port, root=keeper)
         return self._quiet(inter.Merge(high=False))
 
-    def _join(self, port: str, news: _News) -> None:
+    def _join(self, kept: Kept, port: str, news: News) -> None:
         """Become the rank in whose place this process was started, and take in those that join after it."""
-        comm = self._quiet(self._mpi.COMM_SELF.Connect(port).Merge(high=True))
-        for _ in news.numbers[1:]:
-            if not comm.bcast(False, news.keeper):
-                break
-            comm = self._accept(comm, "", news.keeper)
-        self.comm = self._quiet(comm.Split(0, news.numbers[0]))
-        self.losses, self.saved = news.losses, news.saved
+        kept.answer()
+        try:
+            comm = self._quiet(self._mpi.COMM_SELF.Connect(port).Merge(high=True))
+            for _ in news.numbers[1:]:
+                if not comm.bcast(False, news.keeper):
+                    break
+                comm = self._accept(comm, "", news.keeper)
+            self.comm = self._quiet(comm.Split(0, news.numbers[0]))
+        except self._mpi.Exception:  # another rank has died, and the survivors begin again without this process
+            end_unneeded()
+        kept.hear()
+        self._identities = [None] * self.comm.size
+        self._past = news.past
 
     def _quiet(self, comm: MPI.Comm) -> MPI.Intracomm:
         """Return a new communicator that returns errors, which mpi4py turns into exceptions, and may be revoked."""
         comm.Set_errhandler(self._mpi.ERRORS_RETURN)
         safe: MPI.Intracomm = self._revoking.safe(comm)
         return safe
-
-    def _dead_of(self, shrunk: MPI.Intracomm) -> tuple[int, ...]:
-        """Return the ranks that are not among the survivors."""
-        before, after = self.comm.Get_group(), shrunk.Get_group()
-        found = self._mpi.Group.Translate_ranks(before, list(range(before.size)), after)
-        before.Free()
-        after.Free()
-        return tuple(rank for rank, number in enumerate(found) if number == self._mpi.UNDEFINED)
-
-
-def _may_follow(error: BaseException | None, of_mpi: type[BaseException]) -> bool:
-    """Return whether an error is one of MPI, or of mpickpt, or was raised because of such a one."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, of_mpi | MpickptError):
-            return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _check_library(mpi: object, mode: Mode) -> None:
-    """Refuse libraries that end the survivors, and a launcher that was not told to leave them alone."""
-    library = mpi.Get_library_version().rstrip("\0").splitlines()[0].strip()  # type: ignore[attr-defined]
-    if not library.startswith("Open MPI v5"):
-        raise everywhere(
-            UsageError(
-                f"--survive={mode} needs Open MPI 5 and '{NEEDS}'. This program runs with {' '.join(library.split())}, "
-                f"whose launcher ends all ranks when one dies. Nothing was run. Without --survive the same command "
-                f"resumes the program after a loss."
-            )
-        )
-    if os.environ.get("OMPI_MCA_mpi_ft_enable", "0").lower() not in ("1", "true", "yes"):
-        raise everywhere(
-            UsageError(
-                f"--survive={mode} needs '{NEEDS}': without it mpirun ends all ranks when one dies. Nothing was run. "
-                f"Start the program with it, on as many ranks as you like."
-            )
-        )
 
 
 _current: Survival | None = None
@@ -383,7 +360,7 @@ def find_loss(error: BaseException | None) -> bool:
 def note_saved() -> None:
     """Remember that an epoch of this run is complete."""
     if _current is not None:
-        _current.saved = True
+        _current.note_saved()
 
 
 def is_lost() -> bool:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import stat
-import struct
 import sys
-import termios
-import time
 from typing import TYPE_CHECKING, Any
 
+from mpickpt.mpi.output import flush
 from mpickpt.mpi.started import import_mpi
 from mpickpt.mpi.survival import current
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-_LAUNCHER_LIMIT = 2.0  # seconds that a launcher gets to read a rank's last words
 
 
 def about_mpi() -> dict[str, str]:
@@ -59,26 +51,8 @@ def abort(code: int) -> None:
     """End all ranks with exit code `code`, after the launcher has read our output; return if there is only one."""
     comm = _comm_in_use()
     if comm is not None and comm.size > 1:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads any more
-                stream.flush()
-                _wait_until_read(stream.fileno())
+        flush()
         comm.Abort(code)
-
-
-def _wait_until_read(output: int) -> None:
-    """Let a launcher empty its pipe first: MPICH's drops output that comes together with the request to abort."""
-    if not stat.S_ISFIFO(os.fstat(output).st_mode):
-        return
-    limit = time.monotonic() + _LAUNCHER_LIMIT
-    while time.monotonic() < limit and _unread(output) > 0:
-        time.sleep(0.001)
-
-
-def _unread(pipe: int) -> int:
-    """Return the number of bytes in a pipe."""
-    (count,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
-    return int(count)
 
 
 def _comm_in_use() -> MPI.Intracomm | None:

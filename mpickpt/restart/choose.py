@@ -63,6 +63,13 @@ class Start:
     protected: int | None = None
     loading: Loading | None = None
 
+    def close(self) -> None:
+        """Let go of what was read, if the run does not begin after all."""
+        if self.loading is not None:
+            self.loading.close()
+        if self.source is not None:
+            self.source.close()
+
 
 @dataclass
 class _Survey:

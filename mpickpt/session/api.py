@@ -188,6 +188,6 @@ def _check_launcher() -> None:
 def _options(code: dict[str, Any]) -> Options:
     options = resolve(code, os.environ, command_line.given, base=Path.cwd())
     survival = current_survival()
-    if survival is not None and survival.saved:  # it goes on from there, wherever it was to begin
+    if survival is not None and survival.has_saved:  # it goes on from there, wherever it was to begin
         options = replace(options, restart="auto")
     return options

@@ -312,6 +312,12 @@ class Driver:
         if self.stats.complete:
             note_saved()
 
+    def defer(self) -> None:
+        """Leave requests to the next session, as a rank is lost."""
+        if self._protocol.is_last:  # also where the rank is lost that was asked
+            self._triggers.request(stop=True)
+        self._triggers.defer()
+
     def disown(self) -> None:
         """Listen to nothing in a child process made by fork."""
         self._triggers.disown()

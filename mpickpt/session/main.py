@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 from mpickpt.errors import Stopped
 from mpickpt.mpi import Survival, current_survival, world_comm
 from mpickpt.session.session import leave_all
+from mpickpt.session.triggers import CUT_SIGNAL, STOP_SIGNAL
+from mpickpt.signals.deferral import end_deferral
 
 if TYPE_CHECKING:
     from mpickpt.mpi import Communicator
@@ -67,6 +69,7 @@ def main(function: Callable[[Communicator], T]) -> T:
             survival.rebuild()
     finally:
         survival.leave()
+        end_deferral((CUT_SIGNAL, STOP_SIGNAL))
 
 
 def _call(function: Callable[[Communicator], T], survival: Survival) -> tuple[list[T], Stopped | None]:

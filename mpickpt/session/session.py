@@ -77,17 +77,16 @@ class Session(Beside):
             start = choose.begin(coordinator, checkpointer.store, checkpointer.snapshotter, options)
             archiver = open_archiver(coordinator, options, undo)
             checkpointer.begin()
+            self._driver = drive(coordinator, checkpointer, environment, start, archiver, options, undo)
+            self._traffic = coordinator.track(self._idle, crc32c)
             undo.pop_all()
         super().__init__(checkpointer, options, start.restored, start.source)
         self._start_from = start
-        self._driver = drive(coordinator, checkpointer, environment, start, archiver, options)
-        self._traffic = coordinator.track(self._idle, crc32c)
         self._ending = Ending(coordinator, checkpointer, self._driver, self._traffic, start.loading, archiver)
         self._restart_seconds = time.perf_counter() - began
         self._started = False
         self._steps = Steps(start.restored.step if start.restored else 0)
-        self._next_step = -1
-        self._next_poll = 0.0
+        self._next_step, self._next_poll = -1, 0.0
         atexit.register(self._leave)
         _sessions.add(self)
 
@@ -315,7 +314,8 @@ class Session(Beside):
         """End the session on this rank alone: save what is being saved, wait for nobody."""
         if self._closed or self._inherited:
             return
-        find_loss(sys.exc_info()[1])  # before this rank waits for its drain, so that the others do not wait for it
+        if find_loss(sys.exc_info()[1]):  # before this rank waits for its drain, so that the others do not wait for it
+            self._driver.defer()
         self._end()
         self._ending.alone(started=self._started)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 
-from mpickpt.mpi import Coordinator
+from mpickpt.mpi import Coordinator, current_survival
 from mpickpt.options import Options
 from mpickpt.protocol import Protocol, idle_poll_seconds
 from mpickpt.protocol.policy import Clock
@@ -26,6 +27,7 @@ def drive(
     start: Start,
     archiver: Archiver | None,
     options: Options,
+    undo: ExitStack,
 ) -> Driver:
     """Make the driver of one rank; collective.
 
@@ -43,6 +45,8 @@ def drive(
         Archives epochs beside the program, on rank 0.
     options : Options
         The options in force.
+    undo : contextlib.ExitStack
+        Gets what has to be done if the session does not begin after all.
     """
     chosen = math.inf if options.interval is None else options.interval
     protocol = Protocol(
@@ -65,6 +69,10 @@ def drive(
         signals=options.signals,
         term_limit=options.term_limit,
     )
+    undo.callback(start.close)
+    undo.callback(triggers.close)
+    if current_survival() is not None:
+        undo.callback(triggers.defer)
     recorder = Recorder(options, coordinator.rank, coordinator.size, checkpointer.run, checkpointer.started_ns)
     line = RunLine() if first and options.progress else None
     hang = Hang(checkpointer.snapshotter, options.stall_limit, coordinator.rank, options.directory)

@@ -23,6 +23,7 @@ from typing import Any
 from mpickpt.errors import StoreError
 from mpickpt.protocol.policy import Clock
 from mpickpt.signals import forks, termination
+from mpickpt.signals.deferral import Deferral
 from mpickpt.slurm import Environment
 from mpickpt.store import replace_text, revalidate
 
@@ -79,6 +80,7 @@ class Triggers:
         self._look_at = 0.0
         self.stalls: Callable[[], bool] = lambda: False
         self.asked = self._stop = self._signalled = False
+        self._ever_stop = False  # the end of the program was asked for, be it that it was taken
         self._before: dict[int, _Handler] = {}
         self._ignored: dict[int, _Handler] = {}  # since the program was stopped
         self._process = os.getpid()
@@ -88,7 +90,12 @@ class Triggers:
                 self._file.unlink(missing_ok=True)  # of another run
         if signals and threading.current_thread() is threading.main_thread():
             for number in (n for n in (CUT_SIGNAL, STOP_SIGNAL) if signal.getsignal(n) is not None):
-                before = self._before[number] = signal.signal(number, self._on_signal)
+                before = signal.signal(number, self._on_signal)
+                if isinstance(before, Deferral):
+                    if before.has_come:
+                        self.request(stop=number == STOP_SIGNAL)
+                    before = before.before
+                self._before[number] = before
                 if number == STOP_SIGNAL:
                     termination.watch_term(before, term_limit)
                 forks.disinherit_signal(number, before)
@@ -102,6 +109,7 @@ class Triggers:
         """Ask for a cut, and perhaps for the end of the program thereafter."""
         self.asked = True
         self._stop = self._stop or stop
+        self._ever_stop = self._ever_stop or stop
 
     def saves_last(self, on: bool) -> None:
         """Say that a last epoch is being cut or drained: a second SIGTERM has no effect meanwhile."""
@@ -137,6 +145,14 @@ class Triggers:
             _tell(f"{self._environment.job} got SIGTERM: a last epoch, and the end")
         stop, self.asked, self._stop = self._stop, False, False
         return stop
+
+    def defer(self) -> None:
+        """Leave what is asked for, and signals that come from here on, to the next session of the program."""
+        for number, before in self._before.items():
+            if signal.getsignal(number) == self._on_signal:
+                has_come = self._ever_stop if number == STOP_SIGNAL else self.asked
+                with suppress(ValueError):  # not the main thread
+                    signal.signal(number, Deferral(before, has_come=has_come))
 
     def close(self, *, stopped: bool = False) -> None:
         """Give the signals back to their former owners, unless somebody has taken them over since.
