@@ -129,20 +129,17 @@ def test_survivors_that_do_not_meet_end(tmp_path: Path) -> None:
     check_result(tmp_path)
 
 
-@pytest.mark.parametrize("mode", ["shrink", "respawn"])
 @pytest.mark.parametrize(
-    "mishap",
+    ("mode", "mishap"),
     [
-        "1:SIGTERM:start:mpickpt.session.main/leave_all",
-        "3:SIGTERM:end:mpickpt.mpi.survival/Survival._attempt",
-        "1:SIGTERM:start:mpickpt.restart.choose/begin",
-        "0:limit:start:mpickpt.mpi.survival/Survival.rebuild",
+        ("shrink", "1:SIGTERM:start:mpickpt.session.main/leave_all"),
+        ("shrink", "1:SIGTERM:start:mpickpt.restart.choose/begin"),
+        ("shrink", "0:limit:start:mpickpt.mpi.survival/Survival.rebuild"),
+        ("respawn", "3:SIGTERM:end:mpickpt.mpi.survival/Survival._attempt"),
     ],
 )
 def test_the_program_is_to_stop(mode: str, mishap: str, tmp_path: Path) -> None:
     """It goes on, saves a last epoch, and ends with the status of a program that was stopped."""
-    if mode == "respawn" and "_attempt" not in mishap:
-        pytest.skip("the same code as with shrink")
     status, said = run(tmp_path, mode, "2", mishap, steps=LONG)
     assert status == 75, said
     assert "going on on" in said
