@@ -78,7 +78,7 @@ help:
 	@echo 'make bench-restart what a restart costs, eager and lazy'
 	@echo 'make bench-verify  how fast mpickpt verify reads'
 	@echo 'make bench-survive MPI=openmpi  40 random kills of one rank of four that the others survive (ten minutes)'
-	@echo 'make bench-creation  slots of many arrays: to create, to read, to list'
+	@echo 'make bench-creation  slots of many arrays: to create, to read, to list, and how long a program is blocked'
 	@echo 'make dist    sources and a wheel in .build/dist, each installed in an environment of its own and tried there'
 	@echo 'make lint    ruff, mypy --strict, and the limits of .ci/style.py'
 	@echo 'make docs    the pages of docs/ as HTML, in .build/docs'
@@ -285,6 +285,7 @@ bench-survive: install
 bench-creation: install
 	mkdir -p benchmarks/results
 	$(BIN)/python benchmarks/creation.py --dir benchmarks/results $(CREATION)
+	$(BIN)/python benchmarks/first_slot.py --dir benchmarks/results
 
 clean:
 	rm -rf .build

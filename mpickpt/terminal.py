@@ -58,6 +58,8 @@ class RunState:
         The newest epoch known to be complete on all ranks.
     age : float or None
         Seconds since that was cut; None if it is of an earlier run.
+    creating : float or None
+        How much of a slot that is being created beside the program is described, 0 to 1; None if none is.
     """
 
     step: int
@@ -65,6 +67,7 @@ class RunState:
     share: float = 0.0
     complete: int | None = None
     age: float | None = None
+    creating: float | None = None
 
 
 class RunLine:
@@ -117,7 +120,9 @@ class RunLine:
 
 
 def _epochs(state: RunState) -> Iterable[str]:
-    """Describe the epoch in progress, and the newest complete one."""
+    """Describe the slot that is being created, the epoch in progress, and the newest complete one."""
+    if state.creating is not None:
+        yield f"slot: {100 * state.creating:.0f}% created"
     if state.epoch is not None:
         yield f"epoch {state.epoch}: " + ("saved here" if state.share >= 1 else f"{100 * state.share:.0f}% saved")
     if state.complete is not None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cache, cached_property
@@ -130,7 +130,7 @@ class ArraySpec:
         except LayoutError as error:
             raise LayoutError(f"Array {self.name!r}: {error}") from None
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Size in bytes."""
         return prod(self.shape) * self.dtype.itemsize
@@ -184,6 +184,24 @@ class RankLayout:
         if twice := sorted(name for name, count in counts.items() if count > 1):
             raise LayoutError(f"The name {twice[0]!r} is used for more than one array.")
 
+    def __reduce__(self) -> tuple[Callable[..., RankLayout], tuple[object, ...]]:
+        """Return the arrays by column, which is much faster to pickle: rank 0 gets very many of them."""
+        columns = tuple([getattr(spec, field) for spec in self.arrays] for field in _FIELDS)
+        return _rank_layout, (columns, self.objects_room, self.channels_room)
+
+
+_FIELDS = ("name", "shape", "dtype", "part", "order")
+
+
+def _rank_layout(columns: Sequence[list[object]], objects_room: int, channels_room: int) -> RankLayout:
+    """Undo `RankLayout.__reduce__`; what was valid is not checked again."""
+    arrays = []
+    for values in zip(*columns, strict=True):
+        spec = object.__new__(ArraySpec)
+        spec.__dict__.update(zip(_FIELDS, values, strict=True))
+        arrays.append(spec)
+    return RankLayout(tuple(arrays), objects_room, channels_room)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -207,6 +225,10 @@ class Layout:
             _check_parts(name, have, len(self.ranks))
         firsts = [(name, self.first(name).part) for name in self.names]
         check_dimensions([(name, part.shape, part.dims) for name, part in firsts if part is not None])
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the fields alone, without what was found out from them; unpickling checks nothing again."""
+        return {"ranks": self.ranks, "block_bytes": self.block_bytes}
 
     @classmethod
     def of(cls, ranks: Iterable[RankLayout]) -> Layout:

@@ -338,8 +338,8 @@ def _check_overlaps(name: str, owned: list[tuple[Box, int]]) -> None:
             f"Array {name!r}: ranks {owned[0][1]} and {owned[1][1]} both have the only cell of the global array."
         )
     ends = np.searchsorted(starts[:, 0], stops[:, 0], side="left")
-    for i, end in enumerate(ends):
-        others = slice(i + 1, int(end))
+    for i in np.flatnonzero(ends > np.arange(1, len(owned) + 1)).tolist():
+        others = slice(i + 1, int(ends[i]))
         clash = np.all((starts[others] < stops[i]) & (starts[i] < stops[others]), axis=1)
         if clash.any():
             box, rank = owned[i + 1 + int(np.argmax(clash))]

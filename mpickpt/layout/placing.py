@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from mpickpt.layout.arrays import PAGE_BYTES, ArraySpec, Layout, SlotOffsets, blocks_in, round_up
 
@@ -50,6 +51,18 @@ def place(layout: Layout, base: int, *, arrays: bool = True) -> tuple[list[SlotO
             )
         )
     return places, at
+
+
+def shifted(offsets: SlotOffsets, by: int) -> SlotOffsets:
+    """Return the offsets of a slot that begins `by` bytes later, without empty arrays."""
+    return replace(
+        offsets,
+        record=offsets.record + by,
+        arrays=tuple(at + by for at in offsets.arrays),
+        checksums=tuple(at + by for at in offsets.checksums),
+        objects=offsets.objects + by,
+        channels=offsets.channels + by if offsets.channels else 0,
+    )
 
 
 def checksum_bytes(arrays: Iterable[ArraySpec], block_bytes: int) -> int:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from mpickpt.errors import MpickptError, UsageError, WaitTimeout, everywhere
 from mpickpt.mpi.commits import Commits
 from mpickpt.mpi.leftovers import Account, enter, leave_behind
+from mpickpt.mpi.news import News
 from mpickpt.mpi.pending import Pending, abandon
 from mpickpt.mpi.reports import STORAGE, Reports
 from mpickpt.mpi.rounds import Rounds
@@ -64,6 +65,8 @@ class Coordinator:
         This rank, and how many there are.
     commits : Commits
         The agreements on epochs.
+    news : News
+        What rank 0 tells all when it knows it.
 
     Raises
     ------
@@ -85,6 +88,7 @@ class Coordinator:
         self.commits = Commits(comm, mpi.MIN)
         self._rounds: Rounds | None = None
         self._reports = Reports(self._meetings, mpi)
+        self.news = News(self._meetings)
         self.rank: int = comm.rank
         self.size: int = comm.size
         self._orderly = True  # no meeting was given up, and no report sent
@@ -106,7 +110,7 @@ class Coordinator:
 
     def gather(self, value: object, what: str) -> list[Any] | None:
         """Gather one picklable value of each rank on rank 0; None on the others. `what` names it in a time-out."""
-        data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
+        data = np.frombuffer(b"" if self.rank == 0 else pickle.dumps(value, protocol=5), np.uint8)
         own, most = np.array([data.size], np.int64), np.zeros(1, np.int64)
         self._wait(Pending(self._meetings.Iallreduce(own, most, self._mpi.MAX), most, own), what)
         room = int(most[0])
@@ -119,7 +123,7 @@ class Coordinator:
             self._wait(Pending(self._meetings.Igather(mine, rows, root=0), rows, mine), what)
             pieces = list(rows)
         # Unpickling ignores the padding.
-        return [pickle.loads(piece.data) for piece in pieces] if self.rank == 0 else None
+        return [value, *(pickle.loads(piece.data) for piece in pieces[1:])] if self.rank == 0 else None
 
     def _gather_uneven(self, data: NDArray[np.uint8], own: NDArray[np.int64], what: str) -> list[NDArray[np.uint8]]:
         sizes = np.zeros(self.size, np.int64)
@@ -142,19 +146,21 @@ class Coordinator:
 
     def scatter(self, values: list[T] | None, what: str) -> T:
         """Return rank 0's ``values[r]`` on rank r; the others pass None."""
-        pieces = [np.frombuffer(pickle.dumps(v, protocol=5), np.uint8) for v in values or ()]
+        texts = [b"" if rank == 0 else pickle.dumps(value, protocol=5) for rank, value in enumerate(values or ())]
+        pieces = [np.frombuffer(text, np.uint8) for text in texts]
         sizes = np.array([piece.size for piece in pieces], np.int64)
         most = np.array([sizes.max(initial=0)], np.int64)
         self._wait(Pending(self._meetings.Ibcast(most, root=0), most), what)
         room = int(most[0])
         if self.size * room > _EVEN_BYTES:
-            return cast("T", pickle.loads(self._scatter_uneven(pieces, sizes, what).data))
+            mine = self._scatter_uneven(pieces, sizes, what)
+            return values[0] if values else cast("T", pickle.loads(mine.data))
         rows = np.zeros((len(pieces), room), np.uint8)
         for row, piece in zip(rows, pieces, strict=True):
             row[: piece.size] = piece
         mine = np.empty(room, np.uint8)
         self._wait(Pending(self._meetings.Iscatter(rows, mine, root=0), mine, rows), what)
-        return cast("T", pickle.loads(mine.data))
+        return values[0] if values else cast("T", pickle.loads(mine.data))
 
     def _scatter_uneven(
         self, pieces: list[NDArray[np.uint8]], sizes: NDArray[np.int64], what: str
@@ -220,6 +226,7 @@ class Coordinator:
         if self._rounds is not None:
             self._rounds.close(lambda pending: self._wait(pending, "the last marker, while closing"))
         self.commits.close()
+        self.news.finish(lambda pending: self._wait(pending, "rank 0 to say what became of the slots, while closing"))
         self._reports.take()
         self._meetings.Free()
 
@@ -241,9 +248,10 @@ class Coordinator:
 
     def account(self) -> Account:
         """Return what this rank did, after `leave`."""
+        orderly = self._orderly and not self.news.expected
         if self._rounds is None or self._traffic is None:
-            return Account(self._orderly)
-        return Account(self._orderly, True, self._rounds.calls, self.commits.posted, *self._traffic.account())
+            return Account(orderly)
+        return Account(orderly, True, self._rounds.calls, self.commits.posted, *self._traffic.account())
 
     def give_back(self, accounts: Sequence[Account]) -> None:
         """Make the calls that only other ranks made, and free the communicators, after `leave`; collective."""

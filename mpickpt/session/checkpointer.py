@@ -23,6 +23,7 @@ from mpickpt.options import Options
 from mpickpt.protocol import Epoch
 from mpickpt.protocol.policy import Ceiling, PoolGrant, PoolRequest, share_out
 from mpickpt.session.appended import Identity, check_owners
+from mpickpt.session.collector import paused_collector
 from mpickpt.session.mappings import Region, Watch
 from mpickpt.session.regions import Regions
 from mpickpt.session.slots import Slots
@@ -77,7 +78,7 @@ class Checkpointer:
         self.directory = options.directory
         self.store = Store(options.directory, crc32c)
         self.regions = Regions(coordinator.rank)
-        self.slots = Slots(coordinator, self.store, options.keep)
+        self.slots = Slots(coordinator, self.store, options.keep, options.stall_limit)
         self.snapshotter = Snapshotter(direct=options.direct, predict=options.predict)
         self.traffic: Traffic | None = None
         self.names: frozenset[str] = frozenset()
@@ -111,6 +112,7 @@ class Checkpointer:
 
     # -- the layout ----------------------------------------------------------------------------------------------
 
+    @paused_collector()
     def fix_layout(self, step: int, *, watch: bool = True) -> None:
         """Tell all ranks what each of them saves, and give the regions to the snapshotter; collective.
 
@@ -234,6 +236,10 @@ class Checkpointer:
         """Wait for the end of the drain, at most so long; tell whether it has ended."""
         return self.snapshotter.wait(seconds)
 
+    def add_slot(self, start: int) -> None:
+        """Bring the slot that the last cut waits for, whose raw data begin at the byte `start`."""
+        self.snapshotter.add_slot(start)
+
     def add_channels(self, data: bytes) -> None:
         """Bring the messages in flight, which the epoch waits for."""
         self.snapshotter.add_channels(data)
@@ -281,6 +287,7 @@ class Checkpointer:
             False if the storage of this rank hangs.
         """
         all_ended = self.snapshotter.close()
+        keep_lock = not self.slots.stop() or keep_lock
         self._watch.close()
         self.regions.close()
         self._sealed = None

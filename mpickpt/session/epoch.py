@@ -30,8 +30,10 @@ class InProgress:
         How long the program was blocked at the cut.
     drain_seconds, lost_seconds : float
         What it cost, once it is drained: how long the drain took, and for how long the program was blocked in all.
+    awaits_slot : bool
+        Its slot is still being created.
     lacks : str
-        Which messages in flight it lacks, so that it fails; empty otherwise.
+        What it lacks, messages in flight or its slot, so that it fails; empty otherwise.
     errno, reason : int, str
         Why it fails on this rank, if it does: the errno, or 0 where there is none, and the reason in words. It is an
         exception of the program, as long as nobody has noted another reason.
@@ -40,6 +42,7 @@ class InProgress:
     epoch: Epoch
     began: float
     awaits_messages: bool = False
+    awaits_slot: bool = False
     blocked_seconds: float = 0.0
     drain_seconds: float = 0.0
     lost_seconds: float = 0.0

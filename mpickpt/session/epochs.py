@@ -22,6 +22,7 @@ from mpickpt.session.channels import Channels
 from mpickpt.session.checkpointer import Checkpointer
 from mpickpt.session.epoch import InProgress
 from mpickpt.session.failures import LOST, MISSED, SKIPPED, explain, told_other_cut, told_untracked, what_stays, why_not
+from mpickpt.session.following import Following
 from mpickpt.session.hang import Hang
 from mpickpt.session.outcome import Outcome
 from mpickpt.session.restoring import Restoring
@@ -82,6 +83,7 @@ class Epochs:
         self.restoring = restoring
         self.stats = Stats()
         self.channels = Channels(checkpointer)
+        self._following = Following(checkpointer)
         self.last: Outcome | None = None
         self.newest: Outcome | None = None
         self._coordinator = coordinator
@@ -136,6 +138,7 @@ class Epochs:
         self._warn_of_untracked_writes(before)
         self._hang.begin(current.epoch.slot)
         self.channels.begin(current)
+        self._following.begin(current)
         try:
             self._checkpointer.cut(current.epoch)
         except OSError as error:
@@ -148,6 +151,7 @@ class Epochs:
         self.stats.cuts += 1
         self.stats.blocked_seconds += current.blocked_seconds
         self._recorder.cut(current.epoch, current.began, current.blocked_seconds, before)
+        self._following.cut(current)
         return None
 
     def is_cut(self, epoch: Epoch) -> bool:
@@ -207,31 +211,28 @@ class Epochs:
         epoch = self._protocol.epoch
         if epoch is None or self._protocol.posted or self.channels.are_awaited:
             return None
-        return f"{STORAGE}which saves epoch {epoch.number} (cut at step {epoch.step}) in {self._hang.path}"
+        does = "in which rank 0 creates a slot for" if self._present.awaits_slot else "which saves"
+        return f"{STORAGE}{does} epoch {epoch.number} (cut at step {epoch.step}) in {self._hang.path}"
 
     def state(self, step: int, now: float) -> RunState:
         """Return where the program is, being at `step`."""
-        epoch, complete = self._protocol.epoch, self._protocol.newest_complete
         age = now - self._complete_at if self.stats.complete else None
-        if epoch is None:
-            return RunState(step, complete=complete, age=age)
-        # What commits an epoch comes last, so that a drain in progress is never all of it.
-        share = 1.0 if self._protocol.posted else min(self._checkpointer.saved_share(), 0.99)
-        return RunState(step, epoch.number, share, complete, age)
+        return _run_state(self._protocol, self._checkpointer, step, age)
 
     # -- how it ended --------------------------------------------------------------------------------------------
 
     def tests(self) -> list[Callable[[], bool]]:
         """Return what to call to learn whether `next_event` has something to return; the same until then."""
-        if self._protocol.epoch is None:
-            return []
-        if self._protocol.posted:
-            return self._coordinator.commits.tests()
-        return [partial(self._checkpointer.wait, 0)]
+        tests = self._checkpointer.slots.tests()
+        if self._protocol.epoch is not None:
+            posted = self._protocol.posted
+            tests += self._coordinator.commits.tests() if posted else [partial(self._checkpointer.wait, 0)]
+        return tests
 
     def next_event(self) -> Event | None:
         """Return what became of the epoch in progress, if that is known by now; helps messages in flight along."""
         self.channels.advance()
+        self._following.advance(self._current if self.drains else None)
         if self._protocol.epoch is None:
             return None
         if not self._protocol.posted:
@@ -249,11 +250,8 @@ class Epochs:
         self._recorder.drained(progress, hung=hung)
         current.drained(progress)
         if progress.state in (DrainState.FAILED, DrainState.HUNG):
-            reason = (
-                current.lacks
-                or self._checkpointer.changed(progress)
-                or explain(progress.errno, self._path(current.epoch))
-            )
+            path = self._path(current.epoch)
+            reason = current.lacks or self._checkpointer.changed(progress) or explain(progress.errno, path)
             current.fail(progress.errno, self._hang.reason() if hung else reason)
             self._warn(current)
         is_saved = progress.state is DrainState.COMPLETE and progress.epoch == current.epoch.number
@@ -320,6 +318,7 @@ class Epochs:
             return
         self.boost()
         self.channels.give_up("the session ended before all messages in flight were known")
+        self._following.leave(self._present)
         while not self._checkpointer.wait(INTERRUPT_SECONDS):
             self._hang.give_up(ending=False)
         drained = self._drained()
@@ -342,3 +341,13 @@ def add_progress(stats: Stats, progress: Progress) -> None:
     stats.blocks_copied += progress.blocks_copied
     stats.bytes_written += progress.bytes_written
     stats.bytes_waiting += progress.bytes_waiting
+
+
+def _run_state(protocol: Protocol, checkpointer: Checkpointer, step: int, age: float | None) -> RunState:
+    """Return where the program is, being at `step`; the newest complete epoch is `age` seconds old, if it is known."""
+    epoch, complete, creating = protocol.epoch, protocol.newest_complete, checkpointer.slots.share
+    if epoch is None:
+        return RunState(step, complete=complete, age=age, creating=creating)
+    # What commits an epoch comes last, so that a drain in progress is never all of it.
+    share = 1.0 if protocol.posted else min(checkpointer.saved_share(), 0.99)
+    return RunState(step, epoch.number, share, complete, age, creating)

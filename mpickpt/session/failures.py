@@ -14,8 +14,9 @@ from mpickpt.store import why_full
 SKIPPED = "it was skipped, as the storage of a rank hung"
 MISSED = "a rank had to go on before it knew the step of the cut; it is tried again"
 RAISED = "its cut raised an exception"
-# The slot is deleted, not as it was, or no file any more: it may have to be made again.
-LOST = (errno.ENOENT, errno.ESTALE, errno.EINVAL)
+NO_SLOT = errno.ENOMEDIUM  # the slot was still being created at the cut, and cannot be created
+# The slot is deleted, not as it was, no file any more, or was never there: it may have to be made again.
+LOST = (errno.ENOENT, errno.ESTALE, errno.EINVAL, NO_SLOT)
 
 
 def why_not(commit: Commit, rank: int, own: str) -> str:
@@ -70,6 +71,10 @@ def explain(number: int, slot: Path | None = None) -> str:
     """Say what an errno of the snapshotter means, on the rank that wrote to `slot`."""
     if number == errno.ELOOP:
         return "somebody has put a symbolic link in its place, through which nothing is written"
+    if number == NO_SLOT:
+        return "it could not be created, and rank 0 says why; that is tried again for the next epoch there"
+    if number == errno.ENOBUFS:
+        return "it is still being created, and the pool has no room for more of what the program changes meanwhile"
     if number == errno.ETIMEDOUT:
         return "the storage hangs"
     if number == errno.ENOENT:

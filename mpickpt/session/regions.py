@@ -97,13 +97,13 @@ class Regions:
 
     def pickled(self) -> bytes:
         """Pickle the objects, with the saved arrays in them by name; raises `LayoutError` if that cannot be done."""
+        saved = {**self.files.saved(), **self._objects}  # files first: no array is needed to read them
         if self._places is None:
             self._places = Places(
                 Saved(region.spec, region.memory.ctypes.data, region.kind, region.identity)
-                for region in self._arrays.values()
+                for region in (self._arrays.values() if saved else ())
             )
         try:
-            saved = {**self.files.saved(), **self._objects}  # files first: no array is needed to read them
             payload, found = dump(saved, self._places, apart=self._holds_arrays)
         except Exception as error:
             for name, value in self._objects.items():

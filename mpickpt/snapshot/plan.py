@@ -15,7 +15,7 @@ class Target:
     Attributes
     ----------
     path : Path
-        The slot file, which exists.
+        The slot file, which exists unless it `follows`.
     offsets : SlotOffsets
         Where this rank's bytes lie in it, arrays in the order of `Snapshotter.add`.
     rank, run, digest
@@ -28,6 +28,9 @@ class Target:
         The file for messages that outgrow their room; needed if they follow.
     stall_text : str
         A line that a write says when it has waited long for room in the pool (`Snapshotter.set_stall_limit`).
+    follows : bool
+        The slot is still being created: the offsets count from where its raw data begin, and the drain waits for
+        `Snapshotter.add_slot`.
     """
 
     path: Path
@@ -39,6 +42,7 @@ class Target:
     channels_follow: bool = False
     channels_spill: Path | None = None
     stall_text: str = ""
+    follows: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +39,10 @@ class Mapping(IntEnum):
     WINDOW = 4  # of an MPI window that MPI allocated
 
 
-@dataclass(frozen=True)
-class Memory:
+_MAPPINGS = tuple(Mapping)
+
+
+class Memory(NamedTuple):
     """What was found out about the memory of a region.
 
     Attributes
@@ -172,7 +175,7 @@ class Snapshotter:
         Raises
         ------
         OSError
-            EEXIST if it overlaps another region, EBUSY when sealed.
+            EBUSY when sealed.
         """
         self._session.add(data, owned)
 
@@ -187,7 +190,7 @@ class Snapshotter:
             If the kernel does not tell of its mappings, or there is no memory. What is wrong with a region is told.
         """
         return [
-            Memory(Mapping(mapping), pinned, path, errno, absent)
+            Memory(_MAPPINGS[mapping], pinned, path, errno, absent)
             for mapping, pinned, path, errno, absent in self._session.look_up()
         ]
 
@@ -212,9 +215,9 @@ class Snapshotter:
         Raises
         ------
         OSError
-            ENOMEM if the pool does not fit into memory, EDQUOT if too little of it may be taken; ENOBUFS if
-            it does not hold all that is pinned; EBUSY if another snapshotter is sealed; EINVAL for a block size that
-            is no power of two of at least 4096.
+            EEXIST if regions overlap; ENOMEM if the pool does not fit into memory, EDQUOT if too little of it may be
+            taken; ENOBUFS if it does not hold all that is pinned; EBUSY if another snapshotter is sealed; EINVAL for a
+            block size that is no power of two of at least 4096.
         """
         return int(self._session.seal(block_bytes, pool_bytes))
 
@@ -295,6 +298,19 @@ class Snapshotter:
         if target.channels_follow and target.channels_spill is None:
             raise ValueError("channels follow, and it is not known whether they will fit: give channels_spill")
         self._session.cut(plan, not fits)
+
+    def add_slot(self, start: int) -> None:
+        """Say that the slot that the last cut waits for exists now, and that its raw data begin at the byte `start`.
+
+        Until then nothing is written, and a write to an array that finds no room in the pool fails the epoch with
+        ENOBUFS. Nothing happens if the epoch has failed meanwhile.
+
+        Raises
+        ------
+        OSError
+            EINVAL if the slot of the last cut does not follow, or is here already.
+        """
+        self._session.add_slot(start)
 
     def add_channels(self, data: bytes) -> None:
         """Bring the messages in flight that a cut with `channels_follow` waits for, empty if there are none.

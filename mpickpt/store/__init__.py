@@ -12,6 +12,7 @@ from mpickpt.store.info import SlotInfo, is_unchanged, read_slot, record_is_vali
 from mpickpt.store.preface import plain
 from mpickpt.store.retention import Retention
 from mpickpt.store.slots import (
+    Made,
     PayloadKind,
     Store,
     archive_path,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Exported",
+    "Made",
     "PayloadKind",
     "Retention",
     "SlotInfo",

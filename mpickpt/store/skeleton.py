@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from math import prod
 from pathlib import Path
@@ -48,8 +48,9 @@ class _Skeleton:
     In a packed file, arrays are chunked and compressed, and get their storage from HDF5 when they are written.
     """
 
-    def __init__(self, path: Path, room: int, packed: bool = False) -> None:
+    def __init__(self, path: Path, room: int, progress: Callable[[], object], packed: bool) -> None:
         self.packed = packed
+        self._progress = progress
         self.unplaced: list[Unplaced] = []  # in the order in which they are created
         access = h5p.create(h5p.FILE_ACCESS)
         # What HDF5 1.10 reads, and headers without checksums, which `mpickpt.store.raw` completes.
@@ -74,6 +75,7 @@ class _Skeleton:
             self.unplaced.append(Unplaced(h5o.get_info(made).addr, nbytes))
 
     def array(self, group: h5g.GroupID, spec: ArraySpec) -> None:
+        self._progress()
         shape, kind = spec.stored_shape, self._kind(spec.dtype)
         if not self.packed:
             self.dataset(group, spec.name, kind, shape)
@@ -125,10 +127,15 @@ def _hdf5_type(dtype: np.dtype[Any]) -> h5t.TypeID:
     return kind
 
 
-def write_skeleton(path: Path, layout: Layout, checksum: Checksum) -> tuple[list[SlotOffsets], bytes]:
-    """Write the structure of a slot for `layout` into the file `path`; return the offsets by rank, and its preface."""
+def write_skeleton(
+    path: Path, layout: Layout, checksum: Checksum, progress: Callable[[], object] = lambda: None
+) -> tuple[list[SlotOffsets], bytes]:
+    """Write the structure of a slot for `layout` into the file `path`; return the offsets by rank, and its preface.
+
+    `progress` is called for each array of each rank.
+    """
     room = preface.preface_bytes(1)
-    places, end = _write_skeleton(path, layout, room)
+    places, end = _write_skeleton(path, layout, room, progress)
     return places, preface.write_preface(path, room, [(places[0].record, end)], checksum)
 
 
@@ -141,7 +148,7 @@ def write_packed_skeleton(path: Path, layout: Layout) -> list[SlotOffsets]:
         Offsets of all but the arrays, by rank.
     """
     chunks = sum(_chunk_count(spec) for rank in layout.ranks for spec in rank.arrays)
-    places, _ = _write_skeleton(path, layout, preface.preface_bytes(chunks + 1), packed=True)
+    places, _ = _write_skeleton(path, layout, preface.preface_bytes(chunks + 1), lambda: None, packed=True)
     return places
 
 
@@ -152,9 +159,11 @@ def _chunk_count(spec: ArraySpec) -> int:
     return prod(-(-extent // step) for extent, step in zip(spec.stored_shape, chunk, strict=True))
 
 
-def _write_skeleton(path: Path, layout: Layout, room: int, packed: bool = False) -> tuple[list[SlotOffsets], int]:
+def _write_skeleton(
+    path: Path, layout: Layout, room: int, progress: Callable[[], object], packed: bool = False
+) -> tuple[list[SlotOffsets], int]:
     """Write the structure behind `room` bytes of preface; return where raw data lie, and where they end."""
-    skeleton = _Skeleton(path, room, packed)
+    skeleton = _Skeleton(path, room, progress, packed)
     try:
         _write_root(skeleton, layout, packed)
         # Plain bytes: other readers trip over a compound, or end the process.

@@ -11,7 +11,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -23,6 +25,7 @@ from mpickpt.layout.arrays import (
     blocks_in,
     round_up,
 )
+from mpickpt.layout.placing import place
 from mpickpt.retry import read_again
 from mpickpt.store.files import (
     create_file,
@@ -68,6 +71,28 @@ def epoch_of_archive(path: Path) -> int:
     return int(match[1]) if match else -1
 
 
+@dataclass(frozen=True)
+class Made:
+    """A slot that was created: what the next one of its layout is copied from.
+
+    Attributes
+    ----------
+    layout : Layout
+        What it is for.
+    path : Path
+        The file.
+    start : int
+        Where its raw data begin, in bytes.
+    preface : bytes
+        By which it is known.
+    """
+
+    layout: Layout
+    path: Path
+    start: int
+    preface: bytes
+
+
 class Store:
     """The slots of one checkpoint directory.
 
@@ -77,13 +102,18 @@ class Store:
         The directory; `lock` and `create` create it if needed.
     crc32c : callable
         CRC-32C of a bytes-like object, continued from a second argument.
+
+    Attributes
+    ----------
+    made : Made or None
+        The slot that was created last.
     """
 
     def __init__(self, directory: Path, crc32c: Checksum) -> None:
         self.directory = Path(directory)
         self._crc32c = crc32c
         self.lock_descriptor: int | None = None
-        self._made: tuple[Layout, Path, list[SlotOffsets], bytes] | None = None  # the last slot, and its preface
+        self.made: Made | None = None
         self._reserves = True  # as far as is known, the file system can reserve room for files
 
     def lock(self, owner: str = "", *, patience: float = 0.0) -> int:
@@ -163,8 +193,31 @@ class Store:
             path.unlink(missing_ok=True)
             self._remove_spills(path)
 
-    def create(self, index: int, layout: Layout) -> list[SlotOffsets]:
+    def check_room(self, index: int, layout: Layout) -> None:
+        """Find out whether slot `index` can be created for `layout`, as far as permission and room tell before that.
+
+        Raises
+        ------
+        StoreError
+            If it cannot.
+        """
+        path = slot_path(self.directory, index)
+        need = _bytes_needed(layout)
+        with _creating(path, need):
+            os.close(self._new_file(path, need))
+            _new(path).unlink()
+
+    def create(self, index: int, layout: Layout, progress: Callable[[], object] = lambda: None) -> list[SlotOffsets]:
         """Replace slot `index` by an empty one for `layout`; after an error the old one is still there.
+
+        Parameters
+        ----------
+        index : int
+            Which slot.
+        layout : Layout
+            What all ranks save.
+        progress : callable
+            Called for each array of each rank.
 
         Returns
         -------
@@ -177,15 +230,12 @@ class Store:
             If there is no room or no permission; nothing is left behind.
         """
         path = slot_path(self.directory, index)
-        new = path.with_name(path.name + ".new")
+        new = _new(path)
         need = _bytes_needed(layout)
-        with os_errors(f"Slot file {path} of {need} bytes cannot be created", path, need):
-            make_folder(self.directory)
-            fd = create_file(new)
+        with _creating(path, need):
+            fd = self._new_file(path, need)
             try:
-                if need > (free := free_bytes(fd)):
-                    raise OSError(errno.ENOSPC, f"{free} bytes are free")
-                places, preface = self._write_structure(new, layout)
+                places, preface = self._write_structure(new, layout, progress)
                 reserved = reserve(fd, round_up(os.fstat(fd).st_size))
                 os.fsync(fd)
                 new.rename(path)
@@ -196,7 +246,7 @@ class Store:
                 os.close(fd)
             self._remove_spills(path)
             sync_folder_above(self.directory)
-        self._made = layout, path, places, preface
+        self.made = Made(layout, path, places[0].record, preface)
         if self._reserves and not reserved:
             self._reserves = False
             warn(
@@ -205,19 +255,35 @@ class Store:
             )
         return places
 
-    def _write_structure(self, path: Path, layout: Layout) -> tuple[list[SlotOffsets], bytes]:
+    def _new_file(self, path: Path, need: int) -> int:
+        """Create the file that is to become slot `path`, empty, if there are `need` bytes for it."""
+        make_folder(self.directory)
+        fd = create_file(_new(path))
+        if need > (free := free_bytes(fd)):
+            os.close(fd)
+            _new(path).unlink()
+            raise OSError(errno.ENOSPC, f"{free} bytes are free")
+        return fd
+
+    def has_model(self, layout: Layout) -> bool:
+        """Whether the structure of a slot for `layout` would be copied from the last one that was created."""
+        return self.made is not None and self.made.layout == layout
+
+    def _write_structure(
+        self, path: Path, layout: Layout, progress: Callable[[], object]
+    ) -> tuple[list[SlotOffsets], bytes]:
         """Write the structure of a slot into `path`: that of the last one that was made, if it had this layout.
 
         Returns the offsets by rank, and the preface.
         """
         from mpickpt.store.skeleton import write_skeleton
 
-        if self._made is not None and self._made[0] == layout:
-            _, other, places, preface = self._made
+        model = self.made
+        if model is not None and model.layout == layout:
             with suppress(OSError, ValueError, StoreError):  # then it is made as if it were the first
-                if copy_structure(other, path, places[0].record, preface, self._crc32c):
-                    return places, preface
-        return write_skeleton(path, layout, self._crc32c)
+                if copy_structure(model.path, path, model.start, model.preface, self._crc32c):
+                    return place(layout, model.start)[0], model.preface
+        return write_skeleton(path, layout, self._crc32c, progress)
 
     def _remove_spills(self, path: Path) -> None:
         """Delete the spill files of a slot that was replaced or deleted, after that is on the disk."""
@@ -241,6 +307,15 @@ class Store:
         from mpickpt.store.structure import read_structure
 
         return read_structure(path, self._crc32c)
+
+
+def _new(path: Path) -> Path:
+    """Return the name of a slot before it is complete."""
+    return path.with_name(path.name + ".new")
+
+
+def _creating(path: Path, need: int) -> AbstractContextManager[None]:
+    return os_errors(f"Slot file {path} of {need} bytes cannot be created", path, need)
 
 
 def _bytes_needed(layout: Layout) -> int:

@@ -96,7 +96,8 @@ typedef struct mpk_memory {
 
 /* What one cut writes, and where. All of it is copied: the caller may free it when mpk_cut returns. */
 typedef struct mpk_plan {
-    const char *path; /* the slot file, which exists */
+    const char *path; /* the slot file, which exists; or it follows */
+    int slot_follows; /* it is still being made, and offsets count from where its raw data begin: see mpk_add_slot */
     const uint64_t *data_offsets; /* byte offset in the slot of each region, in the order of mpk_region_add */
     const uint64_t *checksum_offsets; /* of each region's table of CRC-32C, one uint32_t a block */
     uint64_t record_offset;
@@ -144,7 +145,7 @@ MPK_API int mpk_session_create(mpk_session **out, unsigned flags);
 /* As mpk_session_unseal, and frees the session. */
 MPK_API void mpk_session_destroy(mpk_session *session);
 
-/* Adds a region while the session is not sealed. -EEXIST when it overlaps another. */
+/* Adds a region while the session is not sealed. */
 MPK_API int mpk_region_add(mpk_session *session, void *memory, size_t bytes, unsigned flags);
 
 /* Looks up how the regions that were added since are mapped. Pages of files that are mapped privately are made the process's own,
@@ -163,8 +164,8 @@ MPK_API void mpk_session_ask_before_taking(mpk_session *session, mpk_may_take *m
 MPK_API size_t mpk_session_pool_bytes(const mpk_session *session); /* of a sealed session */
 
 /* Fixes the regions, reserves the pool and starts the drain threads. block_bytes is a power of two and at least a
- * page; pool_bytes is rounded up to whole blocks. -EBUSY while another session of the process is sealed; -ENOBUFS if the pool
- * does not hold all blocks that are pinned. */
+ * page; pool_bytes is rounded up to whole blocks. -EBUSY while another session of the process is sealed; -EEXIST if two regions
+ * overlap; -ENOBUFS if the pool does not hold all blocks that are pinned. */
 MPK_API int mpk_session_seal(mpk_session *session, size_t block_bytes, size_t pool_bytes);
 
 /* Says that the regions were restored from a slot, before the first cut: what the program has not changed by then need not
@@ -174,7 +175,7 @@ MPK_API int mpk_session_seal(mpk_session *session, size_t block_bytes, size_t po
 MPK_API int mpk_session_resume(mpk_session *session, const char *path, uint64_t record_offset, const uint64_t *checksum_offsets,
                                uint64_t epoch);
 
-/* Waits for the drain, makes all pages writable, stops the threads, forgets the regions. An epoch whose channels are
+/* Waits for the drain, makes all pages writable, stops the threads, forgets the regions. An epoch whose slot or channels are
  * still pending fails with ECANCELED: nobody could bring them any more.
  *
  * -EBUSY when the storage hangs: with MPK_DRAIN_HUNG at once, otherwise when no call to it has ended for the limit of
@@ -187,6 +188,12 @@ MPK_API int mpk_session_unseal(mpk_session *session);
  * call. What goes wrong later, while draining, is told by mpk_session_progress. -EBUSY while a drain is active or HUNG. */
 MPK_API int mpk_cut(mpk_session *session, const mpk_plan *plan);
 
+/* Says that the slot that a cut with slot_follows waits for exists, and that its raw data begin at byte `start`: the drain
+ * begins. Until then nothing is written, and the file of that name is not touched. A write of the program that finds no room in
+ * the pool meanwhile fails the epoch with ENOBUFS instead of waiting. To be called by the thread that owns the session. 0 also
+ * when the epoch has failed meanwhile. -EINVAL when no slot is expected. */
+MPK_API int mpk_add_slot(mpk_session *session, uint64_t start);
+
 /* Brings the payload (messages that were in flight at the cut) that a cut with channels_follow is not committed without;
  * it is copied. Any thread, at any time after mpk_cut, before or after the last block is saved. 0 also when the epoch has
  * failed meanwhile: then nobody needs it. -EINVAL when none is expected: none follows the cut, or it is here already.
@@ -194,7 +201,7 @@ MPK_API int mpk_cut(mpk_session *session, const mpk_plan *plan);
 MPK_API int mpk_add_channels(mpk_session *session, const void *data, size_t bytes);
 
 /* Ends the epoch that is being drained as FAILED with `error`, an errno, as a failed write does (the first error of an
- * epoch is the one that is told). What is not saved yet is dropped; channels are no longer waited for. Any thread.
+ * epoch is the one that is told). What is not saved yet is dropped; slot and channels are no longer waited for. Any thread.
  * -EINVAL when there is no such epoch, or its commit has begun. */
 MPK_API int mpk_fail_epoch(mpk_session *session, int error);
 
@@ -213,7 +220,7 @@ MPK_API int mpk_give_up(mpk_session *session);
 MPK_API void mpk_session_boost(mpk_session *session, int on);
 
 /* Sleeps until no drain is active, at most timeout_ns (negative: no limit). 1 when it ended or is HUNG, 0 when time ran out.
- * A drain does not end while channels are pending: whoever is to bring them must not wait without limit. */
+ * A drain does not end while its slot or channels are pending: whoever is to bring them must not wait without limit. */
 MPK_API int mpk_session_wait(mpk_session *session, int64_t timeout_ns);
 
 /* Any thread may call it at any time. */

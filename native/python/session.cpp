@@ -95,6 +95,7 @@ class Session {
             throw nb::value_error("as many offsets as regions are needed");
         if (digest.size() != sizeof native.digest) throw nb::value_error("a digest has 32 bytes");
         native.path = path.c_str();
+        native.slot_follows = nb::cast<bool>(target.attr("follows"));
         native.data_offsets = data_offsets.data();
         native.checksum_offsets = checksum_offsets.data();
         native.record_offset = nb::cast<uint64_t>(offsets.attr("record"));
@@ -116,6 +117,7 @@ class Session {
         std::memcpy(native.digest, digest.c_str(), sizeof native.digest);
         check(mpk_cut(session_, &native), path.c_str()); // keeps the lock: no other Python thread runs at the cut
     }
+    void add_slot(uint64_t start) { check(mpk_add_slot(session_, start)); }
     void add_channels(nb::bytes data) { check(mpk_add_channels(session_, data.c_str(), data.size())); }
     void fail(int error) { check(mpk_fail_epoch(session_, error)); }
     void boost(bool on) { mpk_session_boost(session_, on); }
@@ -191,6 +193,7 @@ void bind_session(nb::module_ &m) {
         .def("resume", &Session::resume, "path"_a, "record_offset"_a, "checksum_offsets"_a, "epoch"_a)
         .def("unseal", &Session::unseal)
         .def("cut", &Session::cut, "plan"_a, "spills"_a)
+        .def("add_slot", &Session::add_slot, "start"_a)
         .def("add_channels", &Session::add_channels, "data"_a)
         .def("fail", &Session::fail, "errno"_a)
         .def("boost", &Session::boost, "on"_a)

@@ -1,5 +1,6 @@
 /* Regions and blocks: where each one lies, and what its pages are. Regions are added and divided by the owner of the session;
  * what ends in _in_handler any thread may ask while the session is sealed. */
+#define _GNU_SOURCE /* qsort_r */
 #include "blocks.h"
 
 #include <errno.h>
@@ -22,12 +23,6 @@ static void split_region(mpk__region *r, bool owned) {
 
 int mpk__regions_add(mpk__blocks *blocks, void *memory, size_t bytes, bool owned) {
     if ((!memory && bytes) || (owned && (uintptr_t)memory % mpk__prim_page_size())) return -EINVAL;
-    for (uint32_t i = 0; i < blocks->n_regions; i++) {
-        const mpk__region *other = &blocks->regions[i];
-        if (bytes && other->bytes && (uint8_t *)memory < other->memory + other->bytes &&
-            other->memory < (uint8_t *)memory + bytes)
-            return -EEXIST;
-    }
     mpk__region *grown = realloc(blocks->regions, sizeof *grown * (blocks->n_regions + 1));
     if (!grown) return -ENOMEM;
     blocks->regions = grown;
@@ -51,13 +46,22 @@ void mpk__regions_forget(mpk__blocks *blocks) {
 
 /* -- blocks ----------------------------------------------------------------------------------------------------------- */
 
-static void sort_regions(mpk__blocks *blocks) {
-    for (uint32_t i = 0; i < blocks->n_regions; i++) {
-        uint32_t at = i; /* insertion: sealing happens once, and there are few regions */
-        for (; at > 0 && blocks->regions[blocks->by_address[at - 1]].pages > blocks->regions[i].pages; at--)
-            blocks->by_address[at] = blocks->by_address[at - 1];
-        blocks->by_address[at] = i;
+static int compare_addresses(const void *one, const void *other, void *regions) {
+    const mpk__region *a = (const mpk__region *)regions + *(const uint32_t *)one,
+                      *b = (const mpk__region *)regions + *(const uint32_t *)other;
+    if (a->memory != b->memory) return a->memory < b->memory ? -1 : 1;
+    return a->bytes < b->bytes ? -1 : a->bytes > b->bytes;
+}
+
+/* -EEXIST when two overlap. */
+static int sort_regions(mpk__blocks *blocks) {
+    for (uint32_t i = 0; i < blocks->n_regions; i++) blocks->by_address[i] = i;
+    qsort_r(blocks->by_address, blocks->n_regions, sizeof *blocks->by_address, compare_addresses, blocks->regions);
+    for (uint32_t i = 1; i < blocks->n_regions; i++) {
+        const mpk__region *last = &blocks->regions[blocks->by_address[i - 1]];
+        if (last->memory + last->bytes > blocks->regions[blocks->by_address[i]].memory) return -EEXIST;
     }
+    return 0;
 }
 
 int mpk__blocks_create(mpk__blocks *blocks, size_t block_bytes) {
@@ -84,9 +88,8 @@ int mpk__blocks_create(mpk__blocks *blocks, size_t block_bytes) {
     memset((void *)blocks->opened, 1, room);
     for (uint32_t i = 0; i < blocks->n_regions; i++)
         for (uint32_t b = 0; b < blocks->regions[i].n_blocks; b++) blocks->region_of[blocks->regions[i].first_block + b] = i;
-    sort_regions(blocks);
     blocks->is_distrusted = false;
-    return 0;
+    return sort_regions(blocks);
 }
 
 void mpk__blocks_destroy(mpk__blocks *blocks) {

@@ -104,7 +104,7 @@ int mpk_cut(mpk_session *s, const mpk_plan *plan) {
     if (error) return error;
     /* A drain thread that is still awake from the last epoch may begin on the first blocks at once: all that it needs
      * is in place, and the program is blocked. */
-    mpk__drain_begin(&s->drain, s->order.chunk_blocks);
+    mpk__drain_begin(&s->drain, s->order.chunk_blocks, plan->slot_follows != 0);
     error = protect(s);
     /* Not all are protected, or copies are torn; too late only if all is saved. */
     if (error) mpk__epoch_fail_in_handler(s, -error);

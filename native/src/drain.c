@@ -128,14 +128,18 @@ static void end_call(mpk__drain *drain) {
     atomic_fetch_sub(&drain->calls, 1);
 }
 
-static void open_epoch(mpk_session *s) {
-    mpk__order_chunks(&s->order, &s->history);
+static void open_slot(mpk_session *s) {
     begin_call(&s->drain);
     int error = mpk__writer_open(&s->epoch, s->drain.want_direct);
     end_call(&s->drain);
     if (error) mpk__epoch_fail_in_handler(s, -error);
-    atomic_store(&s->drain.begun, 2);
-    mpk__prim_wake_in_handler(&s->drain.begun);
+}
+
+static void open_epoch(mpk_session *s, bool has_slot) {
+    mpk__order_chunks(&s->order, &s->history);
+    if (has_slot) open_slot(s);
+    atomic_store(&s->drain.opening, MPK__OPEN);
+    mpk__prim_wake_in_handler(&s->drain.opening);
     if (s->epoch.n_dirty) mpk__drain_wake_in_handler(&s->drain); /* else nobody is needed before the commit */
     mpk__epoch_finished_in_handler(s, 1);
 }
@@ -144,11 +148,13 @@ static void open_epoch(mpk_session *s) {
  * the last epoch may find blocks of this one before it has heard of it: hence asked for each run. */
 static void begin(mpk_session *s, bool urgent) {
     uint32_t now;
-    while ((now = atomic_load(&s->drain.begun)) != 2) {
-        if (now == 0 && urgent) { /* also for one that came here too late in the last epoch: it may be the only one awake */
-            if (atomic_compare_exchange_strong(&s->drain.begun, &now, 1)) open_epoch(s);
+    while ((now = atomic_load(&s->drain.opening)) != MPK__OPEN) {
+        bool has_slot = now == MPK__NOT_OPEN;
+        /* also for one that came here too late in the last epoch: it may be the only one awake */
+        if (urgent && (has_slot || now == MPK__DROPPED)) {
+            if (atomic_compare_exchange_strong(&s->drain.opening, &now, MPK__OPENING)) open_epoch(s, has_slot);
         } else {
-            mpk__prim_wait_in_handler(&s->drain.begun, now, -1);
+            mpk__prim_wait_in_handler(&s->drain.opening, now, -1);
         }
     }
 }
@@ -300,14 +306,23 @@ static const mpk__work work = {
 };
 _Static_assert(MPK__IDLE_THREADS == 3 && MPK__URGENT_THREADS == 2, "one idle thread checks, one urgent thread opens slots");
 
-void mpk__drain_begin(mpk__drain *drain, uint32_t chunk_blocks) {
+void mpk__drain_begin(mpk__drain *drain, uint32_t chunk_blocks, bool slot_follows) {
     MPK__ASSERT(!mpk__drain_is_open(drain) && atomic_load(&drain->calls) <= 1); /* that of the last commit may just end */
     atomic_store(&drain->starved, 0);
     atomic_store(&drain->stall_said, 0);
     atomic_fetch_add(&drain->idle_blocks, chunk_blocks);
     mpk__copies_rest(true);
-    atomic_store(&drain->begun, 0); /* a thread that was late in the last epoch may open this one from here on */
+    /* A thread that was late in the last epoch may open this one from here on. */
+    atomic_store(&drain->opening, slot_follows ? MPK__AWAITED : MPK__NOT_OPEN);
     atomic_store(&drain->state, MPK_DRAIN_ACTIVE);
+}
+
+bool mpk__drain_end_awaiting_in_handler(mpk__drain *drain, enum mpk__opening next) {
+    uint32_t awaited = MPK__AWAITED;
+    if (!atomic_compare_exchange_strong(&drain->opening, &awaited, next)) return false;
+    mpk__chaos();
+    mpk__prim_wake_in_handler(&drain->opening); /* threads that came here meanwhile */
+    return true;
 }
 
 int mpk__drain_start_threads(mpk_session *s) {

@@ -9,12 +9,20 @@
 enum { MPK__IDLE_THREADS = 3, MPK__URGENT_THREADS = 2, MPK__DRAIN_THREADS = MPK__IDLE_THREADS + MPK__URGENT_THREADS };
 enum { MPK__OPENS = 1, MPK__CHECKS = 2, MPK__HELPS = 4 }; /* what they are woken for: one urgent, one idle, and the others */
 
+enum mpk__opening { /* of the slot of the epoch in progress */
+    MPK__NOT_OPEN = 0,
+    MPK__OPENING, /* by one thread */
+    MPK__OPEN,
+    MPK__AWAITED, /* it is still being made, and nobody drains */
+    MPK__DROPPED, /* the epoch failed before it was there: nobody opens it */
+};
+
 typedef struct mpk__drain {
     bool want_direct;
     _Atomic uint32_t state; /* enum mpk_drain_state; waited on */
     mpk__workers workers;
     unsigned long queues[MPK__DRAIN_THREADS]; /* of each, for several writes at once; 0: one by one */
-    _Atomic uint32_t begun; /* 0, 1 one thread is opening the slot, 2 open; waited on */
+    _Atomic uint32_t opening; /* enum mpk__opening; waited on */
     _Atomic uint32_t commit_pending; /* all is saved, and an urgent thread is to commit */
     _Atomic uint32_t idle_blocks; /* rises with every block that an idle thread claims, and by a chunk at every cut */
     _Atomic uint32_t starved; /* in this epoch the idle threads do not get the processor */
@@ -35,7 +43,10 @@ static inline bool mpk__drain_is_open(const mpk__drain *drain) {
 int mpk__drain_start_threads(mpk_session *s);
 void mpk__drain_stop_threads(mpk_session *s);
 void mpk__drain_abandon_threads(mpk_session *s); /* they end when their calls to the storage return; s is theirs */
-void mpk__drain_begin(mpk__drain *drain, uint32_t chunk_blocks); /* at a cut; the state is set behind it */
+/* At a cut, whose slot may follow. */
+void mpk__drain_begin(mpk__drain *drain, uint32_t chunk_blocks, bool slot_follows);
+/* Ends the waiting for a slot that follows: it is NOT_OPEN, or DROPPED. False when none is awaited. */
+bool mpk__drain_end_awaiting_in_handler(mpk__drain *drain, enum mpk__opening next);
 static inline void mpk__drain_wake_in_handler(mpk__drain *drain) {
     mpk__workers_wake_in_handler(&drain->workers, MPK__WAKE_ALL);
 }

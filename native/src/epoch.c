@@ -44,6 +44,17 @@ static const mpk_plan *copy_plan(const mpk_plan *plan, uint32_t n_regions) {
     return copy;
 }
 
+/* A slot that follows begins at `start`. */
+static void place_in_slot(mpk__epoch *e, uint32_t n_regions, uint64_t start) {
+    mpk_plan *plan = (mpk_plan *)(uintptr_t)e->plan; /* the copy */
+    uint64_t *data = (uint64_t *)(uintptr_t)plan->data_offsets, *checksums = (uint64_t *)(uintptr_t)plan->checksum_offsets;
+    for (uint32_t i = 0; i < n_regions; i++) data[i] += start, checksums[i] += start;
+    plan->record_offset += start;
+    plan->objects_offset += start;
+    plan->channels_offset += start;
+    plan->slot_follows = false;
+}
+
 /* The program may close its own descriptors at any time, and their numbers may become those of other files. */
 static int duplicate_files(mpk__epoch *e, const int *files, size_t n) {
     if (!n) return 0;
@@ -137,6 +148,7 @@ bool mpk__epoch_fail_in_handler(mpk_session *s, int error) {
     uint32_t expected = MPK__CHANNELS_PENDING;
     bool dropped = atomic_compare_exchange_strong(&e->channels_state, &expected, MPK__CHANNELS_DROPPED);
     mpk__chaos();
+    mpk__drain_end_awaiting_in_handler(&s->drain, MPK__DROPPED);
     mpk__epoch_finished_in_handler(s, dropped ? 2 : 1);
     mpk__drain_wake_in_handler(&s->drain); /* the urgent threads are wanted now */
     return true;
@@ -163,6 +175,15 @@ int mpk_give_up(mpk_session *s) {
 int mpk_fail_epoch(mpk_session *s, int error) {
     if (error <= 0 || mpk__is_forked_in_handler()) return -EINVAL;
     return mpk__epoch_fail_in_handler(s, error) ? 0 : -EINVAL;
+}
+
+/* The offsets are the drain threads' from the moment on at which the slot is no longer awaited. */
+int mpk_add_slot(mpk_session *s, uint64_t start) {
+    if (mpk__is_forked_in_handler() || !s->epoch.plan || !s->epoch.plan->slot_follows) return -EINVAL;
+    if (atomic_load(&s->drain.opening) != MPK__AWAITED) return 0; /* dropped */
+    place_in_slot(&s->epoch, s->blocks.n_regions, start);
+    if (mpk__drain_end_awaiting_in_handler(&s->drain, MPK__NOT_OPEN)) mpk__workers_wake_in_handler(&s->drain.workers, MPK__OPENS);
+    return 0;
 }
 
 int mpk_add_channels(mpk_session *s, const void *data, size_t bytes) {

@@ -45,10 +45,12 @@ static void die_in_handler(const char *text) {
     raise(SIGABRT);
 }
 
-/* Waits for room in the pool: the one place where the program waits for the drain. */
+/* Waits for room in the pool: the one place where the program waits for the drain. Not for a slot, as whoever is to bring it may
+ * be this very thread. */
 static void wait_for_room_in_handler(mpk_session *s, uint32_t b, uint64_t word, mpk__patience *patience) {
     uint32_t given = atomic_load(&s->pool.given);
     if (atomic_load(&s->pool.used) < s->pool.n_entries || atomic_load(&s->blocks.words[b]) != word) return;
+    if (atomic_load(&s->drain.opening) == MPK__AWAITED && mpk__epoch_fail_in_handler(s, ENOBUFS)) return;
     uint64_t start = mpk__prim_now_ns();
     mpk__pool_wait_in_handler(&s->pool, given);
     uint64_t waited = mpk__prim_now_ns() - start;

@@ -129,7 +129,9 @@ static void wait_for_drain(mpk_session *s) {
 
 int mpk_session_unseal(mpk_session *s) {
     if (s->sealed) {
-        if (atomic_load(&s->epoch.channels_state) == MPK__CHANNELS_PENDING) mpk__epoch_fail_in_handler(s, ECANCELED);
+        bool awaits = atomic_load(&s->epoch.channels_state) == MPK__CHANNELS_PENDING ||
+                      (mpk__drain_is_open(&s->drain) && atomic_load(&s->drain.opening) == MPK__AWAITED);
+        if (awaits) mpk__epoch_fail_in_handler(s, ECANCELED);
         mpk_session_boost(s, 1);
         wait_for_drain(s);
         mpk_session_boost(s, 0);

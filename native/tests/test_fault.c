@@ -21,7 +21,10 @@ static mpk_session *open_session(uint8_t *memory, size_t pool) {
     mpk_session *s;
     CHECK(mpk_session_create(&s, 0) == 0);
     CHECK(mpk_region_add(s, memory, BYTES, MPK_REGION_OWNED) == 0);
-    CHECK(mpk_region_add(s, memory + BLOCK, 8, 0) == -EEXIST);
+    CHECK(mpk_region_add(s, memory + BLOCK, 8, 0) == 0);
+    CHECK(mpk_session_seal(s, BLOCK, pool) == -EEXIST);
+    CHECK(mpk_session_unseal(s) == 0);
+    CHECK(mpk_region_add(s, memory, BYTES, MPK_REGION_OWNED) == 0);
     CHECK(mpk_session_seal(s, BLOCK, pool) == 0);
     CHECK(mpk_region_add(s, memory, BYTES, 0) == -EBUSY);
     return s;
