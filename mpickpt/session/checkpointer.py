@@ -23,7 +23,7 @@ from mpickpt.options import Options
 from mpickpt.protocol import Epoch
 from mpickpt.protocol.policy import Ceiling, PoolGrant, PoolRequest, share_out
 from mpickpt.session.appended import Identity, check_owners
-from mpickpt.session.collector import paused_collector
+from mpickpt.session.collector import without_collector
 from mpickpt.session.mappings import Region, Watch
 from mpickpt.session.regions import Regions
 from mpickpt.session.slots import Slots
@@ -112,7 +112,7 @@ class Checkpointer:
 
     # -- the layout ----------------------------------------------------------------------------------------------
 
-    @paused_collector()
+    @without_collector
     def fix_layout(self, step: int, *, watch: bool = True) -> None:
         """Tell all ranks what each of them saves, and give the regions to the snapshotter; collective.
 

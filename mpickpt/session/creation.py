@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -21,7 +22,7 @@ from mpickpt.store import Made, Store, slot_path
 from mpickpt.units import human_seconds
 from mpickpt.waiting import Stopwatch
 
-KILL_SECONDS = 1.0  # that the process may take to end when it is killed
+KILL_SECONDS = 5.0  # that the process may take to end when it is killed
 SAY_AFTER, SAY_EVERY = 5.0, 60.0  # seconds until it is told that slots are being created, and between two such lines
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mpickpt.session.creator import serve; serve("
 _START += "int(sys.argv[2]), int(sys.argv[3]))"
@@ -191,7 +192,7 @@ class Creation:
 def _start(store: Store, layout: Layout) -> subprocess.Popen[bytes]:
     """Start the process, and give it the layout."""
     if not sys.executable:
-        raise FileNotFoundError("this process does not know its Python")
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "python")
     description = os.memfd_create("mpickpt-layout")
     try:
         with open(description, "wb", closefd=False) as file:  # noqa: PTH123  (a descriptor)

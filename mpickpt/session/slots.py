@@ -17,7 +17,7 @@ from mpickpt.layout.arrays import ArraySpec, Layout, SlotOffsets
 from mpickpt.layout.placing import place, shifted
 from mpickpt.mpi import Coordinator
 from mpickpt.protocol.policy import choose_slot
-from mpickpt.session.collector import paused_collector
+from mpickpt.session.collector import without_collector
 from mpickpt.session.creation import Created, Creation
 from mpickpt.snapshot import Target
 from mpickpt.store import SlotInfo, Store, revalidate, slot_path, spill_path
@@ -96,7 +96,7 @@ class Slots:
                 self._coordinator.news.expect()
             self._targets[index] = self._target(index, offsets, follows=follows)
 
-    @paused_collector()
+    @without_collector
     def provide_all(self, step: int, epochs: Mapping[int, int | None], protected: int | None) -> None:
         """Make sure of the next slot, and of the others where that is possible; collective.
 
