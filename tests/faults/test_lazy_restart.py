@@ -1,7 +1,9 @@
 """Lazy restarts of several ranks: killed while they load, or from a corrupt slot."""
 
 import random
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,13 +33,22 @@ def ends_well(job: MpiJob, stop: int) -> None:
         assert f"rank {rank} result {expected(rank, stop)}" in job.output()
 
 
-def save(folder: Path) -> Path:
-    """Leave the epochs 1 and 2 in a directory."""
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Leave the epochs 1 and 2 in a directory, to be copied."""
+    folder = tmp_path_factory.mktemp("saved")
     directory = folder / "ckpt"
     with mpi_job(RANKS, command(directory, SAVED), folder / "log") as job:
         ends_well(job, SAVED)
     assert epochs(directory) == [1, 2]
-    return directory
+    yield directory
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def directory(saved: Path, folder: Path) -> Path:
+    """Give a copy of that directory."""
+    return Path(shutil.copytree(saved, folder / "ckpt"))
 
 
 def epochs(directory: Path) -> list[int]:
@@ -47,10 +58,9 @@ def epochs(directory: Path) -> list[int]:
 
 @pytest.mark.sampled
 @pytest.mark.parametrize("chain", range(3))
-def test_sigkill_while_loading(chain: int, folder: Path) -> None:
+def test_sigkill_while_loading(chain: int, directory: Path, folder: Path) -> None:
     """Kill lazy starts soon after they are restored; the epoch that they mapped is never lost."""
     dice = random.Random(f"lazy-{chain}")
-    directory = save(folder)
     for _ in range(4):
         with mpi_job(RANKS, command(directory, LATER, "--lazy"), folder / "log") as job:
             limit = time.monotonic() + LIMIT
@@ -74,9 +84,8 @@ def test_sigkill_while_loading(chain: int, folder: Path) -> None:
 
 # To SAVED there is no cut, to LATER there is one.
 @pytest.mark.parametrize(("rank", "block", "stop"), [(0, 0, SAVED), (1, 255, SAVED), (0, 255, LATER), (1, 0, LATER)])
-def test_damage_ends_all_ranks(rank: int, block: int, stop: int, folder: Path) -> None:
+def test_damage_ends_all_ranks(rank: int, block: int, stop: int, directory: Path, folder: Path) -> None:
     """Name rank, array and block, save nothing, and leave the older epoch for a start that is not lazy."""
-    directory = save(folder)
     flip(directory / "slot-1.h5", offsets(directory, 1, rank).arrays[0] + block * BLOCK + 4321)
     with mpi_job(RANKS, command(directory, stop, "--lazy"), folder / "log") as job:
         assert job.wait(LIMIT) == mpickpt.CorruptionError.exit_code, job.output()

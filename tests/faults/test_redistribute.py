@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kill_jobs import CG, HEAT, NBODY, Job, with_size
+from kill_jobs import CG, HEAT, HEAT_SHORT, NBODY, Job, with_size
 from mpijob import mpi_job
 from slots import Seen, is_complete, newest_complete, read_all, read_records
 
@@ -47,11 +47,11 @@ def resume(job: Job, ranks: int, directory: Path, folder: Path) -> tuple[np.ndar
 @pytest.mark.timeout(400)
 def test_heat_from_4_ranks_on_1_2_3_and_6(folder: Path, twin: Twin) -> None:
     """Go on from one epoch on four other numbers of ranks; heat's bits do not depend on that number."""
-    expected = twin(HEAT, 4)
+    expected = twin(HEAT_SHORT, 4)
     directory = folder / "by-4"
-    saved = run_and_kill(4, HEAT, directory, 0.1)
+    saved = run_and_kill(4, HEAT_SHORT, directory, 0.1)
     for ranks in (1, 2, 3, 6):
-        result, output = resume(HEAT, ranks, directory, folder)
+        result, output = resume(HEAT_SHORT, ranks, directory, folder)
         assert f"restored epoch {saved.epoch} (step {saved.step})" in output
         assert result.tobytes() == expected.tobytes(), f"on {ranks} ranks\n{output}"
 
@@ -90,7 +90,7 @@ def test_cg_from_4_ranks_on_3_reaches_the_same_solution(folder: Path) -> None:
 @pytest.mark.timeout(400)
 def test_random_numbers_of_4_ranks_are_not_guessed_for_2(folder: Path, twin: Twin) -> None:
     """Refuse by name what has no meaning on another number of ranks, and leave the slots as they were."""
-    job = with_size(NBODY, "--bodies", "101", "--steps", "300")
+    job = with_size(NBODY, "--bodies", "101", "--steps", "150")
     directory = folder / "by-4"
     saved = run_and_kill(4, job, directory, 0)
     with mpi_job(2, job.checkpointed(directory, folder / "out.npy"), folder / "log") as run:
