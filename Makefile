@@ -54,7 +54,7 @@ LIMIT  := timeout --kill-after=20 $(STEP_LIMIT)
 
 .PHONY: help install demo test test-native test-sanitized test-checked test-unit test-guard test-mpi test-faults test-libraries test-kills test-recipes test-readers test-slurm test-nfs test-mpi4py dist lint docs bench bench-quick bench-curves \
         bench-throttled bench-faults bench-guard bench-rounds bench-unchanged bench-restart bench-verify \
-        bench-survive bench-creation clean
+        bench-survive bench-creation bench-archives clean
 
 help:
 	@echo 'make demo    run jobs/heat on 2 ranks, kill one, start again, compare with the uninterrupted run'
@@ -79,6 +79,7 @@ help:
 	@echo 'make bench-verify  how fast mpickpt verify reads'
 	@echo 'make bench-survive MPI=openmpi  40 random kills of one rank of four that the others survive (ten minutes)'
 	@echo 'make bench-creation  slots of many arrays: to create, to read, to list, and how long a program is blocked'
+	@echo 'make bench-archives  epochs with and without archives beside the program (six minutes)'
 	@echo 'make dist    sources and a wheel in .build/dist, each installed in an environment of its own and tried there'
 	@echo 'make lint    ruff, mypy --strict, and the limits of .ci/style.py'
 	@echo 'make docs    the pages of docs/ as HTML, in .build/docs'
@@ -286,6 +287,11 @@ bench-creation: install
 	mkdir -p benchmarks/results
 	$(BIN)/python benchmarks/creation.py --dir benchmarks/results $(CREATION)
 	$(BIN)/python benchmarks/first_slot.py --dir benchmarks/results
+
+# ARCHIVES: options, such as --mib 256 --to /mnt/other.
+bench-archives: install
+	mkdir -p benchmarks/results
+	$(MPIEXEC) -n 2 $(BIN)/python benchmarks/archives.py --dir benchmarks/results $(ARCHIVES)
 
 clean:
 	rm -rf .build

@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+import mpickpt
+from mpickpt.cli.main import main
+
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
 import aims  # noqa: E402
+import archives  # noqa: E402
 import cgroup  # noqa: E402
 import live  # noqa: E402
 import memory  # noqa: E402
@@ -98,6 +102,38 @@ def test_what_changes_nothing_is_counted(tmp_path: Path) -> None:
     assert per_gib == pytest.approx(total * 1024 / 8, rel=0.01)
     assert verdict == ("met" if per_gib <= 2.0 else "missed")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_archives_are_counted_and_verified(tmp_path: Path) -> None:
+    times = ("--interval", 0.1, "--archive-every", 0.2, "--seconds", 0.7)
+    printed = run("archives.py", "--mib", 1, "--rounds", 1, *times, "--dir", tmp_path, "--to", tmp_path)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
+    assert [row[0] for row in rows] == list(archives.KINDS)
+    for kind, drain, *_, complete, failed, made, verified in rows:
+        assert float(drain) > 0 and int(complete) >= 3 and failed == "0"
+        assert (int(verified) > 0) == (kind != archives.KINDS[0])
+        assert int(verified) == min(int(made), archives.KEEP_ARCHIVES)
+    assert printed.endswith("Each archive that was kept is valid.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_that_is_corrupt_or_missing_is_told(tmp_path: Path) -> None:
+    with mpickpt.open(tmp_path, every=1) as ckpt:
+        _state = ckpt.array("state", 1 << 17, fill=1.0)
+        for _ in ckpt.range(3):
+            pass
+    assert main(["archive", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("epoch-*.h5")
+    for fault in ("none", "a byte", "missing"):
+        if fault == "a byte":
+            with path.open("r+b") as file:
+                file.seek(path.stat().st_size // 2)
+                file.write(b"damage")
+        elif fault == "missing":
+            path.unlink()
+        found = archives.Run()
+        archives.verify(found, tmp_path)
+        assert bool(found.wrong) == (fault != "none"), fault
 
 
 def test_throttled_writing_is_as_slow_as_it_was_limited_to(tmp_path: Path) -> None:
