@@ -22,7 +22,7 @@ from mpickpt.mpi.started import import_mpi
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_DELAY_SECONDS = 1.0  # for the ranks to begin, which the start of another process would slow down
+_DELAY_SECONDS = 0.3  # for the ranks to begin, which the start of another process would slow down
 _START_SECONDS = 60.0  # for a process to start
 _POLL_SECONDS = 0.005
 _KEEPER, _KEPT = 0, 1  # their ranks

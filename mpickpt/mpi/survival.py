@@ -42,6 +42,10 @@ _CONNECT_SECONDS = 20.0  # for one process to connect: MPI waits for ever if ano
 _MOST_FRUITLESS = 10  # losses without an epoch between them
 _CALLS = 3  # processes, before the survivors go on without any
 _KEEPERS = (0, 1)  # ranks that keep a process ready; two, as one of them may be the one that dies
+_SEVERAL_NODES = (
+    "mpickpt: --survive=respawn on several machines: Open MPI 5.0 ends all ranks, with status 0, when a process joins "
+    "there"
+)
 _PAUSE = 1e-3  # between two looks whether a death is known
 _RETURNED, _GOES_ON = 1, 2  # what a rank brings to the agreement at the end of the function
 
@@ -119,6 +123,9 @@ class Survival:
             self._standby = Standby(self._folder)
         met = self.comm.allgather((own_identity(), self._lost))
         self._identities, self._lost = [identity for identity, _ in met], ""
+        hosts = {identity.host for identity, _ in met}
+        if self._mode == "respawn" and not self._past.losses and len(hosts) > 1 and self.comm.rank == 0:
+            print(_SEVERAL_NODES, file=sys.stderr, flush=True)
         lost = next((text for _, text in met if text), "")  # a rank that has just joined knows nothing of it
         if lost and self.comm.rank == 0:
             print(f"mpickpt: {lost}", file=sys.stderr, flush=True)
