@@ -44,7 +44,7 @@ def check_result(folder: Path, steps: int = STEPS) -> None:
         ("0", "1:SIGKILL:start:mpickpt.session.main/leave_all"),
         ("2", "0:SIGKILL:end:mpickpt.mpi.revoking/SafeIntracomm.Shrink"),
         ("2", "1:SIGKILL:end:mpickpt.mpi.survival/Survival._attempt"),
-        ("0", "1:SIGKILL:start:mpickpt.mpi.survival/Survival.meet"),
+        ("0", "2:SIGKILL:start:mpickpt.mpi.survival/Survival.meet"),
         ("2", "1:SIGKILL:start:mpickpt.mpi.coordinator/enter"),
         ("2", "1:SIGKILL:end:mpickpt.restart.choose/begin"),
         ("2", "1:SIGKILL:start:mpickpt.session.driver/Driver.close"),
