@@ -45,6 +45,7 @@ def parser(*verbs: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version of mpickpt, and exit")
     listed = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, sentence in VERBS.items():
         module = verb_module(name) if name in verbs else None
@@ -59,6 +60,16 @@ def parser(*verbs: str) -> argparse.ArgumentParser:
             module.add_arguments(verb)
             verb.set_defaults(execute=module.execute)
     return top
+
+
+class _Version(argparse.Action):
+    """Prints the version, which is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib import metadata
+
+        print(f"mpickpt {metadata.version('mpickpt')}")
+        parser.exit()
 
 
 def verb_module(name: str) -> ModuleType:

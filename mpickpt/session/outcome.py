@@ -64,7 +64,8 @@ def told_stopped(complete: bool, newest: Outcome | None, number: int | None, dir
         )
     if complete:
         return (
-            f"mpickpt: stopped as asked, after epoch {number} of {directory} became complete; the same command goes on"
+            f"mpickpt: stopped as asked, after epoch {number} of {directory} became complete; run the same command "
+            f"again to continue"
         )
     if number is None:
         return f"mpickpt: stopped as asked, but no epoch in {directory} became complete"

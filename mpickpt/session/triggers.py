@@ -142,7 +142,7 @@ class Triggers:
             return None
         if self._signalled and self._environment is not None and self._environment.job:
             self._signalled = False
-            _tell(f"{self._environment.job} got SIGTERM: a last epoch, and the end")
+            _tell(f"{self._environment.job} received SIGTERM: taking a final checkpoint, then exiting with status 75")
         stop, self.asked, self._stop = self._stop, False, False
         return stop
 
@@ -196,7 +196,10 @@ class Triggers:
         drain = 0.0 if self.clock is None else self.clock.drain
         left = environment.seconds_left(now)
         if left < drain + self._margin:
-            _tell(f"{environment.job} ends in {left:.0f} s, a drain took {drain:.1f} s: a last epoch, and the end")
+            _tell(
+                f"{environment.job} reaches its time limit in {left:.0f} s, a drain took {drain:.1f} s: taking a final "
+                f"checkpoint, then exiting with status 75"
+            )
             self.request(stop=True)
             environment.close()
             self._environment = None
@@ -215,7 +218,7 @@ class Triggers:
         if text is None:
             if not self._refused:
                 self._refused = True
-                _tell(f"{file} is not heeded: only the user of the program, or root, may ask for a checkpoint by that")
+                _tell(f"{file} is ignored: only the user of the program, or root, may request a checkpoint with it")
             with suppress(OSError):
                 file.unlink(missing_ok=True)
             return

@@ -52,7 +52,7 @@ def time_limit(cluster: Cluster, folder: Path) -> None:
     assert (folder / "u.npy").read_bytes() == expected
     assert int(shown["Restarts"]) >= 4, output
     assert len(resumed_at(output)) == int(shown["Restarts"])
-    assert output.count("a last epoch, and the end") == int(shown["Restarts"])
+    assert output.count("taking a final checkpoint, then exiting") == int(shown["Restarts"])
     assert steps_done(folder / "heat.ckpt") == 4300, "a job that stops in time does no step twice"
 
 

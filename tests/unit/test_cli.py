@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
 
@@ -222,6 +223,12 @@ def test_show_tells_of_messages_in_flight(tmp_path: Path, capsys: pytest.Capture
         text = capsys.readouterr().out
         assert ("flight" in text) == (told is not None)
         assert told is None or [row[-1] for row in cells(text, "rank ")] == told
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="^0$"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"mpickpt {version('mpickpt')}\n"
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -119,7 +119,7 @@ def test_the_file_of_a_trigger(tmp_path: Path, precious: Path, capsys: pytest.Ca
     (tmp_path / "trigger").symlink_to(precious)
     assert triggers.take(1.0) is None
     assert not (tmp_path / "trigger").is_symlink()
-    assert "trigger is not heeded: only the user of the program, or root" in capsys.readouterr().err
+    assert "trigger is ignored: only the user of the program, or root" in capsys.readouterr().err
     if os.geteuid() == 0:
         leave_file(tmp_path, stop=True)
         os.chown(tmp_path / "trigger", 12345, 12345)

@@ -769,7 +769,7 @@ def test_what_is_told_of_a_stop_when_the_slot_was_deleted(tmp_path: Path) -> Non
     assert f"epoch 3 is gone with {newest.path}, which somebody has deleted" in told_stopped(False, newest, 3, tmp_path)
     newest.path.touch()
     assert told_stopped(False, newest, 3, tmp_path).endswith(f"epoch 3 of {tmp_path} stays")
-    assert "the same command goes on" in told_stopped(True, newest, 3, tmp_path)
+    assert "run the same command again to continue" in told_stopped(True, newest, 3, tmp_path)
 
 
 def test_exception_in_the_block_passes_and_the_drain_is_finished(tmp_path: Path) -> None:

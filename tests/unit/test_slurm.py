@@ -67,7 +67,7 @@ def test_a_stop_is_asked_for_once_when_drain_and_margin_are_left(
     assert triggers.take(0.0) is None
     environment.left = 89.5
     assert triggers.take(10.0) is True
-    assert "job 17 ends in 90 s, a drain took 30.0 s: a last epoch, and the end" in capsys.readouterr().err
+    assert "job 17 reaches its time limit in 90 s, a drain took 30.0 s: taking a final" in capsys.readouterr().err
     assert triggers.take(20.0) is None
     triggers.close()
 
