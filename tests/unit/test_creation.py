@@ -250,6 +250,7 @@ def test_a_session_that_ends_by_an_exception(tmp_path: Path, creator: Creator) -
         ckpt.step()
         creator.go_on()
         assert ckpt.save()
+        poll_until(ckpt, lambda: creator.is_gone)  # both slots are there
     lost = told("slot-0.h5: the session ended before it was created")
     with lost, pytest.raises(ZeroDivisionError), mpickpt.open(tmp_path, record=False) as ckpt:
         arrays = [ckpt.array("u0", BYTES // 8)]
