@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mpickpt.errors import warn
@@ -66,7 +67,7 @@ class Creation:
     layout : Layout
         What they are for.
     limit : float
-        Seconds without a sign of the process after which the storage hangs.
+        Seconds after which the storage hangs in which the process says nothing and takes no processor time.
 
     Attributes
     ----------
@@ -90,6 +91,7 @@ class Creation:
         self._began = time.monotonic()
         self._say_at = self._began + SAY_AFTER
         self._silent = Stopwatch()
+        self._ticks = 0  # of processor time that the process had taken, as last asked
         self._text = b""
         self._process = _start(store, layout)
         assert self._process.stdout is not None
@@ -123,7 +125,7 @@ class Creation:
             *lines, self._text = (self._text + text).split(b"\n")
             for line in lines:
                 found += self._heard(json.loads(line))
-        if self.pending and not has_ended and self._silent.seconds() > self._limit:
+        if self.pending and not has_ended and self._silent.seconds() > self._limit and not self._computes():
             found += self._fail_all(f"the storage hangs, nothing has been written for {self._limit:g} s")
         if has_ended:
             found += self._fail_all("the process that was to create it has ended")
@@ -167,6 +169,16 @@ class Creation:
             self.share = 0.0
             return [Created(index, start)]
         return []
+
+    def _computes(self) -> bool:
+        """Whether the process has taken processor time since the last call; then it may be silent once more."""
+        last = self._ticks
+        with suppress(OSError):  # the program itself has waited for it, and it is gone
+            *_, user, system = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[:13]
+            self._ticks = int(user) + int(system)
+        if self._ticks > last:
+            self._silent.restart()
+        return self._ticks > last
 
     def _fail_all(self, why: str) -> list[Created]:
         return [self._failed(index, why) for index in list(self.pending)]

@@ -243,6 +243,22 @@ def test_the_storage_hangs_meanwhile(tmp_path: Path, creator: Creator) -> None:
     check_values(tmp_path, 2, 0)
 
 
+def test_a_process_that_is_slow_does_not_hang(
+    tmp_path: Path, creator: Creator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It computes for longer than storage may take for a call, and says nothing meanwhile."""
+    late = tmp_path / "late"
+    late.mkdir()
+    (late / "sitecustomize.py").write_text("import time\nwhile time.process_time() < 2.5: pass\n")
+    monkeypatch.setenv("PYTHONPATH", str(late))
+    with mpickpt.open(tmp_path, stall_limit=1.0, record=False) as ckpt:
+        _arrays = declare(ckpt)
+        ckpt.step()
+        creator.go_on()
+        assert ckpt.save()
+    check_values(tmp_path, 1, 0)
+
+
 def test_a_session_that_ends_by_an_exception(tmp_path: Path, creator: Creator) -> None:
     """Nobody is left who writes to the directory, and the older epoch is as it was."""
     with mpickpt.open(tmp_path, record=False) as ckpt:
