@@ -136,17 +136,34 @@ def test_both_directions(run: Run) -> None:
     assert run.counts() == (COMM.size, 0)
 
 
+def sends_wait_for_their_receivers(a: np.ndarray) -> bool:
+    """Whether a message as large as `a` waits for its receiver, in this MPI library."""
+    request = COMM.Isend(a, OTHER, TAG) if SENDS else MPI.REQUEST_NULL
+    end = time.monotonic() + 0.05
+    while time.monotonic() < end:
+        waits = not SENDS or not request.Test()
+    COMM.Barrier()
+    if RECEIVES:
+        COMM.Recv(np.empty_like(a), OTHER, TAG)
+    request.Wait()
+    return waits
+
+
 @pairs
 def test_pair_is_complete_when_both_are(run: Run) -> None:
-    """An Isendrecv whose message has come is not complete before its own was taken."""
+    """An Isendrecv whose message has come is not complete before its own was taken.
+
+    Intel MPI takes messages of this size before there is a receive for them, so that there is nothing to see.
+    """
     a, b = np.ones(300_000), np.zeros(3)
+    waits = sends_wait_for_their_receivers(a)
     if SENDS:
         request = run.comm.Isendrecv(a, OTHER, TAG, b, OTHER)
         COMM.Barrier()
         end = time.monotonic() + 0.05
-        while time.monotonic() < end:
+        while waits and time.monotonic() < end:
             assert not request.Test()
-        assert not request.Get_status()
+        assert not (waits and request.Get_status())
         COMM.Barrier()
         request.Wait()
         assert b.tolist() == message(1).tolist()
