@@ -25,6 +25,7 @@ from mpickpt.texts import visible
 LOCK = "lock"  # the file in the checkpoint directory
 _NAMELESS = "a process that gives no name"
 _LOOKS_SECONDS = 0.2  # `lock_holder`, which only checks for a lock, has it for a moment
+_ENDS_SECONDS = 10.0  # the process that creates slots has it for a moment longer than the one that has died
 _NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
@@ -98,10 +99,12 @@ def _unlock(fd: int) -> None:
 
 
 def _outlasts(directory: Path, patience: float, fd: int) -> bool:
-    """Wait for the lock if its holder is on another machine, which may have died; False if it is not released."""
+    """Wait for the lock if its holder has died, or another machine with it may have; False if it is not released."""
     holder = _named_in(fd)
-    elsewhere = re.search(r"process \d+ on (\S+?)\)?$", holder)
-    if patience <= 0 or elsewhere is None or elsewhere[1] == socket.gethostname():
+    named = re.search(r"process (\d+) on (\S+?)\)?$", holder)
+    if named is not None and named[2] == socket.gethostname():
+        return not _is_running(int(named[1])) and _locks_within(_ENDS_SECONDS, fd)
+    if patience <= 0 or named is None:
         return False
     print(
         f"mpickpt: the checkpoint directory {directory} is in use by {holder}. If that machine died, its lock will be "
@@ -110,6 +113,16 @@ def _outlasts(directory: Path, patience: float, fd: int) -> bool:
         flush=True,
     )
     return _locks_within(patience, fd)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def _locks_within(seconds: float, fd: int) -> bool:

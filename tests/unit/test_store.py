@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -245,6 +246,26 @@ def in_use_by(store: Store, holder: str) -> int:
     return fd
 
 
+OF_A_PROCESS_THAT_DIES = """
+import os, subprocess, sys
+from pathlib import Path
+from mpickpt.snapshot import crc32c
+from mpickpt.store import Store
+fd = Store(Path(sys.argv[1]), crc32c).lock()
+subprocess.Popen(["sleep", "0.7"], pass_fds=[fd])
+os._exit(0)
+"""
+
+
+def test_the_lock_of_a_process_that_has_died(store: Store) -> None:
+    """A process that it had started has the lock, too, and ends soon after it."""
+    subprocess.run([sys.executable, "-c", OF_A_PROCESS_THAT_DIES, store.directory], check=True)
+    began = time.monotonic()
+    store.lock()
+    assert time.monotonic() - began < 8
+    store.unlock()
+
+
 @pytest.mark.parametrize("holder", ["process 7 on node-7", "job 17_3 (process 7 on node-7)"])
 def test_the_lock_of_a_machine_that_may_have_died_is_waited_for(
     store: Store, holder: str, capsys: pytest.CaptureFixture[str]
@@ -267,8 +288,8 @@ def test_the_lock_of_a_machine_that_may_have_died_is_waited_for(
     [
         ("process 7 on node-7", 0.5, True),
         ("process 7 on node-7", 0.0, False),
-        (f"process 7 on {socket.gethostname()}", 60.0, False),
-        (f"job 17_3 (process 7 on {socket.gethostname()})", 60.0, False),
+        (f"process {os.getppid()} on {socket.gethostname()}", 60.0, False),
+        (f"job 17_3 (process {os.getppid()} on {socket.gethostname()})", 60.0, False),
         ("", 60.0, False),
     ],
 )
