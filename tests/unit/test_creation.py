@@ -136,6 +136,32 @@ def test_a_cut_does_not_wait_for_its_slot(tmp_path: Path, creator: Creator) -> N
     assert len(creator.started) == 1  # the slots fit
 
 
+def test_progress_is_told(
+    tmp_path: Path, creator: Creator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(creation, "SAY_AFTER", 0.05)
+    told = ""
+
+    def tells(text: str) -> bool:
+        nonlocal told
+        told += capsys.readouterr().err
+        return text in told
+
+    with mpickpt.open(tmp_path, record=False, progress=True) as ckpt:
+        state = np.zeros(15_000)
+        for k in range(state.size):
+            ckpt.protect(f"u{k}", state[k : k + 1])
+        ckpt.step()
+        poll_until(ckpt, lambda: tells("mpickpt: slot 0 is being created beside the program: 0 % of its arrays"))
+        assert ckpt._checkpointer.slots.share == 0.0
+        creator.go_on()
+        poll_until(ckpt, lambda: 0.0 < (ckpt._checkpointer.slots.share or 0.0) < 1.0)
+        poll_until(ckpt, lambda: tells("mpickpt: the slots were created beside the program in"))
+        assert ckpt._checkpointer.slots.share is None
+        assert told.count("is being created") == 1
+    assert tells("mpickpt: step 0; slot: 0% created; no epoch yet")
+
+
 def test_the_slots_are_as_if_all_had_waited(tmp_path: Path, creator: Creator, monkeypatch: pytest.MonkeyPatch) -> None:
     stores = []
     for name, many in (("beside", 0), ("waiting", 100)):

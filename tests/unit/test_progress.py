@@ -302,6 +302,8 @@ def test_the_pace_is_that_of_the_last_ten_seconds(capsys: pytest.CaptureFixture[
     ("state", "text"),
     [
         (RunState(0), "no epoch yet"),
+        (RunState(0, creating=0.371), "slot: 37% created; no epoch yet"),
+        (RunState(0, 1, creating=0.371), "slot: 37% created; epoch 1: 0% saved"),
         (RunState(0, 1, 0.25), "epoch 1: 25% saved"),
         (RunState(0, 2, 1.0, 1, 90.0), "epoch 2: saved here; 1: complete, 1.5 min old"),
         (RunState(0, None, 0.0, 2, 3.0), "epoch 2: complete, 3.0 s old"),
