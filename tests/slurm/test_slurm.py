@@ -69,7 +69,7 @@ def slurms_signal(cluster: Cluster, folder: Path) -> None:
     job = Job(cluster, folder, said.stdout.split()[-1])
     shown = job.wait()
     assert shown["JobState"] == "COMPLETED", job.output()
-    assert "got SIGTERM" in job.output()
+    assert "received SIGTERM" in job.output()
     assert int(shown["Restarts"]) >= 1
     assert (folder / "u.npy").read_bytes() == twin(folder, *arguments)
 
@@ -232,7 +232,7 @@ def clock_jump(cluster: Cluster, folder: Path) -> None:
     output = job.output()
     assert (shown["JobState"], shown["Restarts"]) == ("COMPLETED", "0"), output
     assert f"job {job.id}: the clock of this node jumped by +3600 s" in output
-    assert "a last epoch" not in output
+    assert "a final checkpoint" not in output
 
 
 SCENARIOS = [
