@@ -77,6 +77,7 @@ help:
 	@echo 'make bench-unchanged  what checkpoints cost a program that changes nothing, counted (a minute)'
 	@echo 'make bench-restart what a restart costs, eager and lazy'
 	@echo 'make bench-verify  how fast mpickpt verify reads'
+	@echo 'make test-faults MPI=openmpi CASES=mishaps  more deaths and stops while survivors find together again (five minutes)'
 	@echo 'make bench-survive MPI=openmpi  40 random kills of one rank of four that the others survive (ten minutes)'
 	@echo 'make bench-creation  slots of many arrays: to create, to read, to list, and how long a program is blocked'
 	@echo 'make bench-archives  epochs with and without archives beside the program (six minutes)'

@@ -2,9 +2,9 @@
 
 Its arguments are the number of steps, the ranks that die at one of them, joined by commas, and mishaps. One is
 ``WHO:WHAT:WHEN:CALL``: the process that is WHO gets the signal WHAT at the ``start`` or ``end`` of its first call of
-CALL after the loss. WHO is a rank of the start, ``new`` for those that join, or ``first`` for one of them. Instead of a
-signal, ``limit`` makes it part of a batch job that ends soon, ``late`` is a pause, and ``quick`` reduces the limit that
-CALL names.
+CALL after the loss. WHO is a rank of the start, ``new`` for those that are kept ready, or ``first`` for that one of
+them which makes the call first. Instead of a signal, ``limit`` makes it part of a batch job that ends soon, ``late`` is
+a pause, and ``quick`` reduces the limit that CALL names.
 """
 
 import faulthandler
@@ -100,10 +100,12 @@ def wrap(call: str, when: str, act: Callable[[], None]) -> None:
     setattr(owner, name, wrapped)
 
 
-def prepare(what: str, when: str, call: str) -> None:
+def prepare(who: str, what: str, when: str, call: str) -> None:
     """Prepare for one mishap of this process."""
 
     def meet() -> None:
+        if who == "first" and not is_first():
+            return
         print(f"{NAME}: {what} at the {when} of {call}", flush=True)
         if what == "limit":
             os.environ.update(SLURM_JOB_ID="7", SLURM_JOB_END_TIME=str(int(time.time()) + 30))
@@ -122,6 +124,6 @@ if __name__ == "__main__":
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # to see where it hangs
     for mishap in sys.argv[3:]:
         who, *rest = mishap.split(":")
-        if who == NAME or (who == "first" and IS_NEW and is_first()):
-            prepare(*rest)
+        if who == NAME or (who == "first" and IS_NEW):
+            prepare(who, *rest)
     mpickpt.main(solve)

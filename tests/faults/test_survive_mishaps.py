@@ -104,7 +104,7 @@ def test_a_process_that_is_called_and_does_not_connect_is_not_waited_for(tmp_pat
         "respawn",
         "2",
         "first:late:end:mpickpt.mpi.standby/Kept.answer",
-        "first:quick:now:mpickpt.mpi.survival/_REBUILD_SECONDS",
+        "new:quick:now:mpickpt.mpi.survival/_REBUILD_SECONDS",
         *(f"{who}:quick:now:mpickpt.mpi.survival/_CONNECT_SECONDS" for who in "01"),
     )
     assert status == 0, said
